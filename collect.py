@@ -1,0 +1,97 @@
+"""Steps environments with a policy and keeps what comes back."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from envs import EnvBatch
+from replay import Replay, save_episode
+
+
+class Finished(NamedTuple):
+    """What is known of an episode after its end: which environment played it, the sum of rewards, the number of agent steps."""
+
+    env: int
+    score: float
+    length: int
+
+
+class Collector:
+    """Steps several environments with a policy, one step at a time.
+
+    Args:
+        envs: the environments.
+        replay: where steps are stored; None to store none.
+        directory: where finished episodes are written; None to write none.
+        seed: of the environments.
+        training: passed on to the policy, which may act differently in evaluation.
+    """
+
+    def __init__(self, envs: EnvBatch, replay: Replay | None = None, directory: pathlib.Path | None = None, *, seed: int,
+                 training: bool):
+        self._envs, self._replay, self._directory, self._training = envs, replay, directory, training
+        self._begin(seed)
+
+    def _begin(self, seed: int | None) -> None:
+        self._state = None
+        self._scores = np.zeros(self._envs.count)
+        self._lengths = np.zeros(self._envs.count, int)
+        self._episodes = [[] for _ in range(self._envs.count)]
+        self._obs = self._envs.reset(seed)
+        self._vectors = None
+        self._store(self._obs)
+
+    def restart(self) -> None:
+        """Ends the open episodes as cut off and begins new ones, with an empty policy state."""
+        self.close_episodes()
+        self._begin(None)
+
+    def send(self, policy) -> None:
+        """Lets the policy act and starts the environments' step."""
+        actions, self._state = policy.act(self._obs, self._state, self._training)
+        self._vectors = self._state["action"].cpu().numpy()
+        self._envs.send(actions)
+
+    def receive(self) -> tuple[int, list[Finished]]:
+        """Waits for the step; returns the number of agent steps taken (a reset is none) and the episodes that ended."""
+        self._obs = self._envs.recv()
+        self._store(self._obs)
+        self._scores += self._obs["reward"]
+        self._lengths += ~self._obs["is_first"]
+        finished = []
+        for env in np.flatnonzero(self._obs["is_last"]):
+            finished.append(Finished(int(env), float(self._scores[env]), int(self._lengths[env])))
+            self._scores[env], self._lengths[env] = 0.0, 0
+            self._save(env)
+        return int((~self._obs["is_first"]).sum()), finished
+
+    def step(self, policy) -> tuple[int, list[Finished]]:
+        """`send` and `receive` in one."""
+        self.send(policy)
+        return self.receive()
+
+    def close_episodes(self) -> None:
+        """Writes the open episodes as if a time limit had cut them off."""
+        if self._replay is not None:
+            self._replay.end_episodes()
+        for env, episode in enumerate(self._episodes):
+            if len(episode) > 1:
+                episode[-1]["is_last"] = np.array(True)
+                self._save(env)
+
+    def _store(self, obs: dict[str, np.ndarray]) -> None:
+        if self._replay is None:
+            return
+        if self._vectors is None:
+            self._vectors = np.zeros((self._envs.count, self._replay.action_size), np.float32)
+        step = {**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), self._vectors)}
+        self._replay.add(step)
+        if self._directory is not None:
+            for env, episode in enumerate(self._episodes):
+                episode.append({key: value[env].copy() for key, value in step.items()})
+
+    def _save(self, env: int) -> None:
+        episode, self._episodes[env] = self._episodes[env], []
+        if episode:
+            save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]})

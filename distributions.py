@@ -1,0 +1,283 @@
+"""Distributions that the heads return, and the categorical sampler.
+
+Every distribution has the properties `mode` and `mean`, and `sample()`, `log_prob(x)` and `entropy()`; the last two return
+one number per event. All arithmetic is float32, whatever the precision of the inputs.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|), which squashes large magnitudes (Hafner et al. 2023, eq. 9)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def sample_onehot(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draws one-hot vectors by inverting the cumulative distribution.
+
+    Args:
+        probs: (..., K) probabilities.
+        uniform: (...) numbers in [0, 1), one per categorical.
+    Returns:
+        (..., K) one-hot float32, without gradient.
+    """
+    cdf = probs.detach().cumsum(-1)
+    # The last class is left out of the comparison, so rounding in the cumulative sum can never select a class beyond it.
+    index = (uniform.unsqueeze(-1) >= cdf[..., :-1]).sum(-1, keepdim=True)  # (..., 1)
+    return (index == torch.arange(probs.shape[-1], device=probs.device)).float()
+
+
+def _sum_events(x: Tensor, dims: int) -> Tensor:
+    return x.sum(tuple(range(-dims, 0))) if dims else x
+
+
+class OneHot:
+    """One-hot categoricals with straight-through gradients.
+
+    Args:
+        logits: (..., K), or (..., S, K) with `event_dims=1`, where S independent categoricals form one event.
+        unimix_ratio: share of the uniform distribution mixed into the probabilities.
+        event_dims: how many dimensions before the last belong to one event.
+    """
+
+    def __init__(self, logits: Tensor, unimix_ratio: float = 0.0, event_dims: int = 0):
+        if unimix_ratio > 0.0:
+            probs = torch.softmax(logits.float(), -1)
+            self.probs = (1.0 - unimix_ratio) * probs + unimix_ratio / logits.shape[-1]
+            self.log_probs = torch.log(self.probs)
+        else:
+            self.log_probs = torch.log_softmax(logits.float(), -1)
+            self.probs = self.log_probs.exp()
+        self.event_dims = event_dims
+
+    def detach(self) -> "OneHot":
+        """The same distribution as a constant."""
+        copy = object.__new__(OneHot)
+        copy.probs, copy.log_probs, copy.event_dims = self.probs.detach(), self.log_probs.detach(), self.event_dims
+        return copy
+
+    def _straight_through(self, onehot: Tensor) -> Tensor:
+        return onehot + self.probs - self.probs.detach() if self.probs.requires_grad else onehot
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        index = self.probs.argmax(-1, keepdim=True)
+        classes = torch.arange(self.probs.shape[-1], device=self.probs.device)
+        return self._straight_through((index == classes).float())
+
+    def sample(self, uniform: Tensor | None = None) -> Tensor:
+        if uniform is None:
+            uniform = torch.rand(self.probs.shape[:-1], device=self.probs.device)
+        return self._straight_through(sample_onehot(self.probs, uniform))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        assert x.shape == self.log_probs.shape, (x.shape, self.log_probs.shape)
+        return _sum_events((x * self.log_probs).sum(-1), self.event_dims)
+
+    def entropy(self) -> Tensor:
+        return _sum_events(-(self.probs * self.log_probs).sum(-1), self.event_dims)
+
+    def kl(self, other: "OneHot") -> Tensor:
+        """KL(self || other) in nats, summed over the event."""
+        return _sum_events((self.probs * (self.log_probs - other.log_probs)).sum(-1), self.event_dims)
+
+
+class Normal:
+    """Independent Gaussians; the last `event_dims` dimensions form one event.
+
+    With `bound`, samples and mode are pulled back onto [-bound, bound], which leaves their gradient's direction unchanged.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor | float, event_dims: int = 1, bound: float | None = None):
+        self.loc = mean.float()
+        self.std = std.float() if torch.is_tensor(std) else torch.full_like(self.loc, std)
+        self.event_dims = event_dims
+        self.bound = bound
+
+    def detach(self) -> "Normal":
+        """The same distribution as a constant."""
+        return Normal(self.loc.detach(), self.std.detach(), self.event_dims, self.bound)
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        if self.bound is None:
+            return x
+        return x * (self.bound / x.detach().abs().clamp(min=self.bound))
+
+    @property
+    def mean(self) -> Tensor:
+        return self._bounded(self.loc)
+
+    @property
+    def mode(self) -> Tensor:
+        return self._bounded(self.loc)
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        noise = torch.randn_like(self.loc) if noise is None else noise
+        return self._bounded(self.loc + self.std * noise)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        assert x.shape == self.loc.shape, (x.shape, self.loc.shape)
+        error = (x - self.loc) / self.std
+        return _sum_events(-0.5 * error.square() - self.std.log() - 0.5 * math.log(2 * math.pi), self.event_dims)
+
+    def entropy(self) -> Tensor:
+        return _sum_events(self.std.log() + 0.5 * math.log(2 * math.pi * math.e), self.event_dims)
+
+    def kl(self, other: "Normal") -> Tensor:
+        """KL(self || other) in nats, summed over the event."""
+        ratio = (self.std / other.std).square()
+        distance = ((self.loc - other.loc) / other.std).square()
+        return _sum_events(0.5 * (ratio + distance - 1.0 - ratio.log()), self.event_dims)
+
+
+class Joint:
+    """Independent distributions side by side; an event is their flattened events concatenated along the last dimension.
+
+    Args:
+        dists: the parts; each one's event lies in its last `1 + event_dims` dimensions.
+    """
+
+    def __init__(self, dists: list):
+        self.dists = dists
+        self.shapes = [dist.mode.shape[-1 - dist.event_dims:] for dist in dists]
+
+    def _concat(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat([part.flatten(-len(shape)) for part, shape in zip(parts, self.shapes)], -1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._concat([dist.mean for dist in self.dists])
+
+    @property
+    def mode(self) -> Tensor:
+        return self._concat([dist.mode for dist in self.dists])
+
+    def sample(self) -> Tensor:
+        return self._concat([dist.sample() for dist in self.dists])
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        parts = x.split([shape.numel() for shape in self.shapes], -1)
+        return sum(dist.log_prob(part.unflatten(-1, shape)) for dist, part, shape in zip(self.dists, parts, self.shapes))
+
+    def entropy(self) -> Tensor:
+        return sum(dist.entropy() for dist in self.dists)
+
+
+class Bernoulli:
+    """Binary values of an event of shape (D,), from logits (..., D)."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits.float()
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.logits > 0).float()
+
+    def sample(self) -> Tensor:
+        return torch.bernoulli(self.mean)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        assert x.shape == self.logits.shape, (x.shape, self.logits.shape)
+        return (x * F.logsigmoid(self.logits) + (1.0 - x) * F.logsigmoid(-self.logits)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        p = self.mean
+        return -(p * F.logsigmoid(self.logits) + (1.0 - p) * F.logsigmoid(-self.logits)).sum(-1)
+
+
+class SymlogDisc:
+    """A scalar as a categorical over 255 bins that are evenly spaced in symlog space (Hafner et al. 2023, eqs. 10-12).
+
+    Args:
+        logits: (..., 255). Events have shape (1,): `mode` and `mean` are (..., 1).
+    """
+
+    LIMIT = 20.0
+    BINS = 255
+
+    def __init__(self, logits: Tensor):
+        assert logits.shape[-1] == self.BINS, logits.shape
+        self.log_probs = torch.log_softmax(logits.float(), -1)
+
+    def _bins(self) -> Tensor:
+        return torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self.log_probs.device)
+
+    @property
+    def mean(self) -> Tensor:
+        return symexp((self.log_probs.exp() * self._bins()).sum(-1, keepdim=True))
+
+    @property
+    def mode(self) -> Tensor:
+        """The same as `mean`: the field reads predictions off this distribution by its expectation in symlog space."""
+        return self.mean
+
+    def sample(self) -> Tensor:
+        onehot = sample_onehot(self.log_probs.exp(), torch.rand(self.log_probs.shape[:-1], device=self.log_probs.device))
+        return symexp((onehot * self._bins()).sum(-1, keepdim=True))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Cross entropy against the two-hot encoding of x (..., 1): weight on the two bins around it by nearness."""
+        assert x.shape == self.log_probs.shape[:-1] + (1,), (x.shape, self.log_probs.shape)
+        position = (symlog(x.float()) + self.LIMIT) * ((self.BINS - 1) / (2 * self.LIMIT))
+        position = position.clamp(0, self.BINS - 1)
+        below = position.floor().long()
+        above = (below + 1).clamp(max=self.BINS - 1)
+        weight = position - below
+        pair = self.log_probs.gather(-1, torch.cat([below, above], -1))  # (..., 2)
+        return (pair * torch.cat([1.0 - weight, weight], -1)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+
+class MSE:
+    """A point prediction with squared error: a Gaussian of variance 1/2 without its normaliser.
+
+    Args:
+        mode: predicted values; the last `event_dims` dimensions form one event.
+        squash: compare and predict in symlog space (`mode` is then given in symlog space).
+    """
+
+    def __init__(self, mode: Tensor, event_dims: int = 1, squash: bool = False):
+        self.loc = mode.float()
+        self.event_dims = event_dims
+        self.squash = squash
+
+    @property
+    def mode(self) -> Tensor:
+        return symexp(self.loc) if self.squash else self.loc
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mode
+
+    def sample(self) -> Tensor:
+        x = self.loc + math.sqrt(0.5) * torch.randn_like(self.loc)
+        return symexp(x) if self.squash else x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        assert x.shape == self.loc.shape, (x.shape, self.loc.shape)
+        x = symlog(x.float()) if self.squash else x
+        return -_sum_events((self.loc - x).square(), self.event_dims)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats of the Gaussian in the space where the error is measured; the same for every prediction."""
+        size = self.loc.shape[-self.event_dims:].numel()
+        return torch.full(self.loc.shape[:-self.event_dims], 0.5 * size * math.log(math.pi * math.e), device=self.loc.device)

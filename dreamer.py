@@ -1,0 +1,282 @@
+"""DreamerV3 with a flat or a two-level latent. Trains an agent on a task:
+
+    python dreamer.py --configs defaults hdreamer --task atari_pong
+
+--configs names presets of configs.yaml, and every setting in that file is a flag (--seed 1 --encoder.cnn_depth 16).
+"""
+
+import datetime
+import pathlib
+import sys
+import time
+from typing import Iterator
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+import checkpoints
+import exploration
+import tools
+from collect import Collector, Finished
+from envs import EnvBatch, make_envs
+from envs.spaces import ActionCodec
+from models import ImagBehavior, Metrics, WorldModel
+from replay import Replay, count_stored_steps
+
+
+class Dreamer(nn.Module):
+    """The agent: a world model, and a behavior learned inside it.
+
+    Args:
+        obs_space: gymnasium Dict of a single environment's observations, images (H, W, C) uint8 and vectors (n,) float32.
+        act_space: a single environment's action space.
+        config: settings, from `tools.load_config`.
+        logger: unused unless given; episodes and videos are logged by the training loop.
+        dataset: iterator of batches that `update` draws from, for example a `Replay`; may be None.
+    """
+
+    def __init__(self, obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space, config: tools.Config, logger=None,
+                 dataset: Iterator[dict] | None = None):
+        super().__init__()
+        config.device = tools.pick_device(config.device)
+        self._config, self._logger, self._dataset = config, logger, dataset
+        self.codec = ActionCodec(act_space)
+        self._wm = WorldModel(obs_space, self.codec.size, config)
+        self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.size, self.codec.classes, config)
+        self.updates = 0
+
+    @torch.no_grad()
+    def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:
+        """Acts on a batch of N observations.
+
+        Args:
+            obs: arrays (N, ...); `is_first` says where an episode begins (everywhere if there is no state).
+            state: what the last call returned; None at the start.
+            training: sample actions; otherwise the most likely ones are taken.
+        Returns:
+            N actions that the environment takes, and the state for the next call, with the action vector (N, A) under "action".
+        """
+        data = self._wm.preprocess(obs)
+        embed = self._wm.encoder({key: value[:, None] for key, value in data.items()})[:, 0]  # (N, E)
+        is_first = data.get("is_first", torch.zeros(len(embed), device=embed.device))
+        if state is None:
+            latent, action = None, torch.zeros(len(embed), self.codec.size, device=embed.device)
+        else:
+            latent, action = {key: value for key, value in state.items() if key != "action"}, state["action"]
+        latent, _ = self._wm.dynamics.obs_step(latent, action, embed, is_first)
+        policy = self._task_behavior.actor(self._wm.dynamics.get_feat(latent))
+        action = policy.sample() if training else policy.mode
+        return self.codec.decode(action.cpu().numpy()), {**latent, "action": action}
+
+    def update(self, batch: dict | None = None) -> Metrics:
+        """One update of world model, actor and critic on a batch of arrays (B, T, ...), drawn from the dataset if none is given.
+
+        Returns:
+            scalar tensors by name.
+        """
+        if batch is None:
+            if self._dataset is None:
+                raise ValueError("update() needs a batch, since the agent was built without a dataset")
+            batch = next(self._dataset)
+        data = self._wm.preprocess(batch)
+        post, metrics = self._wm.update(data)
+        metrics.update(self._task_behavior.update(self._wm, post, data["cont"]))
+        self.updates += 1
+        return metrics
+
+    def optimizers(self) -> dict:
+        """All optimizers by the names that they have in checkpoints."""
+        return {
+            "_wm._model_opt._opt": self._wm._model_opt,
+            "_task_behavior._actor_opt._opt": self._task_behavior._actor_opt,
+            "_task_behavior._value_opt._opt": self._task_behavior._value_opt,
+        }
+
+
+class Training:
+    """A run: environments, replay memory, agent and logger, and the loop that connects them.
+
+    Args:
+        config: settings, from `tools.load_config`.
+    """
+
+    def __init__(self, config: tools.Config):
+        self.config = config
+        self.logdir = pathlib.Path(config.logdir or f"logdir/{datetime.datetime.now():%Y%m%d-%H%M%S}-{config.task.replace('/', '_')}")
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        tools.set_seed(config.seed)
+        tools.keep_freed_memory()
+        self.envs = make_envs(config, config.envs, training=True)
+        eval_envs = min(config.eval_envs, config.eval_episode_num)
+        self.eval_envs = make_envs(config, eval_envs, training=False) if eval_envs else None
+        self.replay = Replay(
+            self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
+            batch_size=config.batch_size, batch_length=config.batch_length, seed=config.seed)
+        self.logger = tools.Logger(self.logdir)
+        self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, self.logger, self.replay)
+        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
+        self.step = 0  # frames
+        self.stop = tools.StopSignal()
+        print(f"Run in {self.logdir} on {config.device}: {sum(p.numel() for p in self.agent.parameters()):,} parameters, replay "
+              f"memory of {self.replay.capacity:,} steps in {self.replay.nbytes:,} bytes.")
+
+    def _replay_capacity(self) -> int:
+        """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
+        return min(self.config.dataset_size, int(1.1 * self.config.steps / self.config.action_repeat) + self.config.prefill)
+
+    def run(self) -> None:
+        """Trains until `steps` frames have been collected, or until it is told to stop; saves everything at the end."""
+        config = self.config
+        with self.stop:
+            self.resume()
+            should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.step)
+            should_save = tools.Timer(config.checkpoint_every)
+            collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=self._env_seed(), training=True)
+            self.prefill(collector)
+            self.pretrain()
+            new_steps = 0
+            while self.step < config.steps and not self.stop:
+                collector.send(self.agent)
+                for _ in range(self.budget.due(new_steps)):
+                    self.logger.add(self.agent.update(), prefix="train")
+                new_steps, finished = collector.receive()
+                self.advance(new_steps, finished)
+                if should_eval(self.step):
+                    self.evaluate()
+                    self.save()
+                    should_save.restart()
+                if should_save():
+                    self.save()
+            collector.close_episodes()
+            self.save()
+        self.close()
+
+    def prefill(self, collector: Collector) -> None:
+        """Collects the first steps with random actions."""
+        if len(self.replay) >= self.config.prefill:
+            return
+        policy = exploration.Random(self.agent.codec, self.config.seed)
+        while len(self.replay) < self.config.prefill and not self.stop:
+            self.advance(*collector.step(policy))
+        collector.restart()  # the agent begins with episodes that it has seen from the start
+
+    def pretrain(self) -> None:
+        """Trains on the prefilled memory before the agent first acts."""
+        while self.agent.updates < self.config.pretrain and not self.stop:
+            self.logger.add(self.agent.update(), prefix="train")
+            self.log()
+
+    def advance(self, new_steps: int, finished: list) -> None:
+        """Counts collected steps and logs finished episodes."""
+        self.step += new_steps * self.config.action_repeat
+        for episode in finished:
+            self.logger.add({"return": episode.score, "length": episode.length}, prefix="episode")
+        self.log()
+
+    def log(self) -> None:
+        """Writes metrics every `log_every` frames or 60 seconds."""
+        if self._should_log(self.step) or self._log_timer():
+            self._log_timer.restart()
+            now = time.monotonic()
+            seconds = now - self._last_log[0]
+            self.logger.add({"fps": (self.step - self._last_log[1]) / seconds, "updates": self.agent.updates,
+                             "updates_per_second": (self.agent.updates - self._last_log[2]) / seconds}, prefix="time")
+            self._last_log = (now, self.step, self.agent.updates)
+            self.logger.write(self.step)
+
+    def evaluate(self) -> None:
+        """Plays evaluation episodes and draws open-loop predictions."""
+        episodes = evaluate(self.agent, self.eval_envs, self.config.eval_episode_num, self._env_seed(training=False), self.stop)
+        if self.stop:
+            return
+        for episode in episodes:
+            self.logger.add({"return": episode.score, "length": episode.length}, prefix="eval")
+        if self.config.video_pred_log:
+            batch = {key: value[:6] for key, value in self.replay.sample().items()}
+            for key, video in self.agent._wm.video_pred(batch).items():
+                self.logger.video(f"openl_{key}", video, self.step)
+        self.logger.write(self.step)
+
+    def save(self) -> None:
+        """Writes latest.pt."""
+        checkpoints.save(self.logdir / "latest.pt", {
+            "agent_state_dict": self.agent.state_dict(),
+            "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
+            "step": self.step,
+            "updates": self.agent.updates,
+            "update_credit": self.budget.credit,
+            "random_state": checkpoints.random_state(self.replay.rng),
+            "config": tools.plain(self.config),
+        })
+
+    def resume(self) -> None:
+        """Continues from what the logdir holds: episodes, and latest.pt if there is one."""
+        directory = self.logdir / "train_eps"
+        episodes = self.replay.load(directory)
+        self.step = count_stored_steps(directory) * self.config.action_repeat
+        path = self.logdir / "latest.pt"
+        if path.exists():
+            checkpoint = checkpoints.load(path)
+            self.agent.load_state_dict(checkpoint["agent_state_dict"])
+            for name, optimizer in self.agent.optimizers().items():
+                optimizer.load_state_dict(checkpoint["optims_state_dict"][name])
+            self.step = max(self.step, checkpoint["step"])
+            self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
+            checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
+        if self.step:
+            print(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {episodes} episodes.")
+        self._should_log = tools.Every(self.config.log_every, self.step)
+        self._log_timer = tools.Timer(60.0)
+        self._last_log = (time.monotonic(), self.step, self.agent.updates)
+
+    def close(self) -> None:
+        """Ends environments and writers."""
+        self.envs.close()
+        if self.eval_envs:
+            self.eval_envs.close()
+        self.logger.write(self.step)
+        self.logger.close()
+        print(f"Stopped at frame {self.step:,}. To continue, use the same command with --logdir {self.logdir}")
+
+    def _env_seed(self, training: bool = True) -> int:
+        """Evaluation repeats its episodes' seeds, training never meets them again, also after a resume."""
+        key = [self.config.seed, self.step] if training else [self.config.seed]
+        return int(np.random.SeedSequence(key, spawn_key=(int(training),)).generate_state(1)[0] >> 2)
+
+
+def evaluate(policy, envs: EnvBatch, episodes: int, seed: int, stop: bool = False) -> list[Finished]:
+    """Plays episodes with a policy that is not exploring.
+
+    Each environment plays a fixed share of them: to take whichever end first would favour short episodes.
+    """
+    collector = Collector(envs, seed=seed, training=False)
+    share = [episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)]
+    results = []
+    while any(share) and not stop:
+        for episode in collector.step(policy)[1]:
+            if share[episode.env]:
+                share[episode.env] -= 1
+                results.append(episode)
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
+    try:
+        presets, flags = tools.parse_flags(argv)
+        config = tools.load_config(presets, flags)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    Training(config).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

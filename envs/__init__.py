@@ -1,0 +1,77 @@
+"""Environments: `make_envs` builds several of one task, stepped together."""
+
+import numpy as np
+
+
+def make_envs(config, count: int, training: bool) -> "EnvBatch":
+    """Environments of the task in `config`.
+
+    Args:
+        count: how many.
+        training: False for evaluation, in which episodes are always played to their real end.
+    Raises:
+        ValueError: for a suite or task that does not exist.
+    """
+    suite, _, name = config.task.partition("_")
+    if suite == "atari":
+        from envs import atari
+        envs = atari.make(name, count, config, training)
+    elif suite == "gym":
+        from envs import gym
+        envs = gym.make(name, count, config)
+    else:
+        raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are 'atari' and 'gym'")
+    return EnvBatch(envs)
+
+
+class EnvBatch:
+    """Several environments that are stepped together and answer with aligned steps.
+
+    A step is a dict of arrays (N, ...): the observation's keys, `reward` float32, and the flags `is_first`, `is_last` and
+    `is_terminal`. After an environment's last step its next action is ignored and its next step is the first of a new episode.
+
+    Args:
+        envs: a gymnasium vector environment with NEXT_STEP autoreset, dict observations, `step_async` and `step_wait`.
+    """
+
+    def __init__(self, envs):
+        self._envs = envs
+        self.count = envs.num_envs
+        self.obs_space = envs.single_observation_space
+        self.act_space = envs.single_action_space
+        self._ended = np.zeros(self.count, bool)
+        self._pending = False
+
+    def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
+        """Begins new episodes everywhere; environment i is seeded with seed + i. None goes on with the present random state."""
+        if self._pending:
+            self.recv()
+        obs, _ = self._envs.reset(seed=seed)
+        self._ended = np.zeros(self.count, bool)
+        no = np.zeros(self.count, bool)
+        return {**obs, "reward": np.zeros(self.count, np.float32), "is_first": ~no, "is_last": no, "is_terminal": no}
+
+    def send(self, actions: np.ndarray) -> None:
+        """Starts a step with N environment actions."""
+        self._envs.step_async(actions)
+        self._pending = True
+
+    def recv(self) -> dict[str, np.ndarray]:
+        """Waits for the step that `send` started."""
+        obs, reward, terminated, truncated, info = self._envs.step_wait()
+        self._pending = False
+        first = self._ended
+        terminated, truncated = terminated & ~first, truncated & ~first
+        self._ended = terminated | truncated
+        return {
+            **obs,
+            "reward": np.where(first, 0.0, reward).astype(np.float32),
+            "is_first": first,
+            "is_last": self._ended,
+            "is_terminal": terminated | (info.get("life_lost", False) & ~first),
+        }
+
+    def close(self) -> None:
+        if self._pending:
+            self.recv()
+        self._envs.close()

@@ -1,0 +1,75 @@
+"""Any environment that is registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1 or gym_module:Name-v0."""
+
+import functools
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+from envs.spaces import ObservationCodec
+
+
+def make(name: str, count: int, config):
+    """`count` environments of a gymnasium id, in worker processes if there are several.
+
+    Raises:
+        ValueError: for an unknown id, or spaces that are not supported.
+    """
+    make_one = functools.partial(_make_one, name, config.action_repeat, config.time_limit, tuple(config.size), config.grayscale)
+    if count == 1:
+        return InProcess([make_one])
+    make_one().close()  # errors surface here, not in a worker
+    return AsyncVectorEnv([make_one] * count)
+
+
+def _make_one(name: str, action_repeat: int, time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:
+    try:
+        env = gymnasium.make(name)
+    except gymnasium.error.DependencyNotInstalled:
+        raise
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"gymnasium has no environment {name!r}: {error}") from error
+    if action_repeat > 1:
+        env = ActionRepeat(env, action_repeat)
+    if time_limit:
+        env = gymnasium.wrappers.TimeLimit(env, max(1, time_limit // action_repeat))
+    return DictObservation(env, size, grayscale)
+
+
+class InProcess(SyncVectorEnv):
+    """Environments stepped in this process, with the calls of an asynchronous one."""
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._sent = actions
+
+    def step_wait(self) -> tuple:
+        return self.step(self._sent)
+
+
+class ActionRepeat(gymnasium.Wrapper):
+    """Repeats each action and sums the rewards, until the episode ends."""
+
+    def __init__(self, env: gymnasium.Env, repeat: int):
+        super().__init__(env)
+        self._repeat = repeat
+
+    def step(self, action):
+        total = 0.0
+        for _ in range(self._repeat):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += reward
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+class DictObservation(gymnasium.ObservationWrapper):
+    """Observations as a flat dict of images and vectors."""
+
+    def __init__(self, env: gymnasium.Env, size: tuple[int, int], grayscale: bool):
+        super().__init__(env)
+        self._codec = ObservationCodec(env.observation_space, size, grayscale)
+        self.observation_space = self._codec.space
+
+    def observation(self, obs) -> dict[str, np.ndarray]:
+        return self._codec(obs)

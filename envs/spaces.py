@@ -1,0 +1,129 @@
+"""Between gymnasium's spaces and what the agent works with.
+
+Observations become a flat dict of images (H, W, C) uint8 and vectors (n,) float32. Actions become one vector: concatenated
+one-hots for discrete parts, numbers in [-1, 1] for continuous ones.
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from PIL import Image
+
+# Keys of a step beside the observation's own.
+RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob")
+
+
+class ActionCodec:
+    """Translates between action vectors of the model and actions of an environment.
+
+    Args:
+        space: Discrete, MultiDiscrete, MultiBinary or Box, of a single environment.
+    Attributes:
+        size: length A of an action vector.
+        classes: class counts of the discrete parts, or None for continuous actions.
+    """
+
+    def __init__(self, space: gymnasium.Space):
+        self._space = space
+        if isinstance(space, spaces.Discrete):
+            self.classes = (int(space.n),)
+        elif isinstance(space, spaces.MultiDiscrete):
+            self.classes = tuple(int(n) for n in space.nvec.flatten())
+        elif isinstance(space, spaces.MultiBinary):
+            self.classes = (2,) * int(np.prod(space.shape))
+        elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            self.classes = None
+        else:
+            raise ValueError(f"the action space {space} is not supported; allowed are Discrete, MultiDiscrete, MultiBinary and Box "
+                             "of floats; wrap the environment to offer one of them")
+        self.size = sum(self.classes) if self.classes else int(np.prod(space.shape))
+
+    def decode(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, A) vectors of the model -> a batch of N environment actions."""
+        if self.classes is None:
+            vectors = np.clip(vectors, -1.0, 1.0).reshape(-1, *self._space.shape)
+            low, high = self._space.low, self._space.high
+            bounded = np.isfinite(low) & np.isfinite(high)
+            scaled = np.where(bounded, low, 0.0) + (vectors + 1.0) / 2.0 * np.where(bounded, high - low, 0.0)
+            return np.where(bounded, scaled, np.clip(vectors, low, high)).astype(self._space.dtype)
+        parts = np.split(vectors, np.cumsum(self.classes)[:-1], -1)
+        index = np.stack([part.argmax(-1) for part in parts], -1)  # (N, number of parts)
+        if isinstance(self._space, spaces.Discrete):
+            return index[:, 0] + self._space.start
+        return index.reshape(-1, *self._space.shape).astype(self._space.dtype)
+
+    def random(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` action vectors of a uniformly random policy, (count, A)."""
+        if self.classes is None:
+            return rng.uniform(-1.0, 1.0, (count, self.size)).astype(np.float32)
+        return np.concatenate([np.eye(n, dtype=np.float32)[rng.integers(n, size=count)] for n in self.classes], -1)
+
+
+class ObservationCodec:
+    """Turns observations of a single environment into a flat dict of images and vectors.
+
+    Args:
+        space: the environment's observation space: an image, a vector, a discrete value, or a (nested) dict or tuple of them.
+        size: (height, width) that images are resized to.
+        grayscale: reduce images to one channel.
+    Attributes:
+        space: gymnasium Dict of what comes out. A lone image is called "image", a lone vector "vector".
+    """
+
+    def __init__(self, space: gymnasium.Space, size: tuple[int, int], grayscale: bool = False):
+        self._size, self._grayscale = tuple(size), grayscale
+        self._leaves = dict(_leaves(space))
+        for key in self._leaves:
+            if key in RESERVED or "." in key:
+                raise ValueError(f"the observation key {key!r} is reserved or has a dot; rename it in a wrapper")
+        self.space = spaces.Dict({key: self._out_space(key, leaf) for key, leaf in self._leaves.items()})
+
+    def __call__(self, obs) -> dict[str, np.ndarray]:
+        values = dict(_values(obs)) if isinstance(obs, (dict, tuple)) else {next(iter(self._leaves)): obs}
+        return {key: self._encode(leaf, values[key]) for key, leaf in self._leaves.items()}
+
+    def _out_space(self, key: str, leaf: gymnasium.Space) -> spaces.Box:
+        if _is_image(leaf):
+            channels = 1 if self._grayscale or len(leaf.shape) == 2 else leaf.shape[-1]
+            return spaces.Box(0, 255, (*self._size, channels), np.uint8)
+        if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
+            return spaces.Box(-np.inf, np.inf, (spaces.flatdim(leaf),), np.float32)
+        raise ValueError(f"the observation {key!r} has the space {leaf}, which is not supported; allowed are Box, Discrete, "
+                         "MultiDiscrete and MultiBinary, and dicts and tuples of them")
+
+    def _encode(self, leaf: gymnasium.Space, value) -> np.ndarray:
+        if _is_image(leaf):
+            return self._image(value)
+        return np.asarray(spaces.flatten(leaf, value), np.float32)
+
+    def _image(self, image: np.ndarray) -> np.ndarray:
+        image = image[..., None] if image.ndim == 2 else image
+        if self._grayscale and image.shape[-1] > 1:
+            image = (image[..., :3] @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)[..., None]
+        if image.shape[:2] != self._size:
+            channels = [Image.fromarray(image[..., c]).resize(self._size[::-1], Image.Resampling.BOX) for c in range(image.shape[-1])]
+            image = np.stack(channels, -1)
+        return image
+
+
+def _is_image(space: gymnasium.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+
+
+def _leaves(space: gymnasium.Space, prefix: str = ""):
+    """(key, space) of everything in a space that is not a dict or tuple; keys of nested spaces are joined with a slash."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in items:
+            yield from _leaves(part, f"{prefix}/{key}" if prefix else str(key))
+    else:
+        yield prefix or ("image" if _is_image(space) else "vector"), space
+
+
+def _values(obs, prefix: str = ""):
+    if isinstance(obs, (dict, tuple)):
+        items = obs.items() if isinstance(obs, dict) else enumerate(obs)
+        for key, part in items:
+            yield from _values(part, f"{prefix}/{key}" if prefix else str(key))
+    else:
+        yield prefix, obs

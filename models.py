@@ -1,0 +1,354 @@
+"""The world model and the actor-critic that learns inside it.
+
+Shapes: B batch, T time, H imagination horizon, N = B * T imagined rollouts, A action, F feature.
+"""
+
+import copy
+from typing import Callable
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import networks
+from envs.spaces import RESERVED
+from networks import State
+
+Metrics = dict[str, Tensor]
+
+
+class Optimizer:
+    """Adam with clipping of the global gradient norm, on the parameters that it is given and on no others.
+
+    Args:
+        name: prefix of the metrics.
+        params: the parameters to train.
+        lr, eps, clip, weight_decay: learning rate, Adam's epsilon, largest gradient norm, decoupled decay per unit of learning rate.
+    """
+
+    def __init__(self, name: str, params, *, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
+        self._name = name
+        self._params = list(params)
+        self._clip = clip
+        device = self._params[0].device.type
+        self._opt = torch.optim.AdamW(self._params, lr=lr, eps=eps, weight_decay=weight_decay, fused=device in ("cpu", "cuda"))
+
+    def step(self, loss: Tensor, retain_graph: bool = False) -> Metrics:
+        """Descends a scalar loss; gradients are formed for this optimizer's parameters alone."""
+        self._opt.zero_grad(set_to_none=True)
+        loss.backward(inputs=self._params, retain_graph=retain_graph)
+        norm = nn.utils.clip_grad_norm_(self._params, self._clip)
+        self._opt.step()
+        return {f"{self._name}_loss": loss.detach(), f"{self._name}_grad_norm": norm.detach()}
+
+    def state_dict(self) -> dict:
+        return self._opt.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._opt.load_state_dict(state)
+
+
+class WorldModel(nn.Module):
+    """Encoder, latent dynamics and the heads that predict observation, reward and continuation.
+
+    Args:
+        obs_space: gymnasium Dict of images (H, W, C) uint8 and vectors (n,) float32.
+        num_actions: size A of an action vector.
+        config: settings, see configs.yaml.
+    """
+
+    def __init__(self, obs_space: gymnasium.spaces.Dict, num_actions: int, config):
+        super().__init__()
+        self._config = config
+        shapes = {key: space.shape for key, space in obs_space.spaces.items()
+                  if key not in RESERVED and not key.startswith("log_")}
+        self.encoder = networks.MultiEncoder(shapes, **config.encoder)
+        self.dynamics = make_dynamics(config, num_actions, self.encoder.outdim)
+        feat_size = self.dynamics.feat_size
+        mlp = dict(units=config.units, act=config.act, norm=config.norm)
+        self.heads = nn.ModuleDict({
+            "decoder": networks.MultiDecoder(feat_size, shapes, **config.decoder),
+            "reward": networks.MLP(feat_size, (1,), config.reward_head.layers, name="Reward", dist=config.reward_head.dist,
+                                   outscale=config.reward_head.outscale, **mlp),
+            "cont": networks.MLP(feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary",
+                                 outscale=config.cont_head.outscale, **mlp),
+        })
+        unknown = set(config.grad_heads) - set(self.heads)
+        if unknown:
+            raise ValueError(f"grad_heads names {', '.join(sorted(unknown))}; allowed are {', '.join(self.heads)}")
+        self._loss_scales = {"reward": config.reward_head.loss_scale, "cont": config.cont_head.loss_scale}
+        self.to(config.device)
+        self._model_opt = Optimizer("model", self.parameters(), lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip,
+                                    weight_decay=config.weight_decay)
+
+    def preprocess(self, obs: dict) -> dict[str, Tensor]:
+        """A batch of observations (arrays or tensors) as model inputs on the device.
+
+        Images become float32 in [0, 1]; reward and the continue flag `cont` = 1 - is_terminal get a trailing dimension of 1.
+        """
+        data = {}
+        for key, value in obs.items():
+            if key.startswith("log_"):
+                continue
+            value = torch.as_tensor(value).to(self._config.device, non_blocking=True)
+            data[key] = value.float() / 255.0 if value.dtype == torch.uint8 else value
+        for key in data.keys() & {"reward", "discount"}:
+            data[key] = data[key].float().unsqueeze(-1)
+        if "is_terminal" in data:
+            data["cont"] = 1.0 - data["is_terminal"].float().unsqueeze(-1)
+        return data
+
+    def loss(self, data: dict[str, Tensor], sample: bool = True) -> tuple[Tensor, State, Metrics]:
+        """The world model's loss on preprocessed (B, T, ...) data.
+
+        Returns:
+            the mean loss; the posterior, detached, (B, T, ...); metrics, of which `*_loss` without scale are per step (B, T).
+        """
+        config = self._config
+        post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], sample=sample)
+        kl_loss, kl, dyn_loss, rep_loss = self.dynamics.kl_loss(post, prior, config.kl_free, config.dyn_scale, config.rep_scale)
+        losses = {}
+        feat = self.dynamics.get_feat(post)  # (B, T, F)
+        for name, head in self.heads.items():
+            prediction = head(feat if name in config.grad_heads else feat.detach())
+            prediction = prediction if isinstance(prediction, dict) else {name: prediction}
+            losses.update({key: -dist.log_prob(data[key]) for key, dist in prediction.items()})  # each (B, T)
+        total = kl_loss
+        for key, loss in losses.items():
+            assert loss.shape == kl_loss.shape, (key, loss.shape, kl_loss.shape)
+            total = total + self._loss_scales.get(key, 1.0) * loss
+        post = {key: value.detach() for key, value in post.items()}
+        metrics = {f"{key}_loss": loss.detach() for key, loss in losses.items()}
+        metrics.update(kl=kl, dyn_loss=dyn_loss.detach(), rep_loss=rep_loss.detach())
+        with torch.no_grad():
+            metrics.update(self._latent_metrics(post, prior))
+        return total.mean(), post, metrics
+
+    def _latent_metrics(self, post: State, prior: State) -> Metrics:
+        metrics = {}
+        if len(self.dynamics.levels) > 1:
+            metrics.update({f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()})
+        return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}
+
+    def update(self, data: dict[str, Tensor]) -> tuple[State, Metrics]:
+        """One optimizer step; returns the posterior that imagination starts from, and scalar metrics."""
+        loss, post, metrics = self.loss(data)
+        metrics = {key: value.mean() for key, value in metrics.items()}
+        metrics.update(self._model_opt.step(loss))
+        return post, metrics
+
+    @torch.no_grad()
+    def video_pred(self, batch: dict, context: int = 5) -> dict[str, np.ndarray]:
+        """Open-loop predictions: `context` steps are observed, the rest is predicted from the actions alone.
+
+        Args:
+            batch: arrays (B, T, ...) as they come from replay.
+        Returns:
+            for every decoded image a video (T, 3 H, B W, C) in [0, 1]: from above truth, prediction and error (0.5: none).
+        """
+        data = self.preprocess(batch)
+        seen = {key: value[:, :context] for key, value in data.items()}
+        post, _ = self.dynamics.observe(self.encoder(seen), seen["action"], seen["is_first"])
+        last = {key: value[:, -1] for key, value in post.items()}
+        future = self.dynamics.imagine_with_action(data["action"][:, context:], last)
+        feat = torch.cat([self.dynamics.get_feat(post), self.dynamics.get_feat(future)], 1)
+        predictions = self.heads["decoder"](feat)
+        videos = {}
+        for key in self.heads["decoder"].image_keys:
+            truth, model = data[key], predictions[key].mode.clamp(0.0, 1.0)
+            error = (model - truth + 1.0) / 2.0
+            rows = torch.cat([truth, model, error], 2)  # (B, T, 3 H, W, C)
+            videos[key] = rows.permute(1, 2, 0, 3, 4).flatten(2, 3).cpu().numpy()  # (T, 3 H, B W, C)
+        return videos
+
+
+def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
+    """The latent dynamics that the settings ask for, flat or hierarchical."""
+    common = dict(deter=config.dyn_deter, hidden=config.dyn_hidden, rec_depth=config.dyn_rec_depth, act=config.act, norm=config.norm,
+                  unimix_ratio=config.unimix_ratio, initial=config.initial, num_actions=num_actions, embed=embed)
+    if config.hierarchical_mode:
+        return networks.HierarchicalRSSM(
+            stoch_top=config.dyn_stoch_top, discrete_top=config.dyn_discrete_top,
+            stoch_bottom=config.dyn_stoch_bottom, discrete_bottom=config.dyn_discrete_bottom, **common)
+    return networks.RSSM(stoch=config.dyn_stoch, discrete=config.dyn_discrete, mean_act=config.dyn_mean_act,
+                         std_act=config.dyn_std_act, min_std=config.dyn_min_std, **common)
+
+
+def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
+    """Exponentially weighted n-step returns (Hafner et al. 2023, eq. 7).
+
+    Args:
+        reward, value, discount: (H, N, 1) at the imagined states; index t is what state t yields, predicts and keeps.
+    Returns:
+        (H - 1, N, 1): R_t = r_{t+1} + d_{t+1} ((1 - lambda) v_{t+1} + lambda R_{t+1}), with R_{H-1} = v_{H-1}.
+    """
+    assert reward.shape == value.shape == discount.shape, (reward.shape, value.shape, discount.shape)
+    returns = [value[-1]]
+    for t in reversed(range(1, len(value))):
+        returns.append(reward[t] + discount[t] * ((1.0 - lambda_) * value[t] + lambda_ * returns[-1]))
+    return torch.stack(returns[:0:-1])
+
+
+def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Tensor:
+    """Tracks the 5th and 95th percentile of returns and gives the scale to divide advantages by, at least 1.
+
+    Args:
+        ema: (2,) running percentiles, moved in place.
+        returns: returns of any shape.
+    Source: Hafner et al. 2023, eq. 12.
+    """
+    levels = torch.tensor([0.05, 0.95], device=returns.device)
+    percentiles = torch.quantile(returns.detach().float().flatten(), levels)
+    ema.lerp_(percentiles, 1.0 - decay)
+    return (ema[1] - ema[0]).clamp(min=1.0)
+
+
+def actor_loss(policy, action: Tensor, returns: Tensor, baseline: Tensor, weight: Tensor, scale: Tensor, gradient: str,
+               entropy_scale: float) -> Tensor:
+    """Policy loss over imagined steps, without the last (which has no return).
+
+    Args:
+        policy: the distribution of actions at each state, (H - 1, N).
+        action: (H - 1, N, A), what was done.
+        returns, baseline, weight: (H - 1, N, 1); the weight discounts policy and entropy terms alike.
+        scale: of the returns, a constant.
+        gradient: "reinforce" follows the log-probability, "dynamics" the gradient of the returns through the world model.
+    """
+    assert returns.shape == baseline.shape == weight.shape, (returns.shape, baseline.shape, weight.shape)
+    advantage = ((returns - baseline) / scale).squeeze(-1)  # (H - 1, N)
+    if gradient == "reinforce":
+        # A reparametrised action would cancel the mean's gradient, so the action is a constant here.
+        objective = policy.log_prob(action.detach()) * advantage.detach()
+    elif gradient == "dynamics":
+        objective = advantage
+    else:
+        raise ValueError(f"imag_gradient is {gradient!r}; allowed are 'auto', 'reinforce' and 'dynamics'")
+    return -(weight.squeeze(-1) * (objective + entropy_scale * policy.entropy())).mean()
+
+
+def critic_loss(value, target: Tensor, slow_target: Tensor | None) -> Tensor:
+    """Negative log-likelihood of the returns and of the slow critic's prediction, per imagined step.
+
+    Args:
+        value: the critic's distribution at (H - 1, N) states.
+        target, slow_target: (H - 1, N, 1), constants; None to leave the slow critic out.
+    Returns:
+        (H - 1, N), unweighted.
+    """
+    loss = -value.log_prob(target.detach())
+    if slow_target is not None:
+        loss = loss - value.log_prob(slow_target.detach())
+    return loss
+
+
+class ImagBehavior(nn.Module):
+    """Actor and critic, trained on rollouts that the world model imagines.
+
+    Args:
+        feat_size: size F of the world model's features.
+        action_classes: class counts of the discrete parts of an action, or None for continuous actions.
+        num_actions: size A of an action vector.
+        config: settings, see configs.yaml.
+    """
+
+    def __init__(self, feat_size: int, num_actions: int, action_classes: tuple[int, ...] | None, config):
+        super().__init__()
+        self._config = config
+        discrete = action_classes is not None
+        self.gradient = config.imag_gradient
+        if self.gradient == "auto":
+            self.gradient = "reinforce" if discrete else "dynamics"
+        actor, critic = config.actor, config.critic
+        dist = ("onehot" if discrete else "normal") if actor.dist == "auto" else actor.dist
+        self.actor = networks.ActionHead(
+            feat_size, num_actions, actor.layers, config.units, classes=action_classes, dist=dist, std=actor.std,
+            min_std=actor.min_std, max_std=actor.max_std, unimix_ratio=actor.unimix_ratio, act=config.act, norm=config.norm,
+            outscale=actor.outscale)
+        self.value = networks.MLP(feat_size, (1,), critic.layers, config.units, name="Value", act=config.act, norm=config.norm,
+                                  dist=critic.dist, outscale=critic.outscale)
+        if critic.slow_target:
+            self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
+        self.register_buffer("ema_vals", torch.zeros(2))
+        self._updates = 0
+        self.to(config.device)
+        self._actor_opt = Optimizer("actor", self.actor.parameters(), lr=actor.lr, eps=actor.eps, clip=actor.grad_clip,
+                                    weight_decay=config.weight_decay)
+        self._value_opt = Optimizer("value", self.value.parameters(), lr=critic.lr, eps=critic.eps, clip=critic.grad_clip,
+                                    weight_decay=config.weight_decay)
+
+    def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> tuple[Tensor, dict, Tensor]:
+        """Rolls the policy out inside the world model.
+
+        Args:
+            start: states of (N, ...), the replayed ones.
+            horizon: number of states H, the replayed one included.
+        Returns:
+            features (H, N, F); the policy's parameters, as from `actor.stats`, and its actions (H - 1, N, A). Features carry a
+            graph only if the policy's gradient comes from the dynamics.
+        """
+        state, feats, stats, actions = start, [dynamics.get_feat(start)], [], []
+        for _ in range(horizon - 1):
+            # The policy's input is a constant: its gradient comes from what the action changes, not from what led to it.
+            stats.append(self.actor.stats(feats[-1].detach()))
+            policy = self.actor.dist(stats[-1])
+            with torch.set_grad_enabled(self.gradient == "dynamics"):
+                actions.append(policy.sample() if sample else policy.mode)
+                state = dynamics.img_step(state, actions[-1], sample)
+                feats.append(dynamics.get_feat(state))
+        stats = {key: torch.stack([step[key] for step in stats]) for key in stats[0]}
+        return torch.stack(feats), stats, torch.stack(actions)
+
+    def update(self, world_model: WorldModel, start: State, start_cont: Tensor,
+               reward_fn: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """One optimizer step of actor and critic.
+
+        Args:
+            start: posterior states (B, T, ...), constants.
+            start_cont: continue flags of these steps, (B, T, 1).
+            reward_fn: features (H, N, F) -> rewards (H, N, 1); None for the reward that the world model predicts.
+        """
+        config = self._config
+        self._update_slow_value()
+        start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
+        feat, stats, action = self.imagine(world_model.dynamics, start, config.imag_horizon)
+        with torch.set_grad_enabled(self.gradient == "dynamics"):
+            reward = reward_fn(feat) if reward_fn else world_model.heads["reward"](feat).mode
+            discount = config.discount * world_model.heads["cont"](feat).mean
+        # Each optimizer below forms gradients for its own parameters alone. So one evaluation of the critic serves both: through
+        # its input for the actor, through its parameters for the critic.
+        value_stats = self.value.stats(feat)
+        value = self.value.dist(value_stats).mode  # (H, N, 1)
+        returns = lambda_return(reward, value, discount, config.discount_lambda)  # (H - 1, N, 1)
+        weight = imagination_weight(start_cont.flatten(0, 1), discount)[:-1]
+        scale = update_return_range(self.ema_vals, returns) if config.reward_EMA else torch.ones((), device=feat.device)
+        policy = self.actor.dist(stats)
+        metrics = self._actor_opt.step(
+            actor_loss(policy, action, returns, value[:-1], weight, scale, self.gradient, config.actor.entropy),
+            retain_graph=self.gradient == "dynamics")
+        with torch.no_grad():
+            slow = self._slow_value(feat[:-1]).mode if config.critic.slow_target else None
+        loss = critic_loss(self.value.dist(value_stats[:-1]), returns, slow)
+        metrics.update(self._value_opt.step((weight.squeeze(-1) * loss).mean()))
+        with torch.no_grad():
+            metrics.update(return_scale=scale, imag_return=returns.mean(), imag_reward=reward.mean(), imag_value=value.mean(),
+                           actor_entropy=policy.entropy().mean())
+        return metrics
+
+    def _update_slow_value(self) -> None:
+        config = self._config.critic
+        if config.slow_target and self._updates % config.slow_target_update == 0:
+            torch._foreach_lerp_(list(self._slow_value.parameters()), list(self.value.parameters()), config.slow_target_fraction)
+        self._updates += 1
+
+
+def imagination_weight(start_cont: Tensor, discount: Tensor) -> Tensor:
+    """How much each imagined state counts: the probability that the episode goes on to it, discounted, without gradient.
+
+    Args:
+        start_cont: (N, 1), 1 where the replayed step was not terminal.
+        discount: (H, N, 1), discount times predicted continuation.
+    Returns:
+        (H, N, 1), starting with start_cont.
+    """
+    return torch.cat([start_cont[None].to(discount.dtype), discount[1:]]).detach().cumprod(0)

@@ -1,0 +1,161 @@
+"""Replay memory, and episodes on disk."""
+
+import datetime
+import os
+import pathlib
+import uuid
+import zipfile
+
+import gymnasium
+import numpy as np
+
+FLAGS = ("is_first", "is_last", "is_terminal")
+
+
+class Replay:
+    """The latest steps of several environments in preallocated arrays, sampled as sequences.
+
+    Each environment writes to a ring of its own, its stream. A sequence starts at a uniformly drawn step of all that are stored
+    and follows the stream through the ends of episodes; after the newest step it goes on at the oldest. `is_first` marks the
+    starts of episodes and that seam.
+
+    Args:
+        obs_space: gymnasium Dict of images and vectors.
+        action_size: length A of an action vector.
+        capacity: steps kept, over all streams.
+        streams: number of environments.
+        batch_size, batch_length: B and T of the sampled batches.
+        seed: of the sampling.
+    Raises:
+        ValueError: if the arrays would not fit into free memory.
+    """
+
+    def __init__(self, obs_space: gymnasium.spaces.Dict, action_size: int, *, capacity: int, streams: int, batch_size: int,
+                 batch_length: int, seed: int = 0):
+        self.action_size = action_size
+        self._batch_size, self._batch_length = batch_size, batch_length
+        self._stream_capacity = max(1, capacity // streams)
+        self._head = np.zeros(streams, np.int64)  # where each stream writes next
+        self._size = np.zeros(streams, np.int64)  # how many steps it holds
+        self.rng = np.random.default_rng(seed)
+        layout = {key: (space.shape, space.dtype) for key, space in obs_space.spaces.items()}
+        layout.update({"action": ((action_size,), np.dtype(np.float32)), "reward": ((), np.dtype(np.float32))})
+        layout.update({flag: ((), np.dtype(bool)) for flag in FLAGS})
+        step_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
+        self.nbytes = step_bytes * self.capacity
+        free = available_memory()
+        if free is not None and self.nbytes > free:
+            raise ValueError(f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
+                             f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}")
+        self._arrays = {key: np.empty((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
+
+    @property
+    def capacity(self) -> int:
+        """Steps that fit, over all streams."""
+        return len(self._head) * self._stream_capacity
+
+    def __len__(self) -> int:
+        return int(self._size.sum())
+
+    def add(self, step: dict[str, np.ndarray]) -> None:
+        """Appends one step of every environment, arrays (N, ...); keys that are not stored are left out."""
+        streams = np.arange(len(self._head))
+        for key, array in self._arrays.items():
+            array[streams, self._head] = step[key]
+        self._head = (self._head + 1) % self._stream_capacity
+        self._size = np.minimum(self._size + 1, self._stream_capacity)
+
+    def add_episode(self, episode: dict[str, np.ndarray]) -> None:
+        """Appends an episode, arrays (L, ...), to the stream that holds least; what exceeds the stream's capacity is cut off."""
+        stream = int(self._size.argmin())
+        length = min(len(episode["reward"]), self._stream_capacity)
+        index = (self._head[stream] + np.arange(length)) % self._stream_capacity
+        for key, array in self._arrays.items():
+            array[stream, index] = episode[key][-length:]
+        self._head[stream] = (self._head[stream] + length) % self._stream_capacity
+        self._size[stream] = min(self._size[stream] + length, self._stream_capacity)
+
+    def end_episodes(self) -> None:
+        """Marks the newest step of every stream as the last of its episode, before environments are reset from outside."""
+        newest = (self._head - 1) % self._stream_capacity
+        self._arrays["is_last"][np.arange(len(newest)), newest] |= self._size > 0
+
+    def sample(self) -> dict[str, np.ndarray]:
+        """A batch of sequences, arrays (B, T, ...)."""
+        if not len(self):
+            raise ValueError("replay memory is empty; collect steps before sampling")
+        ends = self._size.cumsum()
+        start = self.rng.integers(ends[-1], size=self._batch_size)
+        stream = np.searchsorted(ends, start, side="right")  # (B,)
+        age = start - (ends - self._size)[stream]  # steps since the oldest one of the stream
+        size = self._size[stream, None]
+        position = (age[:, None] + np.arange(self._batch_length)) % size  # (B, T)
+        index = (self._head[stream, None] - size + position) % self._stream_capacity
+        batch = {key: array[stream[:, None], index] for key, array in self._arrays.items()}
+        batch["is_first"] |= position == 0
+        return batch
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return self.sample()
+
+    def load(self, directory: pathlib.Path) -> int:
+        """Appends the newest episodes on disk that fit, oldest first, and returns how many; damaged files are named and skipped."""
+        episodes, room = [], self.capacity
+        for path in sorted(directory.glob("*.npz"), reverse=True):
+            if room <= 0:
+                break
+            try:
+                episode = load_episode(path)
+                for key, array in self._arrays.items():
+                    if episode[key].shape[1:] != array.shape[2:]:
+                        raise ValueError(f"{key} has shape {episode[key].shape[1:]}, expected {array.shape[2:]}")
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                print(f"Warning: skipped the episode {path}: {error}")
+                continue
+            episodes.append(episode)
+            room -= len(episode["reward"])
+        for episode in reversed(episodes):
+            self.add_episode(episode)
+        return len(episodes)
+
+
+def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray]) -> pathlib.Path:
+    """Writes an episode, arrays (L, ...), as {timestamp}-{uuid}-{L}.npz; the file appears under its name only when complete."""
+    directory.mkdir(parents=True, exist_ok=True)
+    time = datetime.datetime.now().strftime("%Y%m%dT%H%M%S%f")
+    path = directory / f"{time}-{uuid.uuid4().hex}-{len(episode['reward'])}.npz"
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, **episode, discount=1.0 - episode["is_terminal"].astype(np.float32))
+    os.replace(partial, path)
+    return path
+
+
+def load_episode(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads an episode; the last flag, which files of dreamerv3-torch lack, is set on the last step."""
+    with np.load(path, allow_pickle=False) as file:
+        episode = {key: file[key] for key in file.files}
+    length = len(episode["reward"])
+    if any(len(value) != length for value in episode.values()):
+        raise ValueError("its arrays differ in length")
+    if "is_last" not in episode:
+        episode["is_last"] = np.arange(length) == length - 1
+    return episode
+
+
+def count_stored_steps(directory: pathlib.Path) -> int:
+    """Agent steps in all episodes on disk, from their names; the first observation of an episode is not a step."""
+    return sum(int(path.stem.rpartition("-")[-1]) - 1 for path in directory.glob("*-*-*.npz"))
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that are free for use; None where the system does not tell."""
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        return None
