@@ -65,8 +65,9 @@ class OneHot:
         copy.probs, copy.log_probs, copy.event_dims = self.probs.detach(), self.log_probs.detach(), self.event_dims
         return copy
 
-    def _straight_through(self, onehot: Tensor) -> Tensor:
-        return onehot + self.probs - self.probs.detach() if self.probs.requires_grad else onehot
+    def _most_likely(self) -> Tensor:
+        index = self.probs.argmax(-1, keepdim=True)
+        return (index == torch.arange(self.probs.shape[-1], device=self.probs.device)).float()
 
     @property
     def mean(self) -> Tensor:
@@ -74,14 +75,18 @@ class OneHot:
 
     @property
     def mode(self) -> Tensor:
-        index = self.probs.argmax(-1, keepdim=True)
-        classes = torch.arange(self.probs.shape[-1], device=self.probs.device)
-        return self._straight_through((index == classes).float())
+        """The most likely classes, with the gradient of the log-probabilities (as in dreamerv3-torch)."""
+        return self._most_likely() + self.log_probs - self.log_probs.detach()
 
     def sample(self, uniform: Tensor | None = None) -> Tensor:
+        """One-hot samples with the gradient of the probabilities; `uniform` (...) replaces the random numbers."""
         if uniform is None:
             uniform = torch.rand(self.probs.shape[:-1], device=self.probs.device)
-        return self._straight_through(sample_onehot(self.probs, uniform))
+        return sample_onehot(self.probs, uniform) + self.probs - self.probs.detach()
+
+    def greedy_sample(self) -> Tensor:
+        """As `sample`, but always the most likely classes."""
+        return self._most_likely() + self.probs - self.probs.detach()
 
     def log_prob(self, x: Tensor) -> Tensor:
         assert x.shape == self.log_probs.shape, (x.shape, self.log_probs.shape)
@@ -127,6 +132,10 @@ class Normal:
     def sample(self, noise: Tensor | None = None) -> Tensor:
         noise = torch.randn_like(self.loc) if noise is None else noise
         return self._bounded(self.loc + self.std * noise)
+
+    def greedy_sample(self) -> Tensor:
+        """As `sample`, but always the mode."""
+        return self.mode
 
     def log_prob(self, x: Tensor) -> Tensor:
         assert x.shape == self.loc.shape, (x.shape, self.loc.shape)

@@ -7,7 +7,7 @@ flat model are those of dreamerv3-torch, so that checkpoints carry over.
 import itertools
 import math
 import re
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -169,17 +169,15 @@ class RSSM(nn.Module):
 
     # What differs between one and two levels: how latents follow from the hidden features
 
-    def _prior_stats(self, deter: Tensor, stoch: State | None = None, noise: Tensor | None = None) -> State:
-        """Prior statistics and latents. With `stoch` those latents are taken as given; otherwise they are drawn here
-        (`noise` as from `_noise`; the most likely ones without noise).
-        """
+    def _prior_stats(self, deter: Tensor, choose: Callable | None, given: State | None = None) -> State:
+        """Prior statistics, with latents that `choose` (see `_chooser`) picks, or without where latents are `given`."""
         stats = self._statistics("flat", self._imgs_stat_layer(self._img_out_layers(deter)))
-        return stats if stoch is not None else {**stats, **self._draw("flat", stats, noise)}
+        return stats if given else {**stats, **self._latents("flat", stats, choose)}
 
-    def _posterior_stats(self, deter: Tensor, x: Tensor, noise: Tensor | None) -> State:
+    def _posterior_stats(self, deter: Tensor, x: Tensor, choose: Callable) -> State:
         """Posterior statistics and latents from deter (B, D) and the hidden feature x (B, hidden)."""
         stats = self._statistics("flat", self._obs_stat_layer(x))
-        return {**stats, **self._draw("flat", stats, noise)}
+        return {**stats, **self._latents("flat", stats, choose)}
 
     # What is shared
 
@@ -215,15 +213,17 @@ class RSSM(nn.Module):
             return dists.OneHot(state["logit" + level.suffix], self._unimix_ratio, event_dims=1)
         return dists.Normal(state["mean"], state["std"])
 
-    def _draw(self, name: str, stats: State, noise: Tensor | None) -> State:
-        """Latents of a level: sampled with this step's noise for all levels (B, sum of S), or the mode if there is none."""
-        dist = self._level_dist(name, stats)
+    def _latents(self, name: str, stats: State, choose: Callable) -> State:
+        return {"stoch" + self.levels[name].suffix: choose(name, self._level_dist(name, stats))}
+
+    def _chooser(self, noise: Tensor | None) -> Callable:
+        """A function (level name, distribution) -> latents: samples by this noise for all levels (B, sum of S), the most likely
+        ones if there is none.
+        """
         if noise is None:
-            stoch = dist.mode
-        else:
-            sizes = [level.stoch for level in self.levels.values()]
-            stoch = dist.sample(noise.split(sizes, -1)[list(self.levels).index(name)])
-        return {"stoch" + self.levels[name].suffix: stoch}
+            return lambda name, dist: dist.greedy_sample()
+        parts = dict(zip(self.levels, noise.split([level.stoch for level in self.levels.values()], -1)))
+        return lambda name, dist: dist.sample(parts[name])
 
     def _noise(self, *batch: int) -> Tensor:
         """One number per latent, (*batch, sum of S): uniform for categoricals, normal for Gaussians."""
@@ -246,7 +246,7 @@ class RSSM(nn.Module):
     def initial(self, batch_size: int) -> State:
         """The state before the first observation: learned (or zero) deter and the most likely latents of its prior."""
         deter = torch.tanh(self.W)
-        state = {"deter": deter, **self._prior_stats(deter)}
+        state = {"deter": deter, **self._prior_stats(deter, lambda name, dist: dist.mode)}
         return {key: value.expand(batch_size, *value.shape[1:]) for key, value in state.items()}
 
     def observe(self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None,
@@ -274,7 +274,7 @@ class RSSM(nn.Module):
         obs_out = self._obs_out_layers[0]
         embed_part = F.linear(embed, obs_out.weight[:, self.deter_size:], obs_out.bias)  # (B, T, hidden)
         deter_weight = obs_out.weight[:, :self.deter_size]
-        noise = self._noise(batch, time) if sample else None
+        noise = self._noise(batch, time).unbind(1) if sample else [None] * time
 
         first_stoch, stoch = self.flat_stoch(initial), self.flat_stoch(state)
         deter = state["deter"]
@@ -284,11 +284,11 @@ class RSSM(nn.Module):
             stoch = torch.where(reset, first_stoch, stoch)
             deter = self._advance(stoch, action_part[:, t], torch.where(reset, initial["deter"], deter))
             x = _after_linear(self._obs_out_layers, F.linear(deter, deter_weight) + embed_part[:, t])
-            post = {"deter": deter, **self._posterior_stats(deter, x, None if noise is None else noise[:, t])}
+            post = {"deter": deter, **self._posterior_stats(deter, x, self._chooser(noise[t]))}
             stoch = self.flat_stoch(post)
             steps.append(post)
         post = {key: torch.stack([step[key] for step in steps], 1) for key in steps[0]}
-        prior = {"deter": post["deter"], **self._prior_stats(post["deter"], stoch=post)}
+        prior = {"deter": post["deter"], **self._prior_stats(post["deter"], None, given=post)}
         return post, prior
 
     def obs_step(self, prev_state: State | None, prev_action: Tensor, embed: Tensor, is_first: Tensor,
@@ -300,8 +300,8 @@ class RSSM(nn.Module):
     def img_step(self, prev_state: State, prev_action: Tensor, sample: bool = True) -> State:
         """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state."""
         deter = self._advance(self.flat_stoch(prev_state), self._action_part(prev_action), prev_state["deter"])
-        noise = self._noise(len(deter)) if sample else None
-        return {"deter": deter, **self._prior_stats(deter, noise=noise)}
+        choose = self._chooser(self._noise(len(deter)) if sample else None)
+        return {"deter": deter, **self._prior_stats(deter, choose)}
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool = True) -> State:
         """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...)."""
@@ -400,24 +400,22 @@ class HierarchicalRSSM(RSSM):
     def _summarise(self, stoch_top: Tensor) -> Tensor:
         return self._top_summary(stoch_top.flatten(-2))
 
-    def _prior_stats(self, deter: Tensor, stoch: State | None = None, noise: Tensor | None = None) -> State:
+    def _prior_stats(self, deter: Tensor, choose: Callable | None, given: State | None = None) -> State:
         x = self._img_out_layers(deter)
         top = self._statistics("top", self._imgs_stat_layer["top"](x))
-        drawn = stoch if stoch is not None else self._draw("top", top, noise)
+        drawn = given or self._latents("top", top, choose)
         bottom = self._statistics("bottom", self._bottom_prior(x, self._summarise(drawn["stoch_top"])))
-        if stoch is not None:
-            return {**top, **bottom}
-        return {**top, **drawn, **bottom, **self._draw("bottom", bottom, noise)}
+        return {**top, **bottom} if given else {**top, **drawn, **bottom, **self._latents("bottom", bottom, choose)}
 
-    def _posterior_stats(self, deter: Tensor, x: Tensor, noise: Tensor | None) -> State:
+    def _posterior_stats(self, deter: Tensor, x: Tensor, choose: Callable) -> State:
         top = self._statistics("top", self._obs_stat_layer["top"](x))
-        drawn = self._draw("top", top, noise)
+        drawn = self._latents("top", top, choose)
         summary = self._summarise(drawn["stoch_top"])
         with torch.no_grad():  # Only the dynamics loss trains the prior; inside the posterior it is a constant.
             prior = self._bottom_prior(self._img_out_layers(deter), summary)
         logit = (1.0 + self._prior_weight) * prior + self._obs_stat_layer["bottom"](x) + self._top_to_post(summary)
         bottom = self._statistics("bottom", logit)
-        return {**top, **drawn, **bottom, **self._draw("bottom", bottom, noise)}
+        return {**top, **drawn, **bottom, **self._latents("bottom", bottom, choose)}
 
 
 # Encoders and decoders
@@ -482,7 +480,7 @@ class ConvEncoder(nn.Module):
         self.outdim = channels * (size[0] >> stages) * (size[1] >> stages)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.flatten(0, -4).permute(0, 3, 1, 2)  # (N, C, H, W)
+        x = (image - 0.5).flatten(0, -4).permute(0, 3, 1, 2)  # (N, C, H, W), centred at 0
         x = self.layers(x).flatten(1)
         return x.unflatten(0, image.shape[:-3])
 

@@ -1,0 +1,133 @@
+"""The whole test suite: `python test_hdreamer.py` runs this file and tests/; further arguments go to pytest.
+
+This file holds the uses that the README promises, from the command line and from Python.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+import dreamer
+import tools
+from envs import make_envs
+from replay import load_episode
+
+
+def run(logdir: pathlib.Path, *flags: str) -> list[dict]:
+    """Runs the command line at debug size and returns the lines of metrics.jsonl."""
+    assert dreamer.main(["--configs", "defaults", "debug", *flags, "--logdir", str(logdir), "--device", "cpu"]) == 0
+    return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def agent_for(config: tools.Config) -> dreamer.Dreamer:
+    envs = make_envs(config, 1, training=True)
+    envs.close()
+    return dreamer.Dreamer(envs.obs_space, envs.act_space, config, None, None)
+
+
+@pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
+def test_pong_trains_stops_and_continues_where_it_stopped(tmp_path, capsys, preset):
+    flags = ["--configs", "defaults", "debug", preset, "--task", "atari_pong", "--eval_every", "400", "--train_ratio", "2"]
+    run(tmp_path, *flags, "--steps", "600")
+    first = checkpoints.load(tmp_path / "latest.pt")
+    lines = run(tmp_path, *flags, "--steps", "900")
+    second = checkpoints.load(tmp_path / "latest.pt")
+
+    assert first["step"] == 600 and second["step"] == 900
+    # 50 prefilled steps hold the resets' observations, which are no steps; then one update per 12 agent steps, two beforehand.
+    assert first["updates"] == 2 + (600 // 4 - 49) // 12
+    assert second["updates"] - first["updates"] in (300 // 4 // 12, 300 // 4 // 12 + 1)
+    assert "Continuing at frame 600" in capsys.readouterr().out
+    stored = sum(len(load_episode(path)["reward"]) - 1 for path in (tmp_path / "train_eps").glob("*.npz"))
+    assert stored == 900 // 4
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps) and steps[-1] == 900
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert any("eval/return" in line for line in lines)
+    assert list((tmp_path / "videos").glob("openl_image_*.gif"))
+    moved = [not torch.equal(first["agent_state_dict"][key], value) for key, value in second["agent_state_dict"].items()]
+    assert np.mean(moved) > 0.9
+
+
+@pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
+@pytest.mark.parametrize("task", ["gym_CartPole-v1", "gym_Pendulum-v1"])
+def test_vector_tasks_with_discrete_and_continuous_actions_train_in_worker_processes(tmp_path, preset, task):
+    lines = run(tmp_path, "--configs", "defaults", "debug", preset, "--task", task, "--envs", "2", "--steps", "300", "--eval_every",
+                "200", "--eval_episode_num", "2", "--time_limit", "60", "--log_every", "100")
+    assert any("eval/return" in line for line in lines)
+    assert any("train/vector_loss" in line for line in lines)
+    assert not (tmp_path / "videos").exists()
+
+
+def test_two_runs_with_the_same_seed_are_the_same(tmp_path):
+    losses = []
+    for name in ("a", "b"):
+        lines = run(tmp_path / name, "--task", "atari_pong", "--steps", "320", "--eval_episode_num", "0")
+        losses.append([line["train/model_loss"] for line in lines if "train/model_loss" in line])
+    assert losses[0] and losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("presets", [["debug"], ["debug", "hdreamer"]])
+def test_a_state_dict_loads_into_a_new_agent_that_then_acts_the_same(tmp_path, presets):
+    overrides = {"task": "gym_CartPole-v1", "device": "cpu"}
+    agents = [agent_for(tools.load_config(["defaults", *presets], overrides)) for _ in range(2)]
+    torch.save({"agent_state_dict": agents[0].state_dict()}, tmp_path / "model.pt")
+    agents[1].load_state_dict(torch.load(tmp_path / "model.pt")["agent_state_dict"])
+    obs = {"vector": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "is_first": np.ones(3, bool)}
+    answers = []
+    for agent in agents:
+        torch.manual_seed(0)
+        _, state = agent.act(obs)
+        answers.append(agent.act({**obs, "is_first": np.zeros(3, bool)}, state)[1])
+    for key in answers[0]:
+        assert torch.equal(answers[0][key], answers[1][key]), key
+
+
+def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path):
+    config = tools.load_config(["defaults", "debug", "hdreamer"], {"task": "gym_CartPole-v1", "device": "cpu"})
+    rng = np.random.default_rng(0)
+    batch = {"vector": rng.normal(size=(2, 8, 4)).astype(np.float32), "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
+             "reward": rng.normal(size=(2, 8)).astype(np.float32), "is_first": np.zeros((2, 8), bool),
+             "is_terminal": np.zeros((2, 8), bool)}
+    agent = agent_for(config)
+    for _ in range(3):
+        agent.update(batch)
+    state = {"agent_state_dict": agent.state_dict(), "step": 0, "rng": checkpoints.random_state(rng),
+             "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in agent.optimizers().items()}}
+    checkpoints.save(tmp_path / "latest.pt", state)
+    for _ in range(3):
+        agent.update(batch)
+    resumed, loaded = agent_for(config), checkpoints.load(tmp_path / "latest.pt")
+    resumed.load_state_dict(loaded["agent_state_dict"])
+    for name, optimizer in resumed.optimizers().items():
+        optimizer.load_state_dict(loaded["optims_state_dict"][name])
+    checkpoints.restore_random_state(loaded["rng"], rng)
+    for _ in range(3):
+        resumed.update(batch)
+    for (name, a), b in zip(agent.state_dict().items(), resumed.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
+    for argv, words in [
+        (["--encoder.cnn_dept", "4"], ["encoder.cnn_dept", "did you mean 'encoder.cnn_depth'"]),
+        (["--configs", "hdreame"], ["did you mean 'hdreamer'"]),
+        (["--task", "pong"], ["suite"]),
+        (["--steps", "many"], ["steps", "int"]),
+        (["--seed"], ["--seed has no value"]),
+        (["seed", "1"], ["unexpected word 'seed'"]),
+        (["--task", "gym_CartPole-v1", "--noops", "3"], ["noops", "atari suite"]),
+    ]:
+        assert dreamer.main(argv) == 2
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+
+
+if __name__ == "__main__":
+    root = pathlib.Path(__file__).parent
+    sys.exit(pytest.main(["-q", str(root / "test_hdreamer.py"), str(root / "tests"), *sys.argv[1:]]))

@@ -1,0 +1,250 @@
+"""Actor and critic: returns, weights, normalisation, and which gradients flow where."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import distributions as dists
+import models
+import tools
+from dreamer import Dreamer
+
+OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
+DISCRETE, CONTINUOUS = spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))
+
+
+def make_agent(act_space=DISCRETE, **settings) -> Dreamer:
+    config = tools.load_config(["defaults", "debug"], {"task": "gym_CartPole-v1", "device": "cpu", **settings})
+    agent = Dreamer(OBS_SPACE, act_space, config)
+    with torch.no_grad():  # heads that start at zero would hide gradients
+        for head in (agent._wm.heads["reward"], agent._task_behavior.value):
+            head.mean_layer.weight.normal_()
+    return agent
+
+
+def make_batch(agent: Dreamer, batch: int = 3, time: int = 4) -> dict:
+    rng = np.random.default_rng(0)
+    terminal = np.zeros((batch, time), bool)
+    terminal[1, 2] = True
+    return {"vector": rng.normal(size=(batch, time, 4)).astype(np.float32), "is_terminal": terminal,
+            "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
+            "reward": rng.normal(size=(batch, time)).astype(np.float32), "is_first": np.zeros((batch, time), bool)}
+
+
+def starts(agent: Dreamer) -> dict:
+    data = agent._wm.preprocess(make_batch(agent))
+    _, post, _ = agent._wm.loss(data)
+    return {key: value.flatten(0, 1) for key, value in post.items()}
+
+
+def test_lambda_return_is_the_weighted_mean_of_n_step_returns():
+    horizon, lambda_ = 6, 0.9
+    reward, value, discount = (torch.randn(horizon, 2, 1, dtype=torch.float64) for _ in range(3))
+    discount = discount.sigmoid()
+    actual = models.lambda_return(reward, value, discount, lambda_)
+    assert actual.shape == (horizon - 1, 2, 1)
+    for t in range(horizon - 1):
+        n_step = []
+        for n in range(1, horizon - t):
+            total, factor = 0.0, 1.0
+            for k in range(1, n + 1):
+                total = total + factor * reward[t + k]
+                factor = factor * discount[t + k]
+            n_step.append(total + factor * value[t + n])
+        weights = [(1 - lambda_) * lambda_ ** i for i in range(len(n_step) - 1)] + [lambda_ ** (len(n_step) - 1)]
+        torch.testing.assert_close(actual[t], sum(w * r for w, r in zip(weights, n_step)))
+
+
+def test_return_range_is_a_running_mean_of_percentiles_and_never_below_one():
+    ema, expected = torch.zeros(2), np.zeros(2)
+    for _ in range(300):
+        returns = torch.randn(10, 20) * 50
+        scale = models.update_return_range(ema, returns)
+        expected = 0.99 * expected + 0.01 * np.percentile(returns.double().numpy(), [5, 95])
+    np.testing.assert_allclose(ema, expected, rtol=1e-4)
+    np.testing.assert_allclose(scale, expected[1] - expected[0], rtol=1e-4)
+    assert models.update_return_range(torch.zeros(2), torch.randn(100) * 1e-3) == 1.0
+
+
+def test_weights_start_with_the_replayed_continue_flag_and_multiply_discounts():
+    discount = torch.rand(5, 2, 1)
+    weight = models.imagination_weight(torch.tensor([[1.0], [0.0]]), discount)
+    np.testing.assert_allclose(weight[:, 0, 0], np.cumprod([1.0, *discount[1:, 0, 0].tolist()]), rtol=1e-5)
+    assert (weight[:, 1] == 0).all()
+
+
+def actor_terms(dist):
+    shape = (4, 3, 1)
+    return dict(policy=dist, returns=torch.randn(shape), baseline=torch.randn(shape), weight=torch.rand(shape), scale=torch.tensor(2.5),
+                entropy_scale=0.1)
+
+
+def test_reinforce_uses_the_normalised_advantage_and_weights_policy_and_entropy_alike():
+    policy = dists.OneHot(torch.randn(4, 3, 5), 0.01)
+    action, terms = policy.sample(), actor_terms(policy)
+    advantage = ((terms["returns"] - terms["baseline"]) / 2.5)[..., 0]
+    probs = policy.probs.double().numpy()
+    log_prob = (action.double().numpy() * np.log(probs)).sum(-1)
+    entropy = -(probs * np.log(probs)).sum(-1)
+    expected = -(terms["weight"][..., 0].double().numpy() * (log_prob * advantage.double().numpy() + 0.1 * entropy)).mean()
+    actual = models.actor_loss(action=action, gradient="reinforce", **terms)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_reinforce_reaches_the_mean_of_a_continuous_policy():
+    mean, std = torch.randn(4, 3, 2, requires_grad=True), torch.rand(4, 3, 2) + 0.5
+    policy = dists.Normal(mean, std)
+    action, terms = policy.sample(), {**actor_terms(policy), "entropy_scale": 0.0}
+    loss = models.actor_loss(action=action, gradient="reinforce", **terms)
+    grad, = torch.autograd.grad(loss, mean)
+    advantage = (terms["returns"] - terms["baseline"]) / 2.5
+    expected = -(terms["weight"] * advantage * ((action - mean) / std.square()).detach()) / 12  # d log N / d mean, by hand
+    torch.testing.assert_close(grad, expected.detach())
+
+
+def test_unknown_gradient_is_refused():
+    policy = dists.OneHot(torch.randn(4, 3, 5))
+    with pytest.raises(ValueError, match="'dynamics'"):
+        models.actor_loss(action=policy.sample(), gradient="both", **actor_terms(policy))
+
+
+@pytest.mark.parametrize("act_space, gradient", [(DISCRETE, "reinforce"), (CONTINUOUS, "dynamics")])
+def test_auto_takes_reinforce_for_discrete_and_dynamics_for_continuous_actions(act_space, gradient):
+    assert make_agent(act_space)._task_behavior.gradient == gradient
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+@pytest.mark.parametrize("act_space", [DISCRETE, CONTINUOUS])
+@pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
+def test_imagined_features_carry_a_graph_only_for_the_dynamics_gradient(hierarchical, act_space, gradient):
+    agent = make_agent(act_space, imag_gradient=gradient, hierarchical_mode=hierarchical)
+    behavior = agent._task_behavior
+    start = starts(agent)
+    feat, stats, action = behavior.imagine(agent._wm.dynamics, start, 6)
+    assert feat.shape == (6, 12, agent._wm.dynamics.feat_size) and action.shape == (5, 12, agent.codec.size)
+    assert all(value.shape[:2] == (5, 12) and value.requires_grad for value in stats.values())
+    assert feat.requires_grad == action.requires_grad == (gradient == "dynamics")
+    if gradient == "dynamics":
+        # The policy's input is a constant: a feature acts on later ones through the dynamics, not through the policy.
+        grads = torch.autograd.grad(feat[1].sum(), list(behavior.actor.parameters()), allow_unused=True)
+        assert any(grad is not None and grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("act_space, gradient", [(DISCRETE, "reinforce"), (CONTINUOUS, "reinforce"), (CONTINUOUS, "dynamics"),
+                                                 (DISCRETE, "dynamics")])
+def test_behavior_update_moves_actor_and_critic_and_nothing_else(act_space, gradient):
+    agent = make_agent(act_space, imag_gradient=gradient)
+    data = agent._wm.preprocess(make_batch(agent))
+    _, post, _ = agent._wm.loss(data)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    agent._task_behavior.update(agent._wm, post, data["cont"])
+    moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("_wm") for name in moved)
+    for part in ("actor.", "value."):
+        names = [name for name in before if name.startswith("_task_behavior." + part)]
+        assert all(name in moved for name in names), part
+    assert all(parameter.grad is None for parameter in agent._wm.parameters())
+
+
+def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
+    # Gaussian latents and most likely draws: nothing is straight-through, so finite differences can follow the gradient.
+    agent = make_agent(CONTINUOUS, dyn_discrete=0, imag_horizon=2)
+    behavior, wm, start = agent._task_behavior, agent._wm, starts(agent)
+    bias = behavior.actor.mean_layer.bias
+
+    def mean_return() -> torch.Tensor:
+        feat, _, _ = behavior.imagine(wm.dynamics, start, 2, sample=False)
+        return models.lambda_return(wm.heads["reward"](feat).mode, behavior.value(feat).mode,
+                                    0.997 * wm.heads["cont"](feat).mean, 0.95).mean()
+
+    feat, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
+    value = behavior.value(feat).mode
+    returns = models.lambda_return(wm.heads["reward"](feat).mode, value, 0.997 * wm.heads["cont"](feat).mean, 0.95)
+    loss = models.actor_loss(behavior.actor.dist(stats), action, returns, value[:-1], torch.ones_like(returns), torch.tensor(2.0),
+                             "dynamics", 0.0)
+    grad, = torch.autograd.grad(loss, bias)
+    for index in range(2):
+        slopes = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                bias[index] += sign * 1e-2
+                slopes.append(sign * mean_return().item())
+                bias[index] -= sign * 1e-2
+        assert grad[index].item() == pytest.approx(-sum(slopes) / 2e-2 / 2.0, rel=2e-2)
+
+
+def test_actions_are_no_function_of_the_features_that_the_policy_sees():
+    agent = make_agent(CONTINUOUS)
+    start = {key: value.requires_grad_() for key, value in starts(agent).items()}
+    feat, _, action = agent._task_behavior.imagine(agent._wm.dynamics, start, 4)
+    assert torch.autograd.grad(feat[-1].sum(), start["deter"], retain_graph=True)[0].any()
+    assert torch.autograd.grad(action.sum(), start["deter"], allow_unused=True) == (None,)
+
+
+def test_critic_loss_trains_the_critic_alone_and_pulls_towards_both_targets():
+    logits = torch.randn(4, 3, 255, requires_grad=True)
+    target, slow = torch.randn(4, 3, 1, requires_grad=True), torch.randn(4, 3, 1, requires_grad=True)
+    loss = models.critic_loss(dists.SymlogDisc(logits), target, slow)
+    expected = -dists.SymlogDisc(logits).log_prob(target) - dists.SymlogDisc(logits).log_prob(slow)
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.grad(loss.sum(), [target, slow], allow_unused=True) == (None, None)
+
+
+def test_slow_critic_moves_by_its_fraction_of_the_way():
+    agent = make_agent(**{"critic.slow_target_fraction": 0.25})
+    behavior = agent._task_behavior
+    slow, value = behavior._slow_value.mean_layer.weight.clone(), behavior.value.mean_layer.weight.clone()
+    behavior._update_slow_value()
+    torch.testing.assert_close(behavior._slow_value.mean_layer.weight, 0.75 * slow + 0.25 * value)
+
+
+def test_optimizer_is_adam_with_clipping_of_the_whole_gradient():
+    parameters = [torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.tensor([[3.0]]))]
+    other = torch.nn.Parameter(torch.tensor(1.0))
+    optimizer = models.Optimizer("x", parameters, lr=0.1, eps=1e-8, clip=1.0)
+    values = np.array([1.0, -2.0, 3.0])
+    first, second = np.zeros(3), np.zeros(3)
+    for step in range(1, 4):
+        metrics = optimizer.step(other * sum((parameter ** 3).sum() for parameter in parameters))
+        grad = 3 * values ** 2
+        norm = np.sqrt((grad ** 2).sum())
+        np.testing.assert_allclose(metrics["x_grad_norm"], norm, rtol=1e-4)
+        grad = grad * min(1.0, 1.0 / norm)
+        first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad ** 2
+        values = values - 0.1 * (first / (1 - 0.9 ** step)) / (np.sqrt(second / (1 - 0.999 ** step)) + 1e-8)
+        np.testing.assert_allclose(torch.cat([parameter.detach().flatten() for parameter in parameters]), values, rtol=1e-4)
+    assert other.grad is None
+
+
+@pytest.mark.parametrize("head, dist", [("reward_head", "symlog_mse"), ("reward_head", "mse"), ("reward_head", "normal"),
+                                        ("critic", "symlog_mse"), ("critic", "normal"), ("decoder", "mse"), ("decoder", "normal")])
+def test_every_head_distribution_trains(head, dist):
+    key = f"{head}.{'vector_dist' if head == 'decoder' else 'dist'}"
+    agent = make_agent(**{key: dist})
+    metrics = agent.update(make_batch(agent))
+    assert all(torch.isfinite(value) for value in metrics.values())
+
+
+def test_gaussian_latents_train():
+    agent = make_agent(CONTINUOUS, dyn_discrete=0)
+    assert all(torch.isfinite(value) for value in agent.update(make_batch(agent)).values())
+
+
+def test_acting_never_trains_and_resets_where_an_episode_begins():
+    agent = make_agent(hierarchical_mode=True)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    rng = np.random.default_rng(0)
+    obs = {"vector": rng.normal(size=(2, 4)).astype(np.float32), "is_first": np.array([True, True])}
+    _, state = agent.act(obs, training=True)
+    later = {**obs, "is_first": np.array([True, False])}
+    action, after = agent.act(later, state, training=True)
+    assert action.shape == (2,) and action.dtype.kind == "i" and DISCRETE.contains(action[0])
+    torch.testing.assert_close(after["deter"][0], state["deter"][0])  # the same initial step again
+    assert not torch.allclose(after["deter"][1], state["deter"][1])
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+
+
+def test_update_without_a_dataset_asks_for_a_batch():
+    with pytest.raises(ValueError, match="batch"):
+        make_agent().update()

@@ -1,0 +1,137 @@
+"""Replay memory and episodes on disk, with steps that can be recognised."""
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import replay
+from replay import Replay, load_episode, save_episode
+
+SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (1,), np.float32)})
+
+
+def make(capacity=100, streams=1, **kwargs) -> Replay:
+    return Replay(SPACE, 2, capacity=capacity, streams=streams, **{"batch_size": 200, "batch_length": 6, **kwargs})
+
+
+def step(values: list[float], first: bool = False) -> dict:
+    count = len(values)
+    flags = {key: np.zeros(count, bool) for key in ("is_last", "is_terminal")}
+    return {"vector": np.array(values, np.float32)[:, None], "action": np.zeros((count, 2), np.float32),
+            "reward": np.array(values, np.float32), "is_first": np.full(count, first), **flags}
+
+
+def episode(start: int, length: int) -> dict:
+    values = np.arange(start, start + length, dtype=np.float32)
+    first = np.arange(length) == 0
+    return {"vector": values[:, None], "action": np.zeros((length, 2), np.float32), "reward": values, "is_first": first,
+            "is_last": first[::-1].copy(), "is_terminal": first[::-1].copy()}
+
+
+def test_sequences_are_consecutive_or_marked_where_they_are_not():
+    memory = make(capacity=20)
+    for value in range(33):  # wraps around; 13..32 are kept
+        memory.add(step([value], first=value % 7 == 0))
+    assert len(memory) == 20
+    batch = memory.sample()
+    values, first = batch["reward"], batch["is_first"]
+    assert values.min() == 13 and values.max() == 32
+    jumps = np.diff(values) != 1
+    assert (values[:, 1:][jumps] == 13).all() and (values[:, :-1][jumps] == 32).all()
+    np.testing.assert_array_equal(first, (values % 7 == 0) | (values == 13))
+    assert (values % 7 == 0)[:, 1:-1].any(), "sequences run on over the ends of episodes"
+
+
+def test_every_stored_step_is_a_start_equally_often():
+    memory = make(capacity=60, streams=3, batch_size=20000)
+    for value in range(12):
+        memory.add(step([value, 100 + value, 200 + value]))
+    memory.add_episode(episode(300, 5))  # streams of unequal length
+    starts, counts = np.unique(memory.sample()["reward"][:, 0], return_counts=True)
+    assert len(starts) == 41
+    expected = 20000 / 41
+    assert abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_sequences_stay_in_the_stream_of_one_environment():
+    memory = make(capacity=60, streams=3)
+    for value in range(30):
+        memory.add(step([value, 100 + value, 200 + value]))
+    values = memory.sample()["reward"]
+    assert (values // 100 == values[:, :1] // 100).all()
+    assert set(np.unique(values // 100)) == {0, 1, 2}
+
+
+def test_a_stream_shorter_than_a_sequence_is_repeated_with_marked_seams():
+    memory = make()
+    for value in range(4):
+        memory.add(step([value], first=value == 0))
+    batch = memory.sample()
+    np.testing.assert_array_equal(batch["reward"][:, 1:], (batch["reward"][:, :-1] + 1) % 4)
+    np.testing.assert_array_equal(batch["is_first"], batch["reward"] == 0)
+
+
+def test_cut_off_episodes_are_marked_as_last():
+    memory = make(streams=2)
+    memory.add(step([1.0, 2.0]))
+    memory.end_episodes()
+    assert memory.sample()["is_last"].all()
+
+
+def test_images_stay_bytes_and_the_printed_size_is_the_allocated_one():
+    space = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
+    memory = Replay(space, 6, capacity=50, streams=2, batch_size=1, batch_length=1)
+    assert memory.nbytes == 50 * (64 * 64 * 3 + 6 * 4 + 4 + 3) == sum(array.nbytes for array in memory._arrays.values())
+
+
+def test_more_than_the_free_memory_is_refused_with_a_size_that_fits(monkeypatch):
+    monkeypatch.setattr(replay, "available_memory", lambda: 10_000)
+    with pytest.raises(ValueError, match="dataset_size to at most 473"):
+        make(capacity=10_000)  # 19 bytes a step
+    make(capacity=473)
+
+
+def test_an_empty_memory_says_so():
+    with pytest.raises(ValueError, match="empty"):
+        make().sample()
+
+
+def test_episodes_survive_the_disk(tmp_path):
+    saved = episode(5, 9)
+    path = save_episode(tmp_path, saved)
+    assert path.name.endswith("-9.npz") and list(tmp_path.iterdir()) == [path]
+    loaded = load_episode(path)
+    for key, value in saved.items():
+        np.testing.assert_array_equal(loaded[key], value)
+    np.testing.assert_array_equal(loaded["discount"], 1.0 - saved["is_terminal"])
+    assert replay.count_stored_steps(tmp_path) == 8
+
+
+def test_loading_keeps_the_newest_episodes_that_fit_and_skips_damaged_ones(tmp_path, capsys):
+    names = []
+    for index in range(6):
+        path = save_episode(tmp_path, episode(100 * index, 10))
+        names.append(path.rename(tmp_path / f"2026010{index}T000000-x-10.npz"))
+    names[4].write_bytes(names[4].read_bytes()[:100])
+    memory = make(capacity=25)
+    assert memory.load(tmp_path) == 3
+    assert names[4].name in capsys.readouterr().out
+    assert set(np.unique(memory.sample()["reward"] // 100)) == {2, 3, 5}
+
+
+def test_files_that_could_run_code_are_not_read(tmp_path):
+    path = tmp_path / "20260101T000000-x-2.npz"
+    np.savez(path, **{**episode(0, 2), "vector": np.array([[object()], [object()]])})
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_episode(path)
+
+
+def test_episodes_of_the_older_program_get_their_last_flag(tmp_path):
+    old = episode(0, 4)
+    del old["is_last"]
+    np.savez_compressed(tmp_path / "20260101T000000-x-4.npz", **old, logprob=np.zeros(4, np.float32))
+    memory = make()
+    assert memory.load(tmp_path) == 1
+    batch = memory.sample()
+    np.testing.assert_array_equal(batch["is_last"], batch["reward"] == 3)
+    assert "logprob" not in batch

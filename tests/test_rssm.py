@@ -1,0 +1,235 @@
+"""Latent dynamics: the formulas of the hierarchical latent, resets, gradients and counted costs."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from networks import RSSM, HierarchicalRSSM
+
+COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
+FLAT = dict(stoch=4, discrete=5)
+HIER = dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5)
+SHAPES = {
+    "flat": {"deter": (10,), "stoch": (4, 5), "logit": (4, 5)},
+    "gaussian": {"deter": (10,), "stoch": (4,), "mean": (4,), "std": (4,)},
+    "hierarchical": {"deter": (10,), "stoch_top": (2, 3), "logit_top": (2, 3), "stoch_bottom": (4, 5), "logit_bottom": (4, 5)},
+}
+
+
+def make(kind: str) -> RSSM:
+    if kind == "hierarchical":
+        rssm = HierarchicalRSSM(**HIER, **COMMON)
+        with torch.no_grad():  # leave the neutral start, so that every term of the formulas counts
+            for parameter in (rssm._top_to_prior.weight, rssm._top_to_post.weight, rssm._prior_weight, rssm.W):
+                parameter.normal_()
+        return rssm
+    return RSSM(stoch=4, discrete=5 if kind == "flat" else 0, **COMMON)
+
+
+def inputs(batch: int = 6, time: int = 5):
+    is_first = torch.zeros(batch, time, dtype=torch.bool)
+    is_first[0, 2] = is_first[3, 4] = True
+    return torch.randn(batch, time, 7), torch.randn(batch, time, 3).tanh(), is_first
+
+
+every_kind = pytest.mark.parametrize("kind", list(SHAPES))
+
+
+@every_kind
+def test_states_have_the_documented_keys_and_shapes(kind):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    post, prior = rssm.observe(embed, action, is_first)
+    expected = SHAPES[kind]
+    no_draw = {key: shape for key, shape in expected.items() if not key.startswith("stoch")}
+    state = {key: value[:, -1] for key, value in post.items()}
+    shapes = lambda state: {key: tuple(value.shape) for key, value in state.items()}
+    batched = lambda keys, *lead: {key: (*lead, *shape) for key, shape in keys.items()}
+    assert shapes(post) == batched(expected, 6, 5)
+    assert shapes(prior) == batched(no_draw, 6, 5)
+    assert shapes(rssm.initial(6)) == batched(expected, 6)
+    assert shapes(rssm.img_step(state, action[:, 0])) == batched(expected, 6)
+    assert shapes(rssm.imagine_with_action(action, state)) == batched(expected, 6, 5)
+    step_post, step_prior = rssm.obs_step(state, action[:, 0], embed[:, 0], is_first[:, 0])
+    assert shapes(step_post) == batched(expected, 6) and shapes(step_prior) == batched(no_draw, 6)
+    assert rssm.get_feat(post).shape == (6, 5, rssm.feat_size)
+    assert rssm.flat_stoch(post).shape == (6, 5, rssm.stoch_size)
+    assert rssm.get_dist(post).log_prob(rssm.get_dist(post).sample()).shape == (6, 5)
+    assert rssm.entropy(prior).shape == (6, 5)
+    assert all(kl.shape == (6, 5) for kl in rssm.kl_per_level(post, prior).values())
+    assert [x.shape for x in rssm.kl_loss(post, prior, 1.0, 0.5, 0.1)] == [(6, 5)] * 4
+    assert [x.shape for x in rssm.kl_loss(step_post, step_prior, 1.0, 0.5, 0.1)] == [(6,)] * 4
+
+
+def test_features_are_top_bottom_deter_in_this_order():
+    rssm = make("hierarchical")
+    post, _ = rssm.observe(*inputs())
+    expected = torch.cat([post["stoch_top"].flatten(2), post["stoch_bottom"].flatten(2), post["deter"]], -1)
+    assert torch.equal(rssm.get_feat(post), expected)
+
+
+@every_kind
+def test_single_steps_filter_as_the_whole_sequence_does(kind):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    post, prior = rssm.observe(embed, action, is_first, sample=False)
+    state = None
+    for t in range(5):
+        state, step_prior = rssm.obs_step(state, action[:, t], embed[:, t], is_first[:, t], sample=False)
+        for key, value in state.items():
+            torch.testing.assert_close(value, post[key][:, t], msg=key)
+        for key, value in step_prior.items():
+            torch.testing.assert_close(value, prior[key][:, t], msg=key)
+
+
+@every_kind
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.float(), lambda x: x[..., None], lambda x: x.float()[..., None]])
+def test_a_reset_starts_from_the_initial_state_without_an_action(kind, form):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    post, _ = rssm.observe(embed, action, form(is_first), sample=False)
+    fresh, _ = rssm.observe(embed[:, 2:], torch.zeros_like(action[:, 2:]), is_first[:, 2:], sample=False)
+    other = [row for row in range(6) if row != 0]
+    torch.testing.assert_close(post["deter"][0, 2], fresh["deter"][0, 0])
+    assert not torch.isclose(post["deter"][other, 2], fresh["deter"][other, 0]).all(-1).any()
+
+
+@every_kind
+def test_a_sequence_without_a_state_starts_anew_whatever_its_first_flag_and_action(kind):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    flagged = is_first.clone()
+    flagged[:, 0] = True
+    a, _ = rssm.observe(embed, action, is_first, sample=False)
+    b, _ = rssm.observe(embed, action, flagged, rssm.img_step(rssm.initial(6), action[:, 0]), sample=False)
+    torch.testing.assert_close(a["deter"], b["deter"])
+
+
+@every_kind
+def test_arguments_are_never_written_to(kind):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    state = {key: value.detach().clone() for key, value in rssm.initial(6).items()}
+    given = [embed, action, is_first, *state.values()]
+    before = [value.clone() for value in given]
+    rssm.observe(embed, action, is_first, state)
+    rssm.img_step(state, action[:, 0])
+    assert all(torch.equal(a, b) for a, b in zip(given, before))
+
+
+def test_hierarchical_logits_follow_the_formulas_in_float64():
+    rssm = make("hierarchical")
+    embed, action, is_first = inputs()
+    post, prior = rssm.observe(embed, action, is_first)
+    rssm = rssm.double()
+    h = post["deter"].double()
+    x_p = rssm._img_out_layers(h)
+    x_q = rssm._obs_out_layers(torch.cat([h, embed.double()], -1))
+    weights = {name: value.detach() for name, value in rssm.named_parameters()}
+    linear = lambda name, x: x @ weights[name + ".weight"].T + weights.get(name + ".bias", 0.0)
+    silu = lambda x: x / (1 + torch.exp(-x))
+    c = silu(linear("_top_summary.0", post["stoch_top"].double().flatten(-2)))
+    d = weights["_prior_weight"]
+    bottom_prior = linear("_imgs_stat_layer.bottom", x_p) + linear("_top_to_prior", c)
+    delta = linear("_obs_stat_layer.bottom", x_q) + linear("_top_to_post", c) + d * bottom_prior
+    expected = {"top prior": (prior["logit_top"], linear("_imgs_stat_layer.top", x_p)),
+                "top posterior": (post["logit_top"], linear("_obs_stat_layer.top", x_q)),
+                "bottom prior": (prior["logit_bottom"], bottom_prior),
+                "bottom posterior": (post["logit_bottom"], bottom_prior + delta)}
+    for name, (actual, value) in expected.items():
+        np.testing.assert_allclose(actual.detach().flatten(2), value.detach(), atol=1e-5, err_msg=name)
+
+
+def test_a_weight_of_minus_one_takes_the_prior_out_of_the_posterior_exactly():
+    rssm = make("hierarchical")
+    deter, x = torch.randn(6, 10), torch.randn(6, 12)
+    with torch.no_grad():
+        rssm._prior_weight.fill_(-1.0)
+        rssm._imgs_stat_layer["bottom"].weight.mul_(1e6)
+        large = rssm._posterior_stats(deter, x, rssm._chooser(None))
+        rssm._imgs_stat_layer["bottom"].weight.zero_()
+        none = rssm._posterior_stats(deter, x, rssm._chooser(None))
+    assert torch.equal(large["logit_bottom"], none["logit_bottom"])
+
+
+def test_only_the_dynamics_loss_trains_the_bottom_prior():
+    rssm = make("hierarchical")
+    embed, action, is_first = inputs()
+    # The initial latents are the prior's mode; a given state keeps the prior out of what precedes the posterior.
+    start = {key: x.detach() for key, x in rssm.initial(6).items()}
+    post, prior = rssm.observe(embed, action, torch.zeros_like(is_first), start)
+    weights = [rssm._imgs_stat_layer["bottom"].weight, rssm._top_to_prior.weight]
+    reaches = lambda loss: [bool(grad.any()) for grad in torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True,
+                                                                            materialize_grads=True)]
+    _, _, dyn, rep = rssm.kl_loss(post, prior, 0.0, 1.0, 1.0)
+    assert reaches(sum(x.square().sum() for key, x in post.items() if key.startswith("logit"))) == [False, False]
+    assert reaches(rep.sum()) == [False, False]
+    assert reaches(dyn.sum()) == [True, True]
+
+
+def test_the_summary_passes_gradients_back_into_the_top_latent():
+    rssm = make("hierarchical")
+    post, prior = rssm.observe(*inputs())
+    grad, = torch.autograd.grad(prior["logit_bottom"].square().sum(), rssm._obs_stat_layer["top"].weight)
+    assert grad.abs().sum() > 0
+
+
+def test_every_parameter_of_a_fresh_hierarchical_model_learns_within_two_steps():
+    rssm = HierarchicalRSSM(**HIER, **COMMON)
+    readout = torch.nn.Linear(rssm.feat_size, 5)
+    optimizer = torch.optim.SGD([*rssm.parameters(), *readout.parameters()], lr=0.1)
+    target = torch.randn(6, 5, 5)
+    embed, action, is_first = inputs()
+    for _ in range(2):
+        optimizer.zero_grad()
+        post, prior = rssm.observe(embed, action, is_first)
+        loss = rssm.kl_loss(post, prior, 0.0, 0.5, 0.1)[0].mean() + (readout(rssm.get_feat(post)) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert [name for name, p in rssm.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+def test_kl_per_level_and_its_clipping_match_float64_by_hand(kind):
+    rssm = make(kind)
+    post, prior = rssm.observe(*inputs())
+    expected = {}
+    for name, level in rssm.levels.items():
+        p, q = (state["logit" + level.suffix].detach().double().numpy() for state in (post, prior))
+        p, q = (0.99 * np.exp(x) / np.exp(x).sum(-1, keepdims=True) + 0.01 / level.discrete for x in (p, q))
+        expected[name] = (p * np.log(p / q)).sum((-1, -2))
+        np.testing.assert_allclose(rssm.kl_per_level(post, prior)[name].detach(), expected[name], rtol=1e-4)
+    free = float(np.median(np.stack(list(expected.values()))))  # so that some steps are clipped and some are not
+    loss, value, dyn, rep = rssm.kl_loss(post, prior, free, 0.5, 0.1)
+    clipped = sum(np.maximum(kl, free) for kl in expected.values())
+    np.testing.assert_allclose(value, sum(expected.values()), rtol=1e-4)
+    np.testing.assert_allclose(dyn.detach(), clipped, rtol=1e-4)
+    np.testing.assert_allclose(rep.detach(), clipped, rtol=1e-4)
+    np.testing.assert_allclose(loss.detach(), 0.6 * clipped, rtol=1e-4)
+
+
+def test_imagined_bottom_latents_follow_the_imagined_top():
+    rssm = make("hierarchical")
+    state = rssm.img_step(rssm.initial(500), torch.zeros(500, 3))
+    by_top = {}
+    for top, logit in zip(state["stoch_top"].detach().flatten(1), state["logit_bottom"].detach()):
+        by_top.setdefault(tuple(top.round().int().tolist()), []).append(logit)
+    assert len(by_top) == 9
+    for logits in by_top.values():
+        torch.testing.assert_close(logits[0].expand(len(logits), -1, -1), torch.stack(logits))
+    means = torch.stack([logits[0] for logits in by_top.values()])
+    assert means.std(0).min() > 1e-3
+
+
+def test_wrong_sizes_and_keywords_are_refused():
+    with pytest.raises(ValueError, match="dyn_discrete_bottom"):
+        HierarchicalRSSM(**{**HIER, "discrete_bottom": 1}, **COMMON)
+    with pytest.raises(ValueError, match="dyn_stoch"):
+        RSSM(stoch=0, discrete=4, **COMMON)
+    with pytest.raises(TypeError):
+        RSSM(stoch=4, discrete=4, units=3, **COMMON)
+    with pytest.raises(ValueError, match="'zeros'"):
+        RSSM(**FLAT, **COMMON, initial="zero")
+    with pytest.raises(ValueError, match="top, bottom"):
+        make("hierarchical").get_dist({}, "middle")
