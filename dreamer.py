@@ -5,6 +5,7 @@
 --configs names presets of configs.yaml, and every setting in that file is a flag (--seed 1 --encoder.cnn_depth 16).
 """
 
+import copy
 import datetime
 import pathlib
 import sys
@@ -22,7 +23,7 @@ import tools
 from collect import Collector, Finished
 from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec
-from models import ImagBehavior, Metrics, WorldModel
+from models import ImagBehavior, Metrics, Optimizer, WorldModel
 from replay import Replay, count_stored_steps
 
 
@@ -33,15 +34,16 @@ class Dreamer(nn.Module):
         obs_space: gymnasium Dict of a single environment's observations, images (H, W, C) uint8 and vectors (n,) float32.
         act_space: a single environment's action space.
         config: settings, from `tools.load_config`.
-        logger: unused unless given; episodes and videos are logged by the training loop.
+        logger: where an agent may log by itself; this one returns its metrics instead. May be None.
         dataset: iterator of batches that `update` draws from, for example a `Replay`; may be None.
     """
 
     def __init__(self, obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space, config: tools.Config, logger=None,
                  dataset: Iterator[dict] | None = None):
         super().__init__()
-        config.device = tools.pick_device(config.device)
-        self._config, self._logger, self._dataset = config, logger, dataset
+        config = copy.deepcopy(config)
+        config.device = self.device = tools.pick_device(config.device)
+        self._dataset = dataset
         self.codec = ActionCodec(act_space)
         self._wm = WorldModel(obs_space, self.codec.size, config)
         self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.size, self.codec.classes, config)
@@ -80,13 +82,20 @@ class Dreamer(nn.Module):
             if self._dataset is None:
                 raise ValueError("update() needs a batch, since the agent was built without a dataset")
             batch = next(self._dataset)
+        missing = {"action", "reward", "is_first", "is_terminal"} - set(batch)
+        if missing:
+            raise ValueError(f"a batch needs {', '.join(sorted(missing))} beside the observation; it has {', '.join(sorted(batch))}")
         data = self._wm.preprocess(batch)
         post, metrics = self._wm.update(data)
         metrics.update(self._task_behavior.update(self._wm, post, data["cont"]))
         self.updates += 1
         return metrics
 
-    def optimizers(self) -> dict:
+    def video_pred(self, batch: dict) -> dict[str, np.ndarray]:
+        """Open-loop predictions of images, see `WorldModel.video_pred`."""
+        return self._wm.video_pred(batch)
+
+    def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by the names that they have in checkpoints."""
         return {
             "_wm._model_opt._opt": self._wm._model_opt,
@@ -98,13 +107,16 @@ class Dreamer(nn.Module):
 class Training:
     """A run: environments, replay memory, agent and logger, and the loop that connects them.
 
+    Building it takes up what the logdir holds of an earlier run.
+
     Args:
         config: settings, from `tools.load_config`.
     """
 
     def __init__(self, config: tools.Config):
         self.config = config
-        self.logdir = pathlib.Path(config.logdir or f"logdir/{datetime.datetime.now():%Y%m%d-%H%M%S}-{config.task.replace('/', '_')}")
+        default = f"logdir/{datetime.datetime.now():%Y%m%d-%H%M%S}-{config.task.replace('/', '_')}"
+        self.logdir = pathlib.Path(config.logdir or default)
         self.logdir.mkdir(parents=True, exist_ok=True)
         tools.set_seed(config.seed)
         tools.keep_freed_memory()
@@ -117,10 +129,16 @@ class Training:
         self.logger = tools.Logger(self.logdir)
         self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, self.logger, self.replay)
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
-        self.step = 0  # frames
         self.stop = tools.StopSignal()
-        print(f"Run in {self.logdir} on {config.device}: {sum(p.numel() for p in self.agent.parameters()):,} parameters, replay "
+        print(f"Run in {self.logdir} on {self.agent.device}: {sum(p.numel() for p in self.agent.parameters()):,} parameters, replay "
               f"memory of {self.replay.capacity:,} steps in {self.replay.nbytes:,} bytes.")
+        self.resume()
+        self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=self._env_seed(), training=True)
+        self.should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.step)
+        self.should_save = tools.Timer(config.checkpoint_every)
+        self.should_log = tools.Every(config.log_every, self.step)
+        self.log_timer = tools.Timer(60.0)
+        self.speed = tools.Speed(fps=self.step, updates_per_second=self.agent.updates)
 
     def _replay_capacity(self) -> int:
         """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
@@ -128,39 +146,35 @@ class Training:
 
     def run(self) -> None:
         """Trains until `steps` frames have been collected, or until it is told to stop; saves everything at the end."""
-        config = self.config
         with self.stop:
-            self.resume()
-            should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.step)
-            should_save = tools.Timer(config.checkpoint_every)
-            collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=self._env_seed(), training=True)
-            self.prefill(collector)
+            self.prefill()
             self.pretrain()
-            new_steps = 0
-            while self.step < config.steps and not self.stop:
-                collector.send(self.agent)
-                for _ in range(self.budget.due(new_steps)):
+            while self.step < self.config.steps and not self.stop:
+                self.collector.send(self.agent)
+                for _ in range(self.budget.take()):
                     self.logger.add(self.agent.update(), prefix="train")
-                new_steps, finished = collector.receive()
+                new_steps, finished = self.collector.receive()
+                self.budget.add(new_steps)
                 self.advance(new_steps, finished)
-                if should_eval(self.step):
+                if self.should_eval(self.step):
                     self.evaluate()
                     self.save()
-                    should_save.restart()
-                if should_save():
+                if self.should_save():
                     self.save()
-            collector.close_episodes()
+            self.collector.close_episodes()
             self.save()
         self.close()
 
-    def prefill(self, collector: Collector) -> None:
+    def prefill(self) -> None:
         """Collects the first steps with random actions."""
-        if len(self.replay) >= self.config.prefill:
+        if self.replayed_steps >= self.config.prefill:
             return
         policy = exploration.Random(self.agent.codec, self.config.seed)
-        while len(self.replay) < self.config.prefill and not self.stop:
-            self.advance(*collector.step(policy))
-        collector.restart()  # the agent begins with episodes that it has seen from the start
+        while self.replayed_steps < self.config.prefill and not self.stop:
+            new_steps, finished = self.collector.step(policy)
+            self.replayed_steps += new_steps
+            self.advance(new_steps, finished)
+        self.collector.restart()  # the agent begins with episodes that it has seen from the start
 
     def pretrain(self) -> None:
         """Trains on the prefilled memory before the agent first acts."""
@@ -168,7 +182,7 @@ class Training:
             self.logger.add(self.agent.update(), prefix="train")
             self.log()
 
-    def advance(self, new_steps: int, finished: list) -> None:
+    def advance(self, new_steps: int, finished: list[Finished]) -> None:
         """Counts collected steps and logs finished episodes."""
         self.step += new_steps * self.config.action_repeat
         for episode in finished:
@@ -177,13 +191,10 @@ class Training:
 
     def log(self) -> None:
         """Writes metrics every `log_every` frames or 60 seconds."""
-        if self._should_log(self.step) or self._log_timer():
-            self._log_timer.restart()
-            now = time.monotonic()
-            seconds = now - self._last_log[0]
-            self.logger.add({"fps": (self.step - self._last_log[1]) / seconds, "updates": self.agent.updates,
-                             "updates_per_second": (self.agent.updates - self._last_log[2]) / seconds}, prefix="time")
-            self._last_log = (now, self.step, self.agent.updates)
+        if self.should_log(self.step) or self.log_timer():
+            self.log_timer.restart()
+            self.logger.add({**self.speed(fps=self.step, updates_per_second=self.agent.updates), "updates": self.agent.updates},
+                            prefix="time")
             self.logger.write(self.step)
 
     def evaluate(self) -> None:
@@ -195,7 +206,7 @@ class Training:
             self.logger.add({"return": episode.score, "length": episode.length}, prefix="eval")
         if self.config.video_pred_log:
             batch = {key: value[:6] for key, value in self.replay.sample().items()}
-            for key, video in self.agent._wm.video_pred(batch).items():
+            for key, video in self.agent.video_pred(batch).items():
                 self.logger.video(f"openl_{key}", video, self.step)
         self.logger.write(self.step)
 
@@ -210,12 +221,13 @@ class Training:
             "random_state": checkpoints.random_state(self.replay.rng),
             "config": tools.plain(self.config),
         })
+        self.should_save.restart()
 
     def resume(self) -> None:
         """Continues from what the logdir holds: episodes, and latest.pt if there is one."""
         directory = self.logdir / "train_eps"
-        episodes = self.replay.load(directory)
-        self.step = count_stored_steps(directory) * self.config.action_repeat
+        self.replayed_steps = self.replay.load(directory)
+        self.step = count_stored_steps(directory) * self.config.action_repeat  # frames
         path = self.logdir / "latest.pt"
         if path.exists():
             checkpoint = checkpoints.load(path)
@@ -226,10 +238,7 @@ class Training:
             self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
             checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
         if self.step:
-            print(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {episodes} episodes.")
-        self._should_log = tools.Every(self.config.log_every, self.step)
-        self._log_timer = tools.Timer(60.0)
-        self._last_log = (time.monotonic(), self.step, self.agent.updates)
+            print(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {self.replayed_steps:,} steps in memory.")
 
     def close(self) -> None:
         """Ends environments and writers."""
@@ -246,7 +255,7 @@ class Training:
         return int(np.random.SeedSequence(key, spawn_key=(int(training),)).generate_state(1)[0] >> 2)
 
 
-def evaluate(policy, envs: EnvBatch, episodes: int, seed: int, stop: bool = False) -> list[Finished]:
+def evaluate(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False) -> list[Finished]:
     """Plays episodes with a policy that is not exploring.
 
     Each environment plays a fixed share of them: to take whichever end first would favour short episodes.

@@ -93,8 +93,8 @@ class WorldModel(nn.Module):
                 continue
             value = torch.as_tensor(value).to(self._config.device, non_blocking=True)
             data[key] = value.float() / 255.0 if value.dtype == torch.uint8 else value
-        for key in data.keys() & {"reward", "discount"}:
-            data[key] = data[key].float().unsqueeze(-1)
+        if "reward" in data:
+            data["reward"] = data["reward"].float().unsqueeze(-1)
         if "is_terminal" in data:
             data["cont"] = 1.0 - data["is_terminal"].float().unsqueeze(-1)
         return data
@@ -143,11 +143,12 @@ class WorldModel(nn.Module):
         """Open-loop predictions: `context` steps are observed, the rest is predicted from the actions alone.
 
         Args:
-            batch: arrays (B, T, ...) as they come from replay.
+            batch: arrays (B, T, ...) as they come from replay, T at least 2.
         Returns:
             for every decoded image a video (T, 3 H, B W, C) in [0, 1]: from above truth, prediction and error (0.5: none).
         """
         data = self.preprocess(batch)
+        context = min(context, data["action"].shape[1] - 1)
         seen = {key: value[:, :context] for key, value in data.items()}
         post, _ = self.dynamics.observe(self.encoder(seen), seen["action"], seen["is_first"])
         last = {key: value[:, -1] for key, value in post.items()}

@@ -102,7 +102,11 @@ class Replay:
         return self.sample()
 
     def load(self, directory: pathlib.Path) -> int:
-        """Appends the newest episodes on disk that fit, oldest first, and returns how many; damaged files are named and skipped."""
+        """Appends the newest episodes on disk that fit, oldest first; damaged files are named and skipped.
+
+        Returns:
+            agent steps loaded; the first observation of an episode is not a step.
+        """
         episodes, room = [], self.capacity
         for path in sorted(directory.glob("*.npz"), reverse=True):
             if room <= 0:
@@ -119,7 +123,7 @@ class Replay:
             room -= len(episode["reward"])
         for episode in reversed(episodes):
             self.add_episode(episode)
-        return len(episodes)
+        return sum(len(episode["reward"]) - 1 for episode in episodes)
 
 
 def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray]) -> pathlib.Path:

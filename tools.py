@@ -243,6 +243,23 @@ class Timer:
         self._last = time.monotonic()
 
 
+class Speed:
+    """Rates of counters between calls, per second.
+
+    Args:
+        counts: starting values by the names of the rates.
+    """
+
+    def __init__(self, **counts: int):
+        self._counts, self._time = counts, time.monotonic()
+
+    def __call__(self, **counts: int) -> dict[str, float]:
+        now = time.monotonic()
+        rates = {name: (count - self._counts[name]) / (now - self._time) for name, count in counts.items()}
+        self._counts, self._time = counts, now
+        return rates
+
+
 class StopSignal:
     """True once Ctrl-C or SIGTERM has asked the program to end; a second Ctrl-C ends it at once. Use as a context manager."""
 
@@ -278,8 +295,12 @@ class UpdateBudget:
         self._updates_per_step = train_ratio / batch_steps
         self.credit = 0.0  # updates due, fractions carried over
 
-    def due(self, new_steps: int) -> int:
-        self.credit += new_steps * self._updates_per_step
+    def add(self, steps: int) -> None:
+        """Counts collected agent steps."""
+        self.credit += steps * self._updates_per_step
+
+    def take(self) -> int:
+        """The number of updates that are due now."""
         updates = int(self.credit)
         self.credit -= updates
         return updates
