@@ -1,23 +1,20 @@
 """Checkpoints on disk: written at once or not at all, read without running code."""
 
-import os
 import pathlib
 import random
 
 import numpy as np
 import torch
 
+import tools
+
 VERSION = 1
 
 
 def save(path: pathlib.Path, checkpoint: dict) -> None:
     """Writes a dict of tensors and plain containers; the file under `path` is replaced only when the new one is complete."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with tools.replacing(path) as file:
         torch.save({"version": VERSION, **checkpoint}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def load(path: pathlib.Path) -> dict:

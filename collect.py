@@ -20,6 +20,9 @@ class Finished(NamedTuple):
 class Collector:
     """Steps several environments with a policy, one step at a time.
 
+    A policy is anything with `act(obs, state, training) -> (actions, state)`, where state["action"] holds the actions as the
+    vectors (N, A) that are stored; see `Dreamer.act`.
+
     Args:
         envs: the environments.
         replay: where steps are stored; None to store none.
@@ -39,7 +42,7 @@ class Collector:
         self._lengths = np.zeros(self._envs.count, int)
         self._episodes = [[] for _ in range(self._envs.count)]
         self._obs = self._envs.reset(seed)
-        self._vectors = None
+        self._action_vectors = None
         self._store(self._obs)
 
     def restart(self) -> None:
@@ -50,7 +53,7 @@ class Collector:
     def send(self, policy) -> None:
         """Lets the policy act and starts the environments' step."""
         actions, self._state = policy.act(self._obs, self._state, self._training)
-        self._vectors = self._state["action"].cpu().numpy()
+        self._action_vectors = self._state["action"].cpu().numpy()
         self._envs.send(actions)
 
     def receive(self) -> tuple[int, list[Finished]]:
@@ -83,9 +86,9 @@ class Collector:
     def _store(self, obs: dict[str, np.ndarray]) -> None:
         if self._replay is None:
             return
-        if self._vectors is None:
-            self._vectors = np.zeros((self._envs.count, self._replay.action_size), np.float32)
-        step = {**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), self._vectors)}
+        if self._action_vectors is None:
+            self._action_vectors = np.zeros((self._envs.count, self._replay.action_size), np.float32)
+        step = {**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), self._action_vectors)}
         self._replay.add(step)
         if self._directory is not None:
             for env, episode in enumerate(self._episodes):

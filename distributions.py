@@ -4,6 +4,7 @@ Every distribution has the properties `mode` and `mean`, and `sample()`, `log_pr
 one number per event. All arithmetic is float32, whatever the precision of the inputs.
 """
 
+import copy
 import math
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|), which squashes large magnitudes (Hafner et al. 2023, eq. 9)."""
+    """sign(x) log(1 + |x|), which squashes large magnitudes (Hafner et al. 2023)."""
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
@@ -33,23 +34,28 @@ def sample_onehot(probs: Tensor, uniform: Tensor) -> Tensor:
     cdf = probs.detach().cumsum(-1)
     # The last class is left out of the comparison, so rounding in the cumulative sum can never select a class beyond it.
     index = (uniform.unsqueeze(-1) >= cdf[..., :-1]).sum(-1, keepdim=True)  # (..., 1)
-    return (index == torch.arange(probs.shape[-1], device=probs.device)).float()
+    return _one_hot(index, probs.shape[-1])
+
+
+def _one_hot(index: Tensor, classes: int) -> Tensor:
+    """(..., 1) -> (..., classes), without the detour of `torch.nn.functional.one_hot` over int64."""
+    return (index == torch.arange(classes, device=index.device)).float()
 
 
 def _sum_events(x: Tensor, dims: int) -> Tensor:
-    return x.sum(tuple(range(-dims, 0))) if dims else x
+    return x.sum(tuple(range(-dims, 0)))
 
 
 class OneHot:
     """One-hot categoricals with straight-through gradients.
 
     Args:
-        logits: (..., K), or (..., S, K) with `event_dims=1`, where S independent categoricals form one event.
+        logits: (..., K), or (..., S, K) with `event_dims=2`, where S independent categoricals form one event.
         unimix_ratio: share of the uniform distribution mixed into the probabilities.
-        event_dims: how many dimensions before the last belong to one event.
+        event_dims: how many of the last dimensions form one event.
     """
 
-    def __init__(self, logits: Tensor, unimix_ratio: float = 0.0, event_dims: int = 0):
+    def __init__(self, logits: Tensor, unimix_ratio: float = 0.0, event_dims: int = 1):
         if unimix_ratio > 0.0:
             probs = torch.softmax(logits.float(), -1)
             self.probs = (1.0 - unimix_ratio) * probs + unimix_ratio / logits.shape[-1]
@@ -61,13 +67,12 @@ class OneHot:
 
     def detach(self) -> "OneHot":
         """The same distribution as a constant."""
-        copy = object.__new__(OneHot)
-        copy.probs, copy.log_probs, copy.event_dims = self.probs.detach(), self.log_probs.detach(), self.event_dims
-        return copy
+        constant = copy.copy(self)
+        constant.probs, constant.log_probs = self.probs.detach(), self.log_probs.detach()
+        return constant
 
     def _most_likely(self) -> Tensor:
-        index = self.probs.argmax(-1, keepdim=True)
-        return (index == torch.arange(self.probs.shape[-1], device=self.probs.device)).float()
+        return _one_hot(self.probs.argmax(-1, keepdim=True), self.probs.shape[-1])
 
     @property
     def mean(self) -> Tensor:
@@ -85,25 +90,26 @@ class OneHot:
         return sample_onehot(self.probs, uniform) + self.probs - self.probs.detach()
 
     def greedy_sample(self) -> Tensor:
-        """As `sample`, but always the most likely classes."""
+        """As `sample`, with the same gradient, but always the most likely classes: for comparisons without randomness."""
         return self._most_likely() + self.probs - self.probs.detach()
 
     def log_prob(self, x: Tensor) -> Tensor:
         assert x.shape == self.log_probs.shape, (x.shape, self.log_probs.shape)
-        return _sum_events((x * self.log_probs).sum(-1), self.event_dims)
+        return _sum_events(x * self.log_probs, self.event_dims)
 
     def entropy(self) -> Tensor:
-        return _sum_events(-(self.probs * self.log_probs).sum(-1), self.event_dims)
+        return -_sum_events(self.probs * self.log_probs, self.event_dims)
 
     def kl(self, other: "OneHot") -> Tensor:
         """KL(self || other) in nats, summed over the event."""
-        return _sum_events((self.probs * (self.log_probs - other.log_probs)).sum(-1), self.event_dims)
+        return _sum_events(self.probs * (self.log_probs - other.log_probs), self.event_dims)
 
 
 class Normal:
     """Independent Gaussians; the last `event_dims` dimensions form one event.
 
-    With `bound`, samples and mode are pulled back onto [-bound, bound], which leaves their gradient's direction unchanged.
+    With `bound`, samples and mode are pulled back onto [-bound, bound] by a constant factor, which leaves their gradient's
+    direction unchanged; log-probability and entropy stay those of the unbounded Gaussian.
     """
 
     def __init__(self, mean: Tensor, std: Tensor | float, event_dims: int = 1, bound: float | None = None):
@@ -127,7 +133,7 @@ class Normal:
 
     @property
     def mode(self) -> Tensor:
-        return self._bounded(self.loc)
+        return self.mean
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
         noise = torch.randn_like(self.loc) if noise is None else noise
@@ -156,12 +162,12 @@ class Joint:
     """Independent distributions side by side; an event is their flattened events concatenated along the last dimension.
 
     Args:
-        dists: the parts; each one's event lies in its last `1 + event_dims` dimensions.
+        dists: the parts; each one's event lies in its last `event_dims` dimensions.
     """
 
     def __init__(self, dists: list):
         self.dists = dists
-        self.shapes = [dist.mode.shape[-1 - dist.event_dims:] for dist in dists]
+        self.shapes = [dist.mode.shape[-dist.event_dims:] for dist in dists]
 
     def _concat(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([part.flatten(-len(shape)) for part, shape in zip(parts, self.shapes)], -1)
@@ -188,6 +194,8 @@ class Joint:
 class Bernoulli:
     """Binary values of an event of shape (D,), from logits (..., D)."""
 
+    event_dims = 1
+
     def __init__(self, logits: Tensor):
         self.logits = logits.float()
 
@@ -207,17 +215,17 @@ class Bernoulli:
         return (x * F.logsigmoid(self.logits) + (1.0 - x) * F.logsigmoid(-self.logits)).sum(-1)
 
     def entropy(self) -> Tensor:
-        p = self.mean
-        return -(p * F.logsigmoid(self.logits) + (1.0 - p) * F.logsigmoid(-self.logits)).sum(-1)
+        return -self.log_prob(self.mean)
 
 
 class SymlogDisc:
-    """A scalar as a categorical over 255 bins that are evenly spaced in symlog space (Hafner et al. 2023, eqs. 10-12).
+    """A scalar as a categorical over 255 bins that are evenly spaced in symlog space (Hafner et al. 2023, "Critic learning").
 
     Args:
         logits: (..., 255). Events have shape (1,): `mode` and `mean` are (..., 1).
     """
 
+    event_dims = 1
     LIMIT = 20.0
     BINS = 255
 

@@ -5,11 +5,11 @@
 --configs names presets of configs.yaml, and every setting in that file is a flag (--seed 1 --encoder.cnn_depth 16).
 """
 
+import contextlib
 import copy
 import datetime
 import pathlib
 import sys
-import time
 from typing import Iterator
 
 import gymnasium
@@ -61,7 +61,7 @@ class Dreamer(nn.Module):
             N actions that the environment takes, and the state for the next call, with the action vector (N, A) under "action".
         """
         data = self._wm.preprocess(obs)
-        embed = self._wm.encoder({key: value[:, None] for key, value in data.items()})[:, 0]  # (N, E)
+        embed = self._wm.encoder(data)  # (N, E)
         is_first = data.get("is_first", torch.zeros(len(embed), device=embed.device))
         if state is None:
             latent, action = None, torch.zeros(len(embed), self.codec.size, device=embed.device)
@@ -87,7 +87,7 @@ class Dreamer(nn.Module):
             raise ValueError(f"a batch needs {', '.join(sorted(missing))} beside the observation; it has {', '.join(sorted(batch))}")
         data = self._wm.preprocess(batch)
         post, metrics = self._wm.update(data)
-        metrics.update(self._task_behavior.update(self._wm, post, data["cont"]))
+        metrics.update(self._task_behavior.update(self._wm, post, data["cont"], self.updates))
         self.updates += 1
         return metrics
 
@@ -132,8 +132,8 @@ class Training:
         self.stop = tools.StopSignal()
         print(f"Run in {self.logdir} on {self.agent.device}: {sum(p.numel() for p in self.agent.parameters()):,} parameters, replay "
               f"memory of {self.replay.capacity:,} steps in {self.replay.nbytes:,} bytes.")
-        self.resume()
-        self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=self._env_seed(), training=True)
+        self.stored_steps = self.resume()
+        self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step), training=True)
         self.should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.step)
         self.should_save = tools.Timer(config.checkpoint_every)
         self.should_log = tools.Every(config.log_every, self.step)
@@ -146,7 +146,7 @@ class Training:
 
     def run(self) -> None:
         """Trains until `steps` frames have been collected, or until it is told to stop; saves everything at the end."""
-        with self.stop:
+        with self.stop, contextlib.closing(self):
             self.prefill()
             self.pretrain()
             while self.step < self.config.steps and not self.stop:
@@ -163,16 +163,16 @@ class Training:
                     self.save()
             self.collector.close_episodes()
             self.save()
-        self.close()
+        print(f"Stopped at frame {self.step:,}. To continue, use the same command with --logdir {self.logdir}")
 
     def prefill(self) -> None:
         """Collects the first steps with random actions."""
-        if self.replayed_steps >= self.config.prefill:
+        if self.stored_steps >= self.config.prefill:
             return
         policy = exploration.Random(self.agent.codec, self.config.seed)
-        while self.replayed_steps < self.config.prefill and not self.stop:
+        while self.stored_steps < self.config.prefill and not self.stop:
             new_steps, finished = self.collector.step(policy)
-            self.replayed_steps += new_steps
+            self.stored_steps += new_steps
             self.advance(new_steps, finished)
         self.collector.restart()  # the agent begins with episodes that it has seen from the start
 
@@ -199,7 +199,7 @@ class Training:
 
     def evaluate(self) -> None:
         """Plays evaluation episodes and draws open-loop predictions."""
-        episodes = evaluate(self.agent, self.eval_envs, self.config.eval_episode_num, self._env_seed(training=False), self.stop)
+        episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, eval_seed(self.config.seed), self.stop)
         if self.stop:
             return
         for episode in episodes:
@@ -223,10 +223,10 @@ class Training:
         })
         self.should_save.restart()
 
-    def resume(self) -> None:
-        """Continues from what the logdir holds: episodes, and latest.pt if there is one."""
+    def resume(self) -> int:
+        """Continues from what the logdir holds: episodes, and latest.pt if there is one; returns the agent steps in memory."""
         directory = self.logdir / "train_eps"
-        self.replayed_steps = self.replay.load(directory)
+        stored_steps = self.replay.load(directory)
         self.step = count_stored_steps(directory) * self.config.action_repeat  # frames
         path = self.logdir / "latest.pt"
         if path.exists():
@@ -238,7 +238,8 @@ class Training:
             self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
             checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
         if self.step:
-            print(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {self.replayed_steps:,} steps in memory.")
+            print(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
+        return stored_steps
 
     def close(self) -> None:
         """Ends environments and writers."""
@@ -247,15 +248,24 @@ class Training:
             self.eval_envs.close()
         self.logger.write(self.step)
         self.logger.close()
-        print(f"Stopped at frame {self.step:,}. To continue, use the same command with --logdir {self.logdir}")
-
-    def _env_seed(self, training: bool = True) -> int:
-        """Evaluation repeats its episodes' seeds, training never meets them again, also after a resume."""
-        key = [self.config.seed, self.step] if training else [self.config.seed]
-        return int(np.random.SeedSequence(key, spawn_key=(int(training),)).generate_state(1)[0] >> 2)
 
 
-def evaluate(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False) -> list[Finished]:
+def train_seed(seed: int, step: int) -> int:
+    """Seed of the training environments that start at this frame, so that a continued run meets new episodes."""
+    return _derived_seed(seed, 0, step)
+
+
+def eval_seed(seed: int) -> int:
+    """Seed of the evaluation environments: other than in training, and the same at every evaluation."""
+    return _derived_seed(seed, 1)
+
+
+def _derived_seed(*keys: int) -> int:
+    # Environments add their index and want 31 bits.
+    return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 2)
+
+
+def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False) -> list[Finished]:
     """Plays episodes with a policy that is not exploring.
 
     Each environment plays a fixed share of them: to take whichever end first would favour short episodes.

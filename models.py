@@ -4,18 +4,25 @@ Shapes: B batch, T time, H imagination horizon, N = B * T imagined rollouts, A a
 """
 
 import copy
-from typing import Callable
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import encoders
 import networks
 from envs.spaces import RESERVED
 from networks import State
 
 Metrics = dict[str, Tensor]
+GRADIENTS = ("reinforce", "dynamics")  # what a policy may follow
+SCALAR_DISTS = ("symlog_disc", "symlog_mse", "mse", "normal")  # for rewards and values
+
+
+def _check_scalar_dist(name: str, dist: str) -> None:
+    if dist not in SCALAR_DISTS:
+        raise ValueError(f"{name} is {dist!r}; allowed are {', '.join(SCALAR_DISTS)}")
 
 
 class Optimizer:
@@ -63,12 +70,13 @@ class WorldModel(nn.Module):
         self._config = config
         shapes = {key: space.shape for key, space in obs_space.spaces.items()
                   if key not in RESERVED and not key.startswith("log_")}
-        self.encoder = networks.MultiEncoder(shapes, **config.encoder)
+        self.encoder = encoders.MultiEncoder(shapes, **config.encoder)
         self.dynamics = make_dynamics(config, num_actions, self.encoder.outdim)
         feat_size = self.dynamics.feat_size
+        _check_scalar_dist("reward_head.dist", config.reward_head.dist)
         mlp = dict(units=config.units, act=config.act, norm=config.norm)
         self.heads = nn.ModuleDict({
-            "decoder": networks.MultiDecoder(feat_size, shapes, **config.decoder),
+            "decoder": encoders.MultiDecoder(feat_size, shapes, **config.decoder),
             "reward": networks.MLP(feat_size, (1,), config.reward_head.layers, name="Reward", dist=config.reward_head.dist,
                                    outscale=config.reward_head.outscale, **mlp),
             "cont": networks.MLP(feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary",
@@ -103,7 +111,7 @@ class WorldModel(nn.Module):
         """The world model's loss on preprocessed (B, T, ...) data.
 
         Returns:
-            the mean loss; the posterior, detached, (B, T, ...); metrics, of which `*_loss` without scale are per step (B, T).
+            the mean loss; the posterior, detached, (B, T, ...); metrics, each per step (B, T), losses without their scales.
         """
         config = self._config
         post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], sample=sample)
@@ -177,7 +185,7 @@ def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
-    """Exponentially weighted n-step returns (Hafner et al. 2023, eq. 7).
+    """Exponentially weighted n-step returns (Hafner et al. 2023).
 
     Args:
         reward, value, discount: (H, N, 1) at the imagined states; index t is what state t yields, predicts and keeps.
@@ -191,13 +199,25 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: floa
     return torch.stack(returns[:0:-1])
 
 
+def imagination_weight(start_cont: Tensor, discount: Tensor) -> Tensor:
+    """How much each imagined state counts: the probability that the episode goes on to it, discounted, without gradient.
+
+    Args:
+        start_cont: (N, 1), 1 where the replayed step was not terminal.
+        discount: (H, N, 1), discount times predicted continuation.
+    Returns:
+        (H, N, 1), starting with start_cont.
+    """
+    return torch.cat([start_cont[None].to(discount.dtype), discount[1:]]).detach().cumprod(0)
+
+
 def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Tensor:
     """Tracks the 5th and 95th percentile of returns and gives the scale to divide advantages by, at least 1.
 
     Args:
         ema: (2,) running percentiles, moved in place.
         returns: returns of any shape.
-    Source: Hafner et al. 2023, eq. 12.
+    Source: Hafner et al. 2023, "Actor learning".
     """
     levels = torch.tensor([0.05, 0.95], device=returns.device)
     percentiles = torch.quantile(returns.detach().float().flatten(), levels)
@@ -205,7 +225,7 @@ def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Te
     return (ema[1] - ema[0]).clamp(min=1.0)
 
 
-def actor_loss(policy, action: Tensor, returns: Tensor, baseline: Tensor, weight: Tensor, scale: Tensor, gradient: str,
+def actor_loss(policy, action: Tensor, *, returns: Tensor, baseline: Tensor, weight: Tensor, scale: Tensor, gradient: str,
                entropy_scale: float) -> Tensor:
     """Policy loss over imagined steps, without the last (which has no return).
 
@@ -224,22 +244,22 @@ def actor_loss(policy, action: Tensor, returns: Tensor, baseline: Tensor, weight
     elif gradient == "dynamics":
         objective = advantage
     else:
-        raise ValueError(f"imag_gradient is {gradient!r}; allowed are 'auto', 'reinforce' and 'dynamics'")
+        raise ValueError(f"unknown gradient {gradient!r}; allowed are {', '.join(GRADIENTS)}")
     return -(weight.squeeze(-1) * (objective + entropy_scale * policy.entropy())).mean()
 
 
-def critic_loss(value, target: Tensor, slow_target: Tensor | None) -> Tensor:
+def critic_loss(value_dist, target: Tensor, slow_target: Tensor | None) -> Tensor:
     """Negative log-likelihood of the returns and of the slow critic's prediction, per imagined step.
 
     Args:
-        value: the critic's distribution at (H - 1, N) states.
+        value_dist: the critic's distribution at (H - 1, N) states.
         target, slow_target: (H - 1, N, 1), constants; None to leave the slow critic out.
     Returns:
         (H - 1, N), unweighted.
     """
-    loss = -value.log_prob(target.detach())
+    loss = -value_dist.log_prob(target.detach())
     if slow_target is not None:
-        loss = loss - value.log_prob(slow_target.detach())
+        loss = loss - value_dist.log_prob(slow_target.detach())
     return loss
 
 
@@ -248,8 +268,8 @@ class ImagBehavior(nn.Module):
 
     Args:
         feat_size: size F of the world model's features.
-        action_classes: class counts of the discrete parts of an action, or None for continuous actions.
         num_actions: size A of an action vector.
+        action_classes: class counts of the discrete parts of an action, or None for continuous actions.
         config: settings, see configs.yaml.
     """
 
@@ -260,6 +280,11 @@ class ImagBehavior(nn.Module):
         self.gradient = config.imag_gradient
         if self.gradient == "auto":
             self.gradient = "reinforce" if discrete else "dynamics"
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"imag_gradient is {self.gradient!r}; allowed are auto, {', '.join(GRADIENTS)}")
+        if config.imag_horizon < 2:
+            raise ValueError(f"imag_horizon is {config.imag_horizon}; it counts the replayed state too and must be at least 2")
+        _check_scalar_dist("critic.dist", config.critic.dist)
         actor, critic = config.actor, config.critic
         dist = ("onehot" if discrete else "normal") if actor.dist == "auto" else actor.dist
         self.actor = networks.ActionHead(
@@ -271,7 +296,6 @@ class ImagBehavior(nn.Module):
         if critic.slow_target:
             self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("ema_vals", torch.zeros(2))
-        self._updates = 0
         self.to(config.device)
         self._actor_opt = Optimizer("actor", self.actor.parameters(), lr=actor.lr, eps=actor.eps, clip=actor.grad_clip,
                                     weight_decay=config.weight_decay)
@@ -297,24 +321,22 @@ class ImagBehavior(nn.Module):
                 actions.append(policy.sample() if sample else policy.mode)
                 state = dynamics.img_step(state, actions[-1], sample)
                 feats.append(dynamics.get_feat(state))
-        stats = {key: torch.stack([step[key] for step in stats]) for key in stats[0]}
-        return torch.stack(feats), stats, torch.stack(actions)
+        return torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions)
 
-    def update(self, world_model: WorldModel, start: State, start_cont: Tensor,
-               reward_fn: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+    def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int) -> Metrics:
         """One optimizer step of actor and critic.
 
         Args:
             start: posterior states (B, T, ...), constants.
             start_cont: continue flags of these steps, (B, T, 1).
-            reward_fn: features (H, N, F) -> rewards (H, N, 1); None for the reward that the world model predicts.
+            updates: how many there have been.
         """
         config = self._config
-        self._update_slow_value()
+        self._update_slow_value(updates)
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
         feat, stats, action = self.imagine(world_model.dynamics, start, config.imag_horizon)
         with torch.set_grad_enabled(self.gradient == "dynamics"):
-            reward = reward_fn(feat) if reward_fn else world_model.heads["reward"](feat).mode
+            reward = world_model.heads["reward"](feat).mode  # (H, N, 1)
             discount = config.discount * world_model.heads["cont"](feat).mean
         # Each optimizer below forms gradients for its own parameters alone. So one evaluation of the critic serves both: through
         # its input for the actor, through its parameters for the critic.
@@ -325,7 +347,8 @@ class ImagBehavior(nn.Module):
         scale = update_return_range(self.ema_vals, returns) if config.reward_EMA else torch.ones((), device=feat.device)
         policy = self.actor.dist(stats)
         metrics = self._actor_opt.step(
-            actor_loss(policy, action, returns, value[:-1], weight, scale, self.gradient, config.actor.entropy),
+            actor_loss(policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
+                       entropy_scale=config.actor.entropy),
             retain_graph=self.gradient == "dynamics")
         with torch.no_grad():
             slow = self._slow_value(feat[:-1]).mode if config.critic.slow_target else None
@@ -336,20 +359,7 @@ class ImagBehavior(nn.Module):
                            actor_entropy=policy.entropy().mean())
         return metrics
 
-    def _update_slow_value(self) -> None:
+    def _update_slow_value(self, updates: int) -> None:
         config = self._config.critic
-        if config.slow_target and self._updates % config.slow_target_update == 0:
+        if config.slow_target and updates % config.slow_target_update == 0:
             torch._foreach_lerp_(list(self._slow_value.parameters()), list(self.value.parameters()), config.slow_target_fraction)
-        self._updates += 1
-
-
-def imagination_weight(start_cont: Tensor, discount: Tensor) -> Tensor:
-    """How much each imagined state counts: the probability that the episode goes on to it, discounted, without gradient.
-
-    Args:
-        start_cont: (N, 1), 1 where the replayed step was not terminal.
-        discount: (H, N, 1), discount times predicted continuation.
-    Returns:
-        (H, N, 1), starting with start_cont.
-    """
-    return torch.cat([start_cont[None].to(discount.dtype), discount[1:]]).detach().cumprod(0)

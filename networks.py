@@ -1,4 +1,4 @@
-"""The networks of DreamerV3: recurrent state-space models, encoders, decoders and heads.
+"""Recurrent state-space models and heads of DreamerV3, and the blocks that they are made of.
 
 Shapes: B batch, T time, A action, E embedding, D deter, S categoricals, K classes, F feature. Parameter names and shapes of the
 flat model are those of dreamerv3-torch, so that checkpoints carry over.
@@ -6,7 +6,6 @@ flat model are those of dreamerv3-torch, so that checkpoints carry over.
 
 import itertools
 import math
-import re
 from typing import Callable, NamedTuple
 
 import torch
@@ -57,20 +56,31 @@ def activation(name: str) -> nn.Module:
     return choice()
 
 
-def hidden_block(inp_dim: int, out_dim: int, act: str, norm: bool) -> nn.Sequential:
-    """Linear without bias, layer norm, activation."""
-    layers = [nn.Linear(inp_dim, out_dim, bias=False)]
-    if norm:
-        layers.append(nn.LayerNorm(out_dim, eps=NORM_EPS))
-    block = nn.Sequential(*layers, activation(act))
-    return block.apply(init_hidden)
+class HiddenBlock(nn.Sequential):
+    """Linear without bias, layer norm, activation, on two inputs side by side: (..., a), (..., b) -> (..., out).
 
+    In a recurrence the second input is often known beforehand for all steps. So its share of the linear product can be formed
+    once, and then each step only adds the first input's.
+    """
 
-def _after_linear(block: nn.Sequential, x: Tensor) -> Tensor:
-    """Norm and activation of a `hidden_block` whose linear product was formed elsewhere."""
-    for layer in itertools.islice(block, 1, None):
-        x = layer(x)
-    return x
+    def __init__(self, a_size: int, b_size: int, out_size: int, act: str, norm: bool):
+        layers = [nn.Linear(a_size + b_size, out_size, bias=False)]
+        if norm:
+            layers.append(nn.LayerNorm(out_size, eps=NORM_EPS))
+        super().__init__(*layers, activation(act))
+        self._a_size = a_size
+        self.apply(init_hidden)
+
+    def share(self, b: Tensor) -> Tensor:
+        """The second input's share, (..., b) -> (..., out)."""
+        return F.linear(b, self[0].weight[:, self._a_size:])
+
+    def step(self, a: Tensor, share: Tensor) -> Tensor:
+        """The block's output from the first input and the second one's share."""
+        x = F.linear(a, self[0].weight[:, :self._a_size]) + share
+        for layer in itertools.islice(self, 1, None):
+            x = layer(x)
+        return x
 
 
 class GRUCell(nn.Module):
@@ -94,6 +104,26 @@ class GRUCell(nn.Module):
 
 
 # Recurrent state-space models
+
+
+def _tanh5(x: Tensor) -> Tensor:
+    return 5.0 * torch.tanh(x / 5.0)
+
+
+def _abs1(x: Tensor) -> Tensor:
+    return torch.abs(x + 1.0)
+
+
+def _sigmoid2(x: Tensor) -> Tensor:
+    return 2.0 * torch.sigmoid(x / 2.0)
+
+
+MEAN_ACTS = {"none": torch.positive, "tanh5": _tanh5}  # of Gaussian latents
+STD_ACTS = {"softplus": F.softplus, "abs": _abs1, "sigmoid": torch.sigmoid, "sigmoid2": _sigmoid2}
+
+def stack_states(steps: list[State], dim: int) -> State:
+    """Joins the dicts of single steps to one dict with a time dimension."""
+    return {key: torch.stack([step[key] for step in steps], dim) for key in steps[0]}
 
 
 class Level(NamedTuple):
@@ -134,6 +164,10 @@ class RSSM(nn.Module):
         super().__init__()
         if initial not in ("learned", "zeros"):
             raise ValueError(f"initial is {initial!r}; allowed are 'learned' and 'zeros'")
+        if mean_act not in MEAN_ACTS:
+            raise ValueError(f"dyn_mean_act is {mean_act!r}; allowed are {', '.join(MEAN_ACTS)}")
+        if std_act not in STD_ACTS:
+            raise ValueError(f"dyn_std_act is {std_act!r}; allowed are {', '.join(STD_ACTS)}")
         self._rec_depth = rec_depth
         self._mean_act = mean_act
         self._std_act = std_act
@@ -143,10 +177,10 @@ class RSSM(nn.Module):
         self.stoch_size = sum(level.size for level in self.levels.values())
         self.feat_size = self.stoch_size + deter
         self.deter_size = deter
-        self._img_in_layers = hidden_block(self.stoch_size + num_actions, hidden, act, norm)
+        self._img_in_layers = HiddenBlock(self.stoch_size, num_actions, hidden, act, norm)
         self._cell = GRUCell(hidden, deter, norm)
-        self._img_out_layers = hidden_block(deter, hidden, act, norm)
-        self._obs_out_layers = hidden_block(deter + embed, hidden, act, norm)
+        self._img_out_layers = HiddenBlock(deter, 0, hidden, act, norm)
+        self._obs_out_layers = HiddenBlock(deter, embed, hidden, act, norm)
         self._make_stat_layers(hidden, act)
         if initial == "learned":
             self.W = nn.Parameter(torch.zeros(1, deter))
@@ -167,17 +201,18 @@ class RSSM(nn.Module):
         init_output(self._imgs_stat_layer, 1.0)
         init_output(self._obs_stat_layer, 1.0)
 
-    # What differs between one and two levels: how latents follow from the hidden features
+    # What differs between one and two levels: how latents follow from the hidden features. `draw` is a function
+    # (level name, statistics) -> latents.
 
-    def _prior_stats(self, deter: Tensor, choose: Callable | None, given: State | None = None) -> State:
-        """Prior statistics, with latents that `choose` (see `_chooser`) picks, or without where latents are `given`."""
+    def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
+        """Prior statistics and latents from deter (..., D)."""
         stats = self._statistics("flat", self._imgs_stat_layer(self._img_out_layers(deter)))
-        return stats if given else {**stats, **self._latents("flat", stats, choose)}
+        return {**stats, "stoch": draw("flat", stats)}
 
-    def _posterior_stats(self, deter: Tensor, x: Tensor, choose: Callable) -> State:
+    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable) -> State:
         """Posterior statistics and latents from deter (B, D) and the hidden feature x (B, hidden)."""
         stats = self._statistics("flat", self._obs_stat_layer(x))
-        return {**stats, **self._latents("flat", stats, choose)}
+        return {**stats, "stoch": draw("flat", stats)}
 
     # What is shared
 
@@ -187,43 +222,25 @@ class RSSM(nn.Module):
         if level.discrete:
             return {"logit" + level.suffix: x.unflatten(-1, (level.stoch, level.discrete))}
         mean, std = x.chunk(2, -1)
-        return {"mean": self._activate_mean(mean), "std": self._activate_std(std) + self._min_std}
-
-    def _activate_mean(self, mean: Tensor) -> Tensor:
-        if self._mean_act == "none":
-            return mean
-        elif self._mean_act == "tanh5":
-            return 5.0 * torch.tanh(mean / 5.0)
-        raise ValueError(f"dyn_mean_act is {self._mean_act!r}; allowed are 'none' and 'tanh5'")
-
-    def _activate_std(self, std: Tensor) -> Tensor:
-        if self._std_act == "softplus":
-            return F.softplus(std)
-        elif self._std_act == "abs":
-            return torch.abs(std + 1.0)
-        elif self._std_act == "sigmoid":
-            return torch.sigmoid(std)
-        elif self._std_act == "sigmoid2":
-            return 2.0 * torch.sigmoid(std / 2.0)
-        raise ValueError(f"dyn_std_act is {self._std_act!r}; allowed are 'softplus', 'abs', 'sigmoid' and 'sigmoid2'")
+        return {"mean": MEAN_ACTS[self._mean_act](mean), "std": STD_ACTS[self._std_act](std) + self._min_std}
 
     def _level_dist(self, name: str, state: State):
         level = self.levels[name]
         if level.discrete:
-            return dists.OneHot(state["logit" + level.suffix], self._unimix_ratio, event_dims=1)
+            return dists.OneHot(state["logit" + level.suffix], self._unimix_ratio, event_dims=2)
         return dists.Normal(state["mean"], state["std"])
 
-    def _latents(self, name: str, stats: State, choose: Callable) -> State:
-        return {"stoch" + self.levels[name].suffix: choose(name, self._level_dist(name, stats))}
-
-    def _chooser(self, noise: Tensor | None) -> Callable:
-        """A function (level name, distribution) -> latents: samples by this noise for all levels (B, sum of S), the most likely
-        ones if there is none.
-        """
-        if noise is None:
-            return lambda name, dist: dist.greedy_sample()
+    def _sampler(self, noise: Tensor) -> Callable:
+        """Draws samples, with `noise` (B, sum of S) for the latents of all levels."""
         parts = dict(zip(self.levels, noise.split([level.stoch for level in self.levels.values()], -1)))
-        return lambda name, dist: dist.sample(parts[name])
+        return lambda name, stats: self._level_dist(name, stats).sample(parts[name])
+
+    def _greedy(self, name: str, stats: State) -> Tensor:
+        """Draws the most likely latents, with the gradient that a sample has."""
+        return self._level_dist(name, stats).greedy_sample()
+
+    def _mode(self, name: str, stats: State) -> Tensor:
+        return self._level_dist(name, stats).mode
 
     def _noise(self, *batch: int) -> Tensor:
         """One number per latent, (*batch, sum of S): uniform for categoricals, normal for Gaussians."""
@@ -231,22 +248,17 @@ class RSSM(nn.Module):
         draw = torch.rand if all(level.discrete for level in self.levels.values()) else torch.randn
         return draw(shape, device=self.W.device)
 
-    def _advance(self, stoch: Tensor, action_part: Tensor, deter: Tensor) -> Tensor:
-        """One step of the recurrence; `action_part` (B, hidden) is the action's share of the input layer's product."""
-        weight = self._img_in_layers[0].weight[:, :self.stoch_size]
-        x = _after_linear(self._img_in_layers, F.linear(stoch, weight) + action_part)
+    def _advance(self, stoch: Tensor, action_share: Tensor, deter: Tensor) -> Tensor:
+        """One step of the recurrence, (B, stoch_size), (B, hidden), (B, D) -> (B, D)."""
+        x = self._img_in_layers.step(stoch, action_share)
         for _ in range(self._rec_depth):
             deter = self._cell(x, deter)
         return deter
 
-    def _action_part(self, action: Tensor) -> Tensor:
-        layer = self._img_in_layers[0]
-        return F.linear(action, layer.weight[:, self.stoch_size:], layer.bias)
-
     def initial(self, batch_size: int) -> State:
         """The state before the first observation: learned (or zero) deter and the most likely latents of its prior."""
         deter = torch.tanh(self.W)
-        state = {"deter": deter, **self._prior_stats(deter, lambda name, dist: dist.mode)}
+        state = {"deter": deter, **self._prior_stats(deter, self._mode)}
         return {key: value.expand(batch_size, *value.shape[1:]) for key, value in state.items()}
 
     def observe(self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None,
@@ -269,12 +281,9 @@ class RSSM(nn.Module):
             state = initial
             is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
         action = torch.where(is_first.unsqueeze(-1), 0.0, action.float())
-        # Products with inputs that are known beforehand are formed once for the whole sequence.
-        action_part = self._action_part(action)  # (B, T, hidden)
-        obs_out = self._obs_out_layers[0]
-        embed_part = F.linear(embed, obs_out.weight[:, self.deter_size:], obs_out.bias)  # (B, T, hidden)
-        deter_weight = obs_out.weight[:, :self.deter_size]
-        noise = self._noise(batch, time).unbind(1) if sample else [None] * time
+        action_share = self._img_in_layers.share(action).unbind(1)  # T times (B, hidden)
+        embed_share = self._obs_out_layers.share(embed).unbind(1)
+        draws = [self._sampler(noise) for noise in self._noise(batch, time).unbind(1)] if sample else [self._greedy] * time
 
         first_stoch, stoch = self.flat_stoch(initial), self.flat_stoch(state)
         deter = state["deter"]
@@ -282,14 +291,15 @@ class RSSM(nn.Module):
         for t in range(time):
             reset = is_first[:, t, None]
             stoch = torch.where(reset, first_stoch, stoch)
-            deter = self._advance(stoch, action_part[:, t], torch.where(reset, initial["deter"], deter))
-            x = _after_linear(self._obs_out_layers, F.linear(deter, deter_weight) + embed_part[:, t])
-            post = {"deter": deter, **self._posterior_stats(deter, x, self._chooser(noise[t]))}
-            stoch = self.flat_stoch(post)
-            steps.append(post)
-        post = {key: torch.stack([step[key] for step in steps], 1) for key in steps[0]}
-        prior = {"deter": post["deter"], **self._prior_stats(post["deter"], None, given=post)}
-        return post, prior
+            deter = self._advance(stoch, action_share[t], torch.where(reset, initial["deter"], deter))
+            x = self._obs_out_layers.step(deter, embed_share[t])
+            steps.append({"deter": deter, **self._posterior_stats(deter, x, draws[t])})
+            stoch = self.flat_stoch(steps[-1])
+        post = stack_states(steps, 1)
+        # No step needs the prior of the one before, so all are formed at once, at the latents of the posterior.
+        prior = self._prior_stats(post["deter"], lambda name, _: post["stoch" + self.levels[name].suffix])
+        prior = {key: value for key, value in prior.items() if not key.startswith("stoch")}
+        return post, {"deter": post["deter"], **prior}
 
     def obs_step(self, prev_state: State | None, prev_action: Tensor, embed: Tensor, is_first: Tensor,
                  sample: bool = True) -> tuple[State, State]:
@@ -299,9 +309,10 @@ class RSSM(nn.Module):
 
     def img_step(self, prev_state: State, prev_action: Tensor, sample: bool = True) -> State:
         """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state."""
-        deter = self._advance(self.flat_stoch(prev_state), self._action_part(prev_action), prev_state["deter"])
-        choose = self._chooser(self._noise(len(deter)) if sample else None)
-        return {"deter": deter, **self._prior_stats(deter, choose)}
+        action_share = self._img_in_layers.share(prev_action)
+        deter = self._advance(self.flat_stoch(prev_state), action_share, prev_state["deter"])
+        draw = self._sampler(self._noise(len(deter))) if sample else self._greedy
+        return {"deter": deter, **self._prior_stats(deter, draw)}
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool = True) -> State:
         """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...)."""
@@ -309,7 +320,7 @@ class RSSM(nn.Module):
         for t in range(action.shape[1]):
             state = self.img_step(state, action[:, t], sample)
             steps.append(state)
-        return {key: torch.stack([step[key] for step in steps], 1) for key in steps[0]}
+        return stack_states(steps, 1)
 
     def flat_stoch(self, state: State) -> Tensor:
         """The latents of all levels as one vector, (..., stoch_size)."""
@@ -342,7 +353,7 @@ class RSSM(nn.Module):
 
     def kl_loss(self, post: State, prior: State, free: float, dyn_scale: float,
                 rep_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Balanced KL with free bits per level (Hafner et al. 2023, eq. 5).
+        """Balanced KL with free bits per level (Hafner et al. 2023).
 
         Returns:
             (loss, value, dyn_loss, rep_loss), each (...) and summed over levels: the weighted sum, the unclipped KL in nats, and
@@ -363,9 +374,13 @@ class HierarchicalRSSM(RSSM):
 
     With the hidden features x_p of the prior and x_q of the posterior, and c = act(Wc zt), a summary of the top latent:
 
-        top prior, top posterior     Wpt x_p,  Wqt x_q
-        bottom prior                 Wpb x_p + Up c
-        bottom posterior             (1 + d) * sg(bottom prior) + Wqb x_q + Uq c      (d: one learned weight per logit)
+        top prior          Wpt x_p
+        top posterior      Wqt x_q
+        bottom prior       Wpb x_p + Up c
+        bottom posterior   (1 + d) * sg(bottom prior) + Wqb x_q + Uq c      (d: one learned weight per logit)
+
+    Wp and Wq are `_imgs_stat_layer` and `_obs_stat_layer` (one for each level), Wc is `_top_summary`, Up and Uq are
+    `_top_to_prior` and `_top_to_post`, and d is `_prior_weight`.
 
     A state is a dict with `deter` (B, D), `stoch_top`, `logit_top` (B, St, Kt), `stoch_bottom`, `logit_bottom` (B, Sb, Kb).
     Arguments are those of `RSSM`, with `stoch_top`, `stoch_bottom`, `discrete_top`, `discrete_bottom` for `stoch`, `discrete`.
@@ -386,8 +401,8 @@ class HierarchicalRSSM(RSSM):
         for layer in (*self._imgs_stat_layer.values(), *self._obs_stat_layer.values()):
             init_output(layer, 1.0)
         self._top_summary = nn.Sequential(nn.Linear(top.size, top.stoch, bias=False), activation(act)).apply(init_hidden)
-        # The bottom starts independent of the top and without a residual. The summary must not start at zero as well: of a
-        # product of zeros no factor ever learns.
+        # With Up = Uq = d = 0 the bottom starts independent of the top, and its posterior as prior + Wqb x_q. Wc must not start at
+        # zero too: where every factor of a product is zero, none ever learns.
         self._top_to_prior = nn.Linear(top.stoch, bottom.size, bias=False)
         self._top_to_post = nn.Linear(top.stoch, bottom.size, bias=False)
         nn.init.zeros_(self._top_to_prior.weight)
@@ -400,195 +415,24 @@ class HierarchicalRSSM(RSSM):
     def _summarise(self, stoch_top: Tensor) -> Tensor:
         return self._top_summary(stoch_top.flatten(-2))
 
-    def _prior_stats(self, deter: Tensor, choose: Callable | None, given: State | None = None) -> State:
+    def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
         x = self._img_out_layers(deter)
         top = self._statistics("top", self._imgs_stat_layer["top"](x))
-        drawn = given or self._latents("top", top, choose)
-        bottom = self._statistics("bottom", self._bottom_prior(x, self._summarise(drawn["stoch_top"])))
-        return {**top, **bottom} if given else {**top, **drawn, **bottom, **self._latents("bottom", bottom, choose)}
+        top["stoch_top"] = draw("top", top)
+        bottom = self._statistics("bottom", self._bottom_prior(x, self._summarise(top["stoch_top"])))
+        bottom["stoch_bottom"] = draw("bottom", bottom)
+        return {**top, **bottom}
 
-    def _posterior_stats(self, deter: Tensor, x: Tensor, choose: Callable) -> State:
+    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable) -> State:
         top = self._statistics("top", self._obs_stat_layer["top"](x))
-        drawn = self._latents("top", top, choose)
-        summary = self._summarise(drawn["stoch_top"])
+        top["stoch_top"] = draw("top", top)
+        summary = self._summarise(top["stoch_top"])
         with torch.no_grad():  # Only the dynamics loss trains the prior; inside the posterior it is a constant.
             prior = self._bottom_prior(self._img_out_layers(deter), summary)
         logit = (1.0 + self._prior_weight) * prior + self._obs_stat_layer["bottom"](x) + self._top_to_post(summary)
         bottom = self._statistics("bottom", logit)
-        return {**top, **drawn, **bottom, **self._latents("bottom", bottom, choose)}
-
-
-# Encoders and decoders
-
-
-def select_keys(shapes: dict[str, tuple[int, ...]], pattern: str, ranks: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The observation keys that match a regular expression and whose shapes have one of the given numbers of dimensions."""
-    return {key: shape for key, shape in shapes.items() if len(shape) in ranks and re.match(pattern, key)}
-
-
-def image_groups(shapes: dict[str, tuple[int, ...]]) -> dict[tuple[int, int], dict[str, int]]:
-    """Images (H, W, C) grouped by size: {(H, W): {key: C}}. Images of one size share a network, as channels."""
-    groups = {}
-    for key, (height, width, channels) in shapes.items():
-        groups.setdefault((height, width), {})[key] = channels
-    return groups
-
-
-def conv_stages(size: tuple[int, int], minres: int) -> int:
-    """How often an image (H, W) is halved: while both sides stay whole numbers of at least `minres`."""
-    if any(side % 16 for side in size):
-        raise ValueError(f"an image is {size[0]}x{size[1]}; sides must be multiples of 16 (the setting size resizes images)")
-    stages, (height, width) = 0, size
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= minres:
-        stages, height, width = stages + 1, height // 2, width // 2
-    if not stages:
-        raise ValueError(f"an image is {size[0]}x{size[1]}, which cannot be halved down to minres {minres}; use a smaller minres")
-    return stages
-
-
-def _same_padding(kernel_size: int) -> int:
-    if kernel_size < 2 or kernel_size % 2:
-        raise ValueError(f"kernel_size is {kernel_size}; it must be even, so that a stride of 2 halves the image")
-    return (kernel_size - 2) // 2
-
-
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of (N, C, H, W)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class ConvEncoder(nn.Module):
-    """Stack of stride-2 convolutions with doubling depth; images (..., H, W, C) in [0, 1] -> (..., outdim)."""
-
-    def __init__(self, size: tuple[int, int], channels: int, *, depth: int, kernel_size: int, minres: int, act: str, norm: bool):
-        super().__init__()
-        stages = conv_stages(size, minres)
-        layers = []
-        for stage in range(stages):
-            out = depth * 2 ** stage
-            layers.append(nn.Conv2d(channels, out, kernel_size, 2, _same_padding(kernel_size), bias=False))
-            layers += [ChannelNorm(out)] * norm + [activation(act)]
-            channels = out
-        # Images arrive with channels last, so weights in that layout spare a transposition of every activation.
-        self.layers = nn.Sequential(*layers).apply(init_hidden).to(memory_format=torch.channels_last)
-        self.outdim = channels * (size[0] >> stages) * (size[1] >> stages)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = (image - 0.5).flatten(0, -4).permute(0, 3, 1, 2)  # (N, C, H, W), centred at 0
-        x = self.layers(x).flatten(1)
-        return x.unflatten(0, image.shape[:-3])
-
-
-class ConvDecoder(nn.Module):
-    """Mirror of `ConvEncoder`: features (..., F) -> images (..., H, W, C), centred at 0.5."""
-
-    def __init__(self, feat_size: int, size: tuple[int, int], channels: int, *, depth: int, kernel_size: int, minres: int,
-                 act: str, norm: bool, cnn_sigmoid: bool, outscale: float):
-        super().__init__()
-        stages = conv_stages(size, minres)
-        self._start = (size[0] >> stages, size[1] >> stages, depth * 2 ** (stages - 1))  # (h, w, c)
-        self._sigmoid = cnn_sigmoid
-        self._linear_layer = nn.Linear(feat_size, math.prod(self._start)).apply(init_hidden)
-        layers = []
-        inp = self._start[-1]
-        for stage in reversed(range(1, stages)):
-            out = depth * 2 ** (stage - 1)
-            layers.append(nn.ConvTranspose2d(inp, out, kernel_size, 2, _same_padding(kernel_size), bias=False))
-            layers += [ChannelNorm(out)] * norm + [activation(act)]
-            inp = out
-        self.layers = nn.Sequential(*layers).apply(init_hidden)
-        self.layers.append(nn.ConvTranspose2d(inp, channels, kernel_size, 2, _same_padding(kernel_size)))
-        init_output(self.layers[-1], outscale)
-        self.layers.to(memory_format=torch.channels_last)
-
-    def forward(self, feat: Tensor) -> Tensor:
-        x = self._linear_layer(feat).unflatten(-1, self._start).flatten(0, -4)  # (N, h, w, c)
-        x = self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, C)
-        x = x.unflatten(0, feat.shape[:-1])
-        return torch.sigmoid(x) if self._sigmoid else x + 0.5
-
-
-class MultiEncoder(nn.Module):
-    """Embeds a dict of images (B, T, H, W, C) and vectors (B, T, n) as one vector (B, T, outdim).
-
-    Args:
-        shapes: shape of every observation key, without batch and time.
-        mlp_keys, cnn_keys: regular expressions that select vectors and images.
-    """
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], *, mlp_keys: str, cnn_keys: str, act: str, norm: bool, cnn_depth: int,
-                 kernel_size: int, minres: int, mlp_layers: int, mlp_units: int, symlog_inputs: bool):
-        super().__init__()
-        self._images = image_groups(select_keys(shapes, cnn_keys, (3,)))
-        self._vectors = select_keys(shapes, mlp_keys, (1,))
-        if not self._images and not self._vectors:
-            raise ValueError(f"no observation is encoded: cnn_keys {cnn_keys!r} and mlp_keys {mlp_keys!r} match none of "
-                             f"{shapes}")
-        for index, (size, channels) in enumerate(self._images.items()):
-            cnn = ConvEncoder(size, sum(channels.values()), depth=cnn_depth, kernel_size=kernel_size, minres=minres, act=act,
-                              norm=norm)
-            self.add_module(_cnn_name(index), cnn)
-        self.outdim = sum(cnn.outdim for cnn in self.children())
-        if self._vectors:
-            self._mlp = MLP(sum(shape[0] for shape in self._vectors.values()), None, mlp_layers, mlp_units, name="Encoder", act=act,
-                            norm=norm, symlog_inputs=symlog_inputs)
-            self.outdim += mlp_units
-
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        parts = []
-        for index, keys in enumerate(self._images.values()):
-            image = torch.cat([obs[key] for key in keys], -1) if len(keys) > 1 else obs[next(iter(keys))]
-            parts.append(getattr(self, _cnn_name(index))(image))
-        if self._vectors:
-            parts.append(self._mlp(torch.cat([obs[key] for key in self._vectors], -1)))
-        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-
-
-class MultiDecoder(nn.Module):
-    """Predicts images and vectors from features: (B, T, F) -> {key: distribution}. Arguments as in `MultiEncoder`."""
-
-    def __init__(self, feat_size: int, shapes: dict[str, tuple[int, ...]], *, mlp_keys: str, cnn_keys: str, act: str, norm: bool,
-                 cnn_depth: int, kernel_size: int, minres: int, mlp_layers: int, mlp_units: int, cnn_sigmoid: bool, image_dist: str,
-                 vector_dist: str, outscale: float):
-        super().__init__()
-        self._image_dist = image_dist
-        self._images = image_groups(select_keys(shapes, cnn_keys, (3,)))
-        self._vectors = select_keys(shapes, mlp_keys, (1,))
-        if image_dist not in ("mse", "normal"):
-            raise ValueError(f"decoder.image_dist is {image_dist!r}; allowed are 'mse' and 'normal'")
-        for index, (size, channels) in enumerate(self._images.items()):
-            self.add_module(_cnn_name(index), ConvDecoder(
-                feat_size, size, sum(channels.values()), depth=cnn_depth, kernel_size=kernel_size, minres=minres, act=act, norm=norm,
-                cnn_sigmoid=cnn_sigmoid, outscale=outscale))
-        if self._vectors:
-            self._mlp = MLP(feat_size, self._vectors, mlp_layers, mlp_units, name="Decoder", act=act, norm=norm, dist=vector_dist,
-                            outscale=outscale)
-
-    @property
-    def image_keys(self) -> list[str]:
-        """Keys of the images that are predicted."""
-        return [key for channels in self._images.values() for key in channels]
-
-    def forward(self, feat: Tensor) -> dict:
-        predictions = {}
-        for index, channels in enumerate(self._images.values()):
-            images = getattr(self, _cnn_name(index))(feat).split(list(channels.values()), -1)
-            for key, image in zip(channels, images):
-                is_mse = self._image_dist == "mse"
-                predictions[key] = dists.MSE(image, 3) if is_mse else dists.Normal(image, 1.0, 3)
-        if self._vectors:
-            predictions.update(self._mlp(feat))
-        return predictions
-
-
-def _cnn_name(index: int) -> str:
-    return "_cnn" if index == 0 else f"_cnn{index}"
+        bottom["stoch_bottom"] = draw("bottom", bottom)
+        return {**top, **bottom}
 
 
 # Heads
@@ -676,10 +520,20 @@ class MLP(nn.Module):
         raise ValueError(f"unknown dist {self._dist!r}; allowed are {', '.join(self.DISTS)}")
 
 
+def _positive(name: str, value, allowed: str) -> float:
+    try:
+        if float(value) > 0.0:
+            return float(value)
+    except ValueError:
+        pass
+    raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
 class ActionHead(MLP):
     """The policy: features (..., F) -> a distribution over action vectors (..., A).
 
     Args:
+        size: length A of an action vector.
         classes: class counts of the discrete parts of an action (concatenated one-hots), or None for continuous actions.
         dist: onehot (discrete) or normal (continuous, samples bounded to [-1, 1]).
         std: "learned", or a fixed standard deviation; learned ones lie between `min_std` and `max_std`.
@@ -696,7 +550,8 @@ class ActionHead(MLP):
             raise ValueError(f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', "
                              f"'{'normal' if classes is None else 'onehot'}' or another task")
         self._classes = classes
-        self._std, self._min_std, self._max_std = std, min_std, max_std
+        self._std = std if std == "learned" else _positive("actor.std", std, "'learned' or a positive number")
+        self._min_std, self._max_std = min_std, max_std
         self._unimix_ratio = unimix_ratio
         if dist == "normal" and std == "learned":
             self.std_layer = self._output_layer(units if layers else inp_dim, outscale)
@@ -711,7 +566,7 @@ class ActionHead(MLP):
             share = torch.sigmoid(self.std_layer(x).float() + 2.0)
             std = self._min_std + (self._max_std - self._min_std) * share
         else:
-            std = torch.full_like(mean, float(self._std))
+            std = torch.full_like(mean, self._std)
         return {"mean": torch.tanh(mean.float()), "std": std}
 
     def dist(self, stats: dict[str, Tensor]):

@@ -1,13 +1,14 @@
 """Replay memory, and episodes on disk."""
 
 import datetime
-import os
 import pathlib
 import uuid
 import zipfile
 
 import gymnasium
 import numpy as np
+
+import tools
 
 FLAGS = ("is_first", "is_last", "is_terminal")
 
@@ -131,10 +132,8 @@ def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray]) -> pat
     directory.mkdir(parents=True, exist_ok=True)
     time = datetime.datetime.now().strftime("%Y%m%dT%H%M%S%f")
     path = directory / f"{time}-{uuid.uuid4().hex}-{len(episode['reward'])}.npz"
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with tools.replacing(path) as file:
         np.savez_compressed(file, **episode, discount=1.0 - episode["is_terminal"].astype(np.float32))
-    os.replace(partial, path)
     return path
 
 

@@ -18,9 +18,9 @@ from envs import make_envs
 from replay import load_episode
 
 
-def run(logdir: pathlib.Path, *flags: str) -> list[dict]:
+def run(logdir: pathlib.Path, preset: str, *flags: str) -> list[dict]:
     """Runs the command line at debug size and returns the lines of metrics.jsonl."""
-    assert dreamer.main(["--configs", "defaults", "debug", *flags, "--logdir", str(logdir), "--device", "cpu"]) == 0
+    assert dreamer.main(["--configs", "defaults", "debug", preset, *flags, "--logdir", str(logdir), "--device", "cpu"]) == 0
     return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -32,10 +32,10 @@ def agent_for(config: tools.Config) -> dreamer.Dreamer:
 
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
 def test_pong_trains_stops_and_continues_where_it_stopped(tmp_path, capsys, preset):
-    flags = ["--configs", "defaults", "debug", preset, "--task", "atari_pong", "--eval_every", "400", "--train_ratio", "2"]
-    run(tmp_path, *flags, "--steps", "600")
+    flags = ["--task", "atari_pong", "--eval_every", "400", "--train_ratio", "2"]
+    run(tmp_path, preset, *flags, "--steps", "600")
     first = checkpoints.load(tmp_path / "latest.pt")
-    lines = run(tmp_path, *flags, "--steps", "900")
+    lines = run(tmp_path, preset, *flags, "--steps", "900")
     second = checkpoints.load(tmp_path / "latest.pt")
 
     assert first["step"] == 600 and second["step"] == 900
@@ -57,7 +57,7 @@ def test_pong_trains_stops_and_continues_where_it_stopped(tmp_path, capsys, pres
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
 @pytest.mark.parametrize("task", ["gym_CartPole-v1", "gym_Pendulum-v1"])
 def test_vector_tasks_with_discrete_and_continuous_actions_train_in_worker_processes(tmp_path, preset, task):
-    lines = run(tmp_path, "--configs", "defaults", "debug", preset, "--task", task, "--envs", "2", "--steps", "300", "--eval_every",
+    lines = run(tmp_path, preset, "--task", task, "--envs", "2", "--steps", "300", "--eval_every",
                 "200", "--eval_episode_num", "2", "--time_limit", "60", "--log_every", "100")
     assert any("eval/return" in line for line in lines)
     assert any("train/vector_loss" in line for line in lines)
@@ -67,7 +67,7 @@ def test_vector_tasks_with_discrete_and_continuous_actions_train_in_worker_proce
 def test_two_runs_with_the_same_seed_are_the_same(tmp_path):
     losses = []
     for name in ("a", "b"):
-        lines = run(tmp_path / name, "--task", "atari_pong", "--steps", "320", "--eval_episode_num", "0")
+        lines = run(tmp_path / name, "defaults", "--task", "atari_pong", "--steps", "320", "--eval_episode_num", "0")
         losses.append([line["train/model_loss"] for line in lines if "train/model_loss" in line])
     assert losses[0] and losses[0] == losses[1]
 
@@ -89,7 +89,8 @@ def test_a_state_dict_loads_into_a_new_agent_that_then_acts_the_same(tmp_path, p
 
 
 def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path):
-    config = tools.load_config(["defaults", "debug", "hdreamer"], {"task": "gym_CartPole-v1", "device": "cpu"})
+    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "critic.slow_target_update": 2}
+    config = tools.load_config(["defaults", "debug", "hdreamer"], overrides)
     rng = np.random.default_rng(0)
     batch = {"vector": rng.normal(size=(2, 8, 4)).astype(np.float32), "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
              "reward": rng.normal(size=(2, 8)).astype(np.float32), "is_first": np.zeros((2, 8), bool),
@@ -97,13 +98,14 @@ def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path):
     agent = agent_for(config)
     for _ in range(3):
         agent.update(batch)
-    state = {"agent_state_dict": agent.state_dict(), "step": 0, "rng": checkpoints.random_state(rng),
+    state = {"agent_state_dict": agent.state_dict(), "updates": agent.updates, "rng": checkpoints.random_state(rng),
              "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in agent.optimizers().items()}}
     checkpoints.save(tmp_path / "latest.pt", state)
     for _ in range(3):
         agent.update(batch)
     resumed, loaded = agent_for(config), checkpoints.load(tmp_path / "latest.pt")
     resumed.load_state_dict(loaded["agent_state_dict"])
+    resumed.updates = loaded["updates"]
     for name, optimizer in resumed.optimizers().items():
         optimizer.load_state_dict(loaded["optims_state_dict"][name])
     checkpoints.restore_random_state(loaded["rng"], rng)

@@ -1,9 +1,11 @@
 """Settings, logging, schedules and seeding."""
 
+import contextlib
 import ctypes
 import difflib
 import io
 import json
+import os
 import pathlib
 import random
 import signal
@@ -94,7 +96,7 @@ def _nest(flat: dict) -> Config:
         node = root
         for name in path:
             node = node.setdefault(name, Config())
-        dict.__setitem__(node, last, value)
+        node[last] = value
     return root
 
 
@@ -241,6 +243,17 @@ class Timer:
 
     def restart(self) -> None:
         self._last = time.monotonic()
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path):
+    """Opens a file for writing that takes the place of `path` only when it is complete and on the disk."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 class Speed:

@@ -103,10 +103,14 @@ def test_reinforce_reaches_the_mean_of_a_continuous_policy():
     torch.testing.assert_close(grad, expected.detach())
 
 
-def test_unknown_gradient_is_refused():
-    policy = dists.OneHot(torch.randn(4, 3, 5))
-    with pytest.raises(ValueError, match="'dynamics'"):
-        models.actor_loss(action=policy.sample(), gradient="both", **actor_terms(policy))
+@pytest.mark.parametrize("setting, value, words", [
+    ("imag_gradient", "both", "auto, reinforce, dynamics"), ("imag_horizon", 1, "at least 2"), ("critic.dist", "onehot", "critic.dist"),
+    ("reward_head.dist", "binary", "reward_head.dist"), ("actor.dist", "normal", "actions are discrete"), ("dyn_std_act", "relu", "sigmoid2"),
+    ("grad_heads", ["decode"], "grad_heads"), ("decoder.image_dist", "huber", "image_dist"), ("act", "Silu", "activation"),
+])
+def test_settings_that_cannot_work_are_refused_when_the_agent_is_built(setting, value, words):
+    with pytest.raises(ValueError, match=words):
+        make_agent(**{setting: value})
 
 
 @pytest.mark.parametrize("act_space, gradient", [(DISCRETE, "reinforce"), (CONTINUOUS, "dynamics")])
@@ -138,7 +142,7 @@ def test_behavior_update_moves_actor_and_critic_and_nothing_else(act_space, grad
     data = agent._wm.preprocess(make_batch(agent))
     _, post, _ = agent._wm.loss(data)
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    agent._task_behavior.update(agent._wm, post, data["cont"])
+    agent._task_behavior.update(agent._wm, post, data["cont"], updates=0)
     moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     assert not any(name.startswith("_wm") for name in moved)
     for part in ("actor.", "value."):
@@ -153,23 +157,22 @@ def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
     behavior, wm, start = agent._task_behavior, agent._wm, starts(agent)
     bias = behavior.actor.mean_layer.bias
 
-    def mean_return() -> torch.Tensor:
-        feat, _, _ = behavior.imagine(wm.dynamics, start, 2, sample=False)
-        return models.lambda_return(wm.heads["reward"](feat).mode, behavior.value(feat).mode,
-                                    0.997 * wm.heads["cont"](feat).mean, 0.95).mean()
+    def rollout() -> tuple:
+        feat, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
+        value = behavior.value(feat).mode
+        returns = models.lambda_return(wm.heads["reward"](feat).mode, value, 0.997 * wm.heads["cont"](feat).mean, 0.95)
+        return stats, action, value, returns
 
-    feat, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
-    value = behavior.value(feat).mode
-    returns = models.lambda_return(wm.heads["reward"](feat).mode, value, 0.997 * wm.heads["cont"](feat).mean, 0.95)
-    loss = models.actor_loss(behavior.actor.dist(stats), action, returns, value[:-1], torch.ones_like(returns), torch.tensor(2.0),
-                             "dynamics", 0.0)
+    stats, action, value, returns = rollout()
+    loss = models.actor_loss(behavior.actor.dist(stats), action, returns=returns, baseline=value[:-1], entropy_scale=0.0,
+                             weight=torch.ones_like(returns), scale=torch.tensor(2.0), gradient="dynamics")
     grad, = torch.autograd.grad(loss, bias)
     for index in range(2):
         slopes = []
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 bias[index] += sign * 1e-2
-                slopes.append(sign * mean_return().item())
+                slopes.append(sign * rollout()[-1].mean().item())
                 bias[index] -= sign * 1e-2
         assert grad[index].item() == pytest.approx(-sum(slopes) / 2e-2 / 2.0, rel=2e-2)
 
@@ -195,7 +198,7 @@ def test_slow_critic_moves_by_its_fraction_of_the_way():
     agent = make_agent(**{"critic.slow_target_fraction": 0.25})
     behavior = agent._task_behavior
     slow, value = behavior._slow_value.mean_layer.weight.clone(), behavior.value.mean_layer.weight.clone()
-    behavior._update_slow_value()
+    behavior._update_slow_value(updates=0)
     torch.testing.assert_close(behavior._slow_value.mean_layer.weight, 0.75 * slow + 0.25 * value)
 
 
@@ -226,9 +229,45 @@ def test_every_head_distribution_trains(head, dist):
     assert all(torch.isfinite(value) for value in metrics.values())
 
 
-def test_gaussian_latents_train():
-    agent = make_agent(CONTINUOUS, dyn_discrete=0)
-    assert all(torch.isfinite(value) for value in agent.update(make_batch(agent)).values())
+@pytest.mark.parametrize("settings", [
+    {"dyn_discrete": 0}, {"dyn_discrete": 0, "dyn_mean_act": "tanh5", "dyn_std_act": "softplus"},
+    {"dyn_discrete": 0, "dyn_std_act": "abs"}, {"dyn_discrete": 0, "dyn_std_act": "sigmoid"}, {"initial": "zeros"}, {"dyn_rec_depth": 2},
+    {"norm": False, "encoder.norm": False}, {"actor.std": "0.5"}, {"critic.slow_target": False}, {"reward_EMA": False}, {"unimix_ratio": 0.0},
+], ids=str)
+def test_every_variant_of_the_model_trains(settings):
+    agent = make_agent(CONTINUOUS, **settings)
+    for _ in range(2):
+        assert all(torch.isfinite(value) for value in agent.update(make_batch(agent)).values())
+
+
+def test_heads_outside_grad_heads_leave_the_latent_alone():
+    agent = make_agent(grad_heads=["decoder", "cont"], **{"reward_head.loss_scale": 1e6})
+    loss, _, _ = agent._wm.loss(agent._wm.preprocess(make_batch(agent)))
+    loss.backward()
+    assert agent._wm.heads["reward"].mean_layer.weight.grad.norm() > 1e4
+    assert agent._wm.encoder._mlp.layers[0].weight.grad.norm() < 1e4
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_open_loop_videos_show_truth_prediction_and_error(hierarchical):
+    config = tools.load_config(["defaults", "debug"], {"device": "cpu", "hierarchical_mode": hierarchical})
+    agent = Dreamer(spaces.Dict({"image": spaces.Box(0, 255, (16, 32, 3), np.uint8)}), DISCRETE, config)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (2, 8, 16, 32, 3)).astype(np.uint8), "is_first": np.zeros((2, 8), bool),
+             "action": agent.codec.random(rng, 16).reshape(2, 8, 3)}
+    video = agent.video_pred(batch)["image"]
+    assert video.shape == (8, 48, 64, 3) and video.min() >= 0.0 and video.max() <= 1.0
+    truth, prediction, error = video[:, :16], video[:, 16:32], video[:, 32:]
+    np.testing.assert_allclose(truth[3, :, 32:], batch["image"][1, 3] / 255.0, atol=1e-6)
+    np.testing.assert_allclose(error, (prediction - truth + 1) / 2, atol=1e-6)
+    # What is seen shapes the prediction; what comes after the context does not.
+    changed = {**batch, "image": batch["image"].copy()}
+    changed["image"][:, 5:] = 0
+    torch.manual_seed(1)
+    first = agent.video_pred(batch)["image"]
+    torch.manual_seed(1)
+    second = agent.video_pred(changed)["image"]
+    np.testing.assert_array_equal(first[:, 16:32], second[:, 16:32])
 
 
 def test_acting_never_trains_and_resets_where_an_episode_begins():

@@ -32,7 +32,7 @@ def test_categorical_kl_sums_the_event_and_matches_float64():
     a, b = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
     p, q = (0.99 * softmax(x.double().numpy()) + 0.01 / 6 for x in (a, b))
     expected = (p * np.log(p / q)).sum((-1, -2))
-    np.testing.assert_allclose(dists.OneHot(a, 0.01, 1).kl(dists.OneHot(b, 0.01, 1)), expected, rtol=1e-4)
+    np.testing.assert_allclose(dists.OneHot(a, 0.01, 2).kl(dists.OneHot(b, 0.01, 2)), expected, rtol=1e-4)
 
 
 def test_sampler_inverts_the_cumulative_distribution():
@@ -118,7 +118,7 @@ def test_squared_error_is_summed_over_the_event_and_squashed_on_demand():
 
 
 def test_joint_is_the_product_of_its_parts():
-    a, b = dists.OneHot(torch.randn(4, 3)), dists.OneHot(torch.randn(4, 2, 5), event_dims=1)
+    a, b = dists.OneHot(torch.randn(4, 3)), dists.OneHot(torch.randn(4, 2, 5), event_dims=2)
     joint = dists.Joint([a, b])
     sample = joint.sample()
     assert sample.shape == (4, 13)

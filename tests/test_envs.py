@@ -1,5 +1,7 @@
 """Environments: alignment of actions, rewards and flags, spaces, and Atari's settings."""
 
+import itertools
+
 import gymnasium
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ class Sizes(gymnasium.Env):
     """One observation of a space, for tests of conversion."""
 
     def __init__(self, space: gymnasium.Space, actions: gymnasium.Space):
-        self.observation_space, self.action_space, self.actions = space, actions, []
+        self.observation_space, self.action_space = space, actions
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -69,9 +71,9 @@ ACTIONS = {
     "binary": spaces.MultiBinary(3), "box": spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64),
     "unbounded": spaces.Box(-np.inf, np.inf, (2,), np.float32),
 }
-for index, (space, _) in enumerate(SPACES.values()):
-    for action_index, actions in enumerate(ACTIONS.values()):
-        gymnasium.register(f"Sizes{index}x{action_index}-v0", lambda space=space, actions=actions: Sizes(space, actions))
+PAIRS = list(zip(SPACES, itertools.cycle(ACTIONS)))
+for space_name, action_name in PAIRS:
+    gymnasium.register(f"Sizes-{space_name}-v0", lambda space=SPACES[space_name][0], actions=ACTIONS[action_name]: Sizes(space, actions))
 
 
 def config_for(task: str, **settings) -> tools.Config:
@@ -168,12 +170,11 @@ def test_random_actions_and_the_agents_belong_to_the_space(name):
     assert all(space.contains(action) for action in actions)
 
 
-@pytest.mark.parametrize("observation", range(len(SPACES)))
-def test_training_runs_on_every_space(tmp_path, observation):
-    action = observation % len(ACTIONS)
-    flags = ["--task", f"gym_Sizes{observation}x{action}-v0", "--steps", "80", "--prefill", "30", "--envs", "1", "--eval_episode_num", "2",
-             "--eval_every", "40", "--time_limit", "10", "--pretrain", "1", "--train_ratio", "2", "--device", "cpu"]
-    assert dreamer.main(["--configs", "defaults", "debug", "hdreamer", *flags, "--logdir", str(tmp_path)]) == 0
+@pytest.mark.parametrize("space_name", [pytest.param(space, id=f"{space}-{action}") for space, action in PAIRS])
+def test_training_runs_on_every_space(tmp_path, space_name):
+    flags = ["--task", f"gym_Sizes-{space_name}-v0", "--steps", "80", "--prefill", "30", "--eval_every", "40", "--time_limit", "10",
+             "--pretrain", "1", "--train_ratio", "2", "--device", "cpu", "--logdir", str(tmp_path)]
+    assert dreamer.main(["--configs", "defaults", "debug", "hdreamer", *flags]) == 0
     assert (tmp_path / "latest.pt").exists()
 
 
@@ -183,19 +184,16 @@ def test_evaluation_shares_episodes_and_repeats_its_seeds():
     results = []
     for _ in range(2):
         policy = exploration.Random(ActionCodec(envs.act_space), 0)
-        results.append(dreamer.evaluate(policy, envs, 7, seed=5))
+        results.append(dreamer.play_episodes(policy, envs, 7, seed=5))
     envs.close()
     assert sorted(episode.env for episode in results[0]) == [0, 0, 0, 1, 1, 2, 2]
     assert results[0] == results[1]
 
 
 def test_evaluation_and_training_seeds_differ():
-    training = dreamer.Training.__new__(dreamer.Training)
-    training.config, training.step = config_for("gym_CartPole-v1", seed=4), 0
-    seeds = {training._env_seed(True), training._env_seed(False)}
-    evaluation = training._env_seed(False)
-    training.step = 1000
-    assert len(seeds | {training._env_seed(True)}) == 3 and training._env_seed(False) == evaluation
+    training = {dreamer.train_seed(seed, step) for seed in range(20) for step in (0, 1000, 2000)}
+    evaluation = {dreamer.eval_seed(seed) for seed in range(20)}
+    assert len(training | evaluation) == 80 and dreamer.eval_seed(3) == dreamer.eval_seed(3)
 
 
 def atari(count: int = 2, training: bool = True, **settings):
@@ -241,28 +239,24 @@ def test_atari_time_limit_truncates_and_the_next_step_begins_anew():
     envs.close()
 
 
+def serve_and_lose(lives: str, training: bool) -> tuple[bool, bool]:
+    """Plays Breakout without moving the paddle; tells whether any step was terminal, and whether any was the last."""
+    envs = make_envs(config_for("atari_breakout", lives=lives, time_limit=108000), 1, training)
+    steps = [envs.reset(0)]
+    for t in range(120):
+        envs.send(np.array([1 if t % 10 == 0 else 0]))  # 1 serves the ball
+        steps.append(envs.recv())
+    envs.close()
+    return any(step["is_terminal"][0] for step in steps), any(step["is_last"][0] for step in steps)
+
+
 @pytest.mark.parametrize("lives, terminal, last", [("unused", False, False), ("discount", True, False), ("reset", True, True)])
 def test_a_lost_life_means_what_the_setting_says(lives, terminal, last):
-    envs = make_envs(config_for("atari_breakout", lives=lives, time_limit=108000, action_repeat=4), 1, training=True)
-    steps, fire = [envs.reset(0)], 1
-    for t in range(120):  # serve, then wait for the ball to be lost
-        envs.send(np.array([fire if t % 10 == 0 else 0]))
-        steps.append(envs.recv())
-        if lives != "unused" and steps[-1]["is_terminal"][0]:
-            break
-    envs.close()
-    assert any(step["is_terminal"][0] for step in steps) == terminal
-    assert any(step["is_last"][0] for step in steps) == last
+    assert serve_and_lose(lives, training=True) == (terminal, last)
 
 
 def test_evaluation_ignores_lost_lives():
-    envs = make_envs(config_for("atari_breakout", lives="reset", time_limit=108000), 1, training=False)
-    steps = [envs.reset(0)]
-    for t in range(120):
-        envs.send(np.array([1 if t % 10 == 0 else 0]))
-        steps.append(envs.recv())
-    envs.close()
-    assert not any(step["is_last"][0] for step in steps)
+    assert serve_and_lose("reset", training=True)[1] and not serve_and_lose("reset", training=False)[1]
 
 
 @pytest.mark.parametrize("task, words", [("atari_pog", "atari_pong"), ("gym_NoSuchThing-v0", "NoSuchThing")])

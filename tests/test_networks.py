@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import distributions as dists
+import encoders
 import networks
 import tools
 
@@ -12,7 +13,7 @@ ENCODER = dict(tools.load_config().encoder, cnn_depth=2, mlp_layers=1, mlp_units
 DECODER = dict(tools.load_config().decoder, cnn_depth=2, mlp_layers=1, mlp_units=8)
 
 
-def observe(shapes: dict) -> dict:
+def random_obs(shapes: dict) -> dict:
     return {key: torch.rand(2, 3, *shape) for key, shape in shapes.items()}
 
 
@@ -22,9 +23,9 @@ def observe(shapes: dict) -> dict:
     {"vector": (5,)}, {"position": (3,), "velocity": (1,)}, {"image": (32, 32, 3), "vector": (5,), "other": (2,)},
 ])
 def test_any_set_of_images_and_vectors_is_encoded_and_predicted(shapes):
-    encoder = networks.MultiEncoder(shapes, **ENCODER)
-    decoder = networks.MultiDecoder(11, shapes, **DECODER)
-    obs = observe(shapes)
+    encoder = encoders.MultiEncoder(shapes, **ENCODER)
+    decoder = encoders.MultiDecoder(11, shapes, **DECODER)
+    obs = random_obs(shapes)
     assert encoder(obs).shape == (2, 3, encoder.outdim)
     predictions = decoder(torch.randn(2, 3, 11))
     assert set(predictions) == set(shapes)
@@ -36,19 +37,19 @@ def test_any_set_of_images_and_vectors_is_encoded_and_predicted(shapes):
 
 @pytest.mark.parametrize("shapes", [{"a": (64, 64, 3), "b": (32, 32, 1), "v": (4,)}, {"a": (32, 32, 3), "b": (32, 32, 1)}])
 def test_every_key_influences_the_embedding_and_is_told_apart(shapes):
-    encoder = networks.MultiEncoder(shapes, **ENCODER)
-    obs = observe(shapes)
+    encoder = encoders.MultiEncoder(shapes, **ENCODER)
+    obs = random_obs(shapes)
     for key in shapes:
         changed = encoder({**obs, key: obs[key].flip(1) * 0.5})
         assert not torch.allclose(changed, encoder(obs))
 
 
 def test_images_at_64_have_the_reference_layers():
-    encoder = networks.ConvEncoder((64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True)
+    encoder = encoders.ConvEncoder((64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True)
     shapes = [tuple(layer.weight.shape) for layer in encoder.layers if isinstance(layer, torch.nn.Conv2d)]
     assert shapes == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
     assert encoder.outdim == 4096
-    decoder = networks.ConvDecoder(1536, (64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True, cnn_sigmoid=False,
+    decoder = encoders.ConvDecoder(1536, (64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True, cnn_sigmoid=False,
                                    outscale=1.0)
     shapes = [tuple(layer.weight.shape) for layer in decoder.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
     assert shapes == [(256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)]
@@ -57,8 +58,8 @@ def test_images_at_64_have_the_reference_layers():
 
 def test_keys_are_selected_by_regular_expression():
     shapes = {"image": (64, 64, 3), "depth": (64, 64, 1), "position": (3,)}
-    encoder = networks.MultiEncoder(shapes, **{**ENCODER, "cnn_keys": "image", "mlp_keys": "$^"})
-    obs = observe(shapes)
+    encoder = encoders.MultiEncoder(shapes, **{**ENCODER, "cnn_keys": "image", "mlp_keys": "$^"})
+    obs = random_obs(shapes)
     torch.testing.assert_close(encoder(obs), encoder({"image": obs["image"]}))
 
 
@@ -69,7 +70,7 @@ def test_keys_are_selected_by_regular_expression():
 ])
 def test_impossible_encoders_are_refused(shapes, changes, words):
     with pytest.raises(ValueError, match=words):
-        networks.MultiEncoder(shapes, **{**ENCODER, **changes})
+        encoders.MultiEncoder(shapes, **{**ENCODER, **changes})
 
 
 @pytest.mark.parametrize("dist, kind, event", [

@@ -20,17 +20,10 @@ def load(name: str) -> tuple[Dreamer, dict]:
     """The agent in a checkpoint, and its recorded batch and answers."""
     settings = json.loads((DATA / name / "config.json").read_text())
     recorded = dict(np.load(DATA / name / "recorded.npz"))
-    keys = [f"{group}.{key}" if sub is not None else group
-            for group, value in settings.items() for key, sub in (value.items() if isinstance(value, dict) else [("", None)])]
-    known = set(tools._flatten(tools.load_config(["defaults"], {"task": "atari_pong"})))
-    chosen = {}
-    for key in keys:
-        value = settings
-        for part in key.split("."):
-            value = value[part]
-        if key in known and key not in ("task", "logdir", "actor.dist") and not (key == "actor.std" and value == "none"):
-            chosen[key] = value
-    config = tools.load_config(["defaults"], {**chosen, "device": "cpu"})
+    skipped = {"task", "logdir", "device", "actor.dist"} | ({"actor.std"} if settings["actor"]["std"] == "none" else set())
+    known = tools._flatten(tools.load_config()).keys() - skipped
+    chosen = {key: value for key, value in tools._flatten(settings).items() if key in known}
+    config = tools.load_config([], {**chosen, "device": "cpu"})
     obs = {key[3:]: value for key, value in recorded.items() if key.startswith("in_") and key[3:] not in NOT_OBSERVED}
     obs_space = spaces.Dict({key: spaces.Box(0, 255, value.shape[2:], np.uint8) if value.dtype == np.uint8
                              else spaces.Box(-np.inf, np.inf, value.shape[2:], np.float32) for key, value in obs.items()})
@@ -127,6 +120,6 @@ def test_imagined_returns_and_critic_terms_are_the_old_ones(name):
 
     # The old weights lag by one step: they start at 1 and never ask whether the replayed step was terminal.
     old = torch.as_tensor(expected["imag_weight"])
-    start_cont = torch.tensor([[1.0]] * 6 + [[0.0]] * 6)
+    start_cont = torch.tensor([[1.0]] * 6 + [[0.0]] * 6)  # half of the 12 replayed steps terminal
     weight = models.imagination_weight(start_cont, discount)
     close(weight[:-1], (start_cont * old[1:] / old[1]).numpy(), 1e-6)

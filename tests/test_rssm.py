@@ -1,9 +1,8 @@
-"""Latent dynamics: the formulas of the hierarchical latent, resets, gradients and counted costs."""
+"""Latent dynamics: the formulas of the hierarchical latent, resets and gradients."""
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from networks import RSSM, HierarchicalRSSM
 
@@ -84,15 +83,26 @@ def test_single_steps_filter_as_the_whole_sequence_does(kind):
 
 
 @every_kind
-@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.float(), lambda x: x[..., None], lambda x: x.float()[..., None]])
-def test_a_reset_starts_from_the_initial_state_without_an_action(kind, form):
+def test_a_reset_starts_from_the_initial_state_without_an_action(kind):
     rssm = make(kind)
     embed, action, is_first = inputs()
-    post, _ = rssm.observe(embed, action, form(is_first), sample=False)
-    fresh, _ = rssm.observe(embed[:, 2:], torch.zeros_like(action[:, 2:]), is_first[:, 2:], sample=False)
-    other = [row for row in range(6) if row != 0]
-    torch.testing.assert_close(post["deter"][0, 2], fresh["deter"][0, 0])
-    assert not torch.isclose(post["deter"][other, 2], fresh["deter"][other, 0]).all(-1).any()
+    post, _ = rssm.observe(embed, action, is_first, sample=False)
+    for row, time in ((0, 2), (3, 4)):
+        fresh, _ = rssm.observe(embed[:, time:], torch.zeros_like(action[:, time:]), is_first[:, time:], sample=False)
+        torch.testing.assert_close(post["deter"][row, time], fresh["deter"][row, 0])
+        others = [other for other in range(6) if other != row]
+        assert not torch.isclose(post["deter"][others, time], fresh["deter"][others, 0]).all(-1).any()
+
+
+@pytest.mark.parametrize("form", [lambda x: x.float(), lambda x: x[..., None], lambda x: x.float()[..., None]])
+def test_first_flags_may_be_bool_or_float_with_or_without_a_last_dimension(form):
+    rssm = make("flat")
+    embed, action, is_first = inputs()
+    expected, _ = rssm.observe(embed, action, is_first, sample=False)
+    actual, _ = rssm.observe(embed, action, form(is_first), sample=False)
+    assert torch.equal(actual["deter"], expected["deter"])
+    step, _ = rssm.obs_step(None, action[:, 0], embed[:, 0], form(is_first)[:, 0], sample=False)
+    torch.testing.assert_close(step["deter"], expected["deter"][:, 0])
 
 
 @every_kind
@@ -147,9 +157,9 @@ def test_a_weight_of_minus_one_takes_the_prior_out_of_the_posterior_exactly():
     with torch.no_grad():
         rssm._prior_weight.fill_(-1.0)
         rssm._imgs_stat_layer["bottom"].weight.mul_(1e6)
-        large = rssm._posterior_stats(deter, x, rssm._chooser(None))
+        large = rssm._posterior_stats(deter, x, rssm._greedy)
         rssm._imgs_stat_layer["bottom"].weight.zero_()
-        none = rssm._posterior_stats(deter, x, rssm._chooser(None))
+        none = rssm._posterior_stats(deter, x, rssm._greedy)
     assert torch.equal(large["logit_bottom"], none["logit_bottom"])
 
 
