@@ -10,11 +10,16 @@ from replay import Replay, save_episode
 
 
 class Finished(NamedTuple):
-    """What is known of an episode after its end: which environment played it, the sum of rewards, the number of agent steps."""
+    """An episode after its end: which environment played it, its agent steps, and sums over them (`return`, and every `log_` key)."""
 
     env: int
-    score: float
     length: int
+    sums: dict[str, float]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is logged of it."""
+        return {**self.sums, "length": self.length}
 
 
 class Collector:
@@ -38,11 +43,12 @@ class Collector:
 
     def _begin(self, seed: int | None) -> None:
         self._state = None
-        self._scores = np.zeros(self._envs.count)
+        self._sums = {}
         self._lengths = np.zeros(self._envs.count, int)
         self._episodes = [[] for _ in range(self._envs.count)]
         self._obs = self._envs.reset(seed)
         self._action_vectors = None
+        self._sum()
         self._store(self._obs)
 
     def restart(self) -> None:
@@ -60,12 +66,13 @@ class Collector:
         """Waits for the step; returns the number of agent steps taken (a reset is none) and the episodes that ended."""
         self._obs = self._envs.recv()
         self._store(self._obs)
-        self._scores += self._obs["reward"]
+        self._sum()
         self._lengths += ~self._obs["is_first"]
         finished = []
         for env in np.flatnonzero(self._obs["is_last"]):
-            finished.append(Finished(int(env), float(self._scores[env]), int(self._lengths[env])))
-            self._scores[env], self._lengths[env] = 0.0, 0
+            sums = {name: float(values[env]) for name, values in self._sums.items()}
+            finished.append(Finished(int(env), int(self._lengths[env]), sums))
+            self._lengths[env] = 0
             self._save(env)
         return int((~self._obs["is_first"]).sum()), finished
 
@@ -82,6 +89,14 @@ class Collector:
             if len(episode) > 1:
                 episode[-1]["is_last"] = np.array(True)
                 self._save(env)
+
+    def _sum(self) -> None:
+        """Adds up what is logged per episode, from zero where an episode begins."""
+        for key, value in self._obs.items():
+            if key == "reward" or key.startswith("log_"):
+                name = "return" if key == "reward" else key[len("log_"):]
+                before = np.where(self._obs["is_first"], 0.0, self._sums.get(name, 0.0))
+                self._sums[name] = before + value.reshape(self._envs.count, -1).sum(-1)
 
     def _store(self, obs: dict[str, np.ndarray]) -> None:
         if self._replay is None:

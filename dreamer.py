@@ -8,9 +8,10 @@
 import contextlib
 import copy
 import datetime
+import itertools
 import pathlib
 import sys
-from typing import Iterator
+from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
@@ -115,13 +116,12 @@ class Training:
 
     def __init__(self, config: tools.Config):
         self.config = config
-        default = f"logdir/{datetime.datetime.now():%Y%m%d-%H%M%S}-{config.task.replace('/', '_')}"
-        self.logdir = pathlib.Path(config.logdir or default)
+        self.logdir = pathlib.Path(config.logdir) if config.logdir else new_logdir(config.task)
         self.logdir.mkdir(parents=True, exist_ok=True)
         tools.set_seed(config.seed)
         tools.keep_freed_memory()
         self.envs = make_envs(config, config.envs, training=True)
-        eval_envs = min(config.eval_envs, config.eval_episode_num)
+        eval_envs = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
         self.eval_envs = make_envs(config, eval_envs, training=False) if eval_envs else None
         self.replay = Replay(
             self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
@@ -132,9 +132,10 @@ class Training:
         self.stop = tools.StopSignal()
         print(f"Run in {self.logdir} on {self.agent.device}: {sum(p.numel() for p in self.agent.parameters()):,} parameters, replay "
               f"memory of {self.replay.capacity:,} steps in {self.replay.nbytes:,} bytes.")
-        self.stored_steps = self.resume()
-        self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step), training=True)
-        self.should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.step)
+        self.missing_steps = self._missing_prefill(self.resume())
+        self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
+                                   training=True)
+        self.should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.last_eval)
         self.should_save = tools.Timer(config.checkpoint_every)
         self.should_log = tools.Every(config.log_every, self.step)
         self.log_timer = tools.Timer(60.0)
@@ -143,6 +144,11 @@ class Training:
     def _replay_capacity(self) -> int:
         """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
         return min(self.config.dataset_size, int(1.1 * self.config.steps / self.config.action_repeat) + self.config.prefill)
+
+    def _missing_prefill(self, stored_steps: int) -> int:
+        """Agent steps to collect before training; none where the memory was filled by an earlier run."""
+        filled = len(self.replay) >= min(self.config.prefill, self.replay.capacity)
+        return 0 if filled else self.config.prefill - stored_steps
 
     def run(self) -> None:
         """Trains until `steps` frames have been collected, or until it is told to stop; saves everything at the end."""
@@ -167,12 +173,12 @@ class Training:
 
     def prefill(self) -> None:
         """Collects the first steps with random actions."""
-        if self.stored_steps >= self.config.prefill:
+        if self.missing_steps <= 0:
             return
-        policy = exploration.Random(self.agent.codec, self.config.seed)
-        while self.stored_steps < self.config.prefill and not self.stop:
+        policy = exploration.Random(self.agent.codec, train_seed(self.config.seed, self.step))
+        while self.missing_steps > 0 and self.step < self.config.steps and not self.stop:
             new_steps, finished = self.collector.step(policy)
-            self.stored_steps += new_steps
+            self.missing_steps -= new_steps
             self.advance(new_steps, finished)
         self.collector.restart()  # the agent begins with episodes that it has seen from the start
 
@@ -181,12 +187,14 @@ class Training:
         while self.agent.updates < self.config.pretrain and not self.stop:
             self.logger.add(self.agent.update(), prefix="train")
             self.log()
+            if self.should_save():
+                self.save()
 
     def advance(self, new_steps: int, finished: list[Finished]) -> None:
         """Counts collected steps and logs finished episodes."""
         self.step += new_steps * self.config.action_repeat
         for episode in finished:
-            self.logger.add({"return": episode.score, "length": episode.length}, prefix="episode")
+            self.logger.add(episode.metrics, prefix="episode")
         self.log()
 
     def log(self) -> None:
@@ -201,9 +209,10 @@ class Training:
         """Plays evaluation episodes and draws open-loop predictions."""
         episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, eval_seed(self.config.seed), self.stop)
         if self.stop:
-            return
+            return  # after a resume the evaluation is made up for
+        self.last_eval = self.step
         for episode in episodes:
-            self.logger.add({"return": episode.score, "length": episode.length}, prefix="eval")
+            self.logger.add(episode.metrics, prefix="eval")
         if self.config.video_pred_log:
             batch = {key: value[:6] for key, value in self.replay.sample().items()}
             for key, video in self.agent.video_pred(batch).items():
@@ -216,6 +225,7 @@ class Training:
             "agent_state_dict": self.agent.state_dict(),
             "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
             "step": self.step,
+            "last_eval": self.last_eval,
             "updates": self.agent.updates,
             "update_credit": self.budget.credit,
             "random_state": checkpoints.random_state(self.replay.rng),
@@ -227,14 +237,14 @@ class Training:
         """Continues from what the logdir holds: episodes, and latest.pt if there is one; returns the agent steps in memory."""
         directory = self.logdir / "train_eps"
         stored_steps = self.replay.load(directory)
-        self.step = count_stored_steps(directory) * self.config.action_repeat  # frames
+        self.step = self.last_eval = count_stored_steps(directory) * self.config.action_repeat  # frames
         path = self.logdir / "latest.pt"
         if path.exists():
             checkpoint = checkpoints.load(path)
             self.agent.load_state_dict(checkpoint["agent_state_dict"])
             for name, optimizer in self.agent.optimizers().items():
                 optimizer.load_state_dict(checkpoint["optims_state_dict"][name])
-            self.step = max(self.step, checkpoint["step"])
+            self.step, self.last_eval = max(self.step, checkpoint["step"]), checkpoint["last_eval"]
             self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
             checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
         if self.step:
@@ -242,12 +252,24 @@ class Training:
         return stored_steps
 
     def close(self) -> None:
-        """Ends environments and writers."""
+        """Ends writers and environments."""
+        self.logger.write(self.step)
+        self.logger.close()
         self.envs.close()
         if self.eval_envs:
             self.eval_envs.close()
-        self.logger.write(self.step)
-        self.logger.close()
+
+
+def new_logdir(task: str) -> pathlib.Path:
+    """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{task.replace('/', '_')}"
+    for number in itertools.count(1):
+        logdir = pathlib.Path("logdir", name if number == 1 else f"{name}-{number}")
+        try:
+            logdir.mkdir(parents=True)
+            return logdir
+        except FileExistsError:
+            continue
 
 
 def train_seed(seed: int, step: int) -> int:

@@ -93,18 +93,18 @@ class WorldModel(nn.Module):
     def preprocess(self, obs: dict) -> dict[str, Tensor]:
         """A batch of observations (arrays or tensors) as model inputs on the device.
 
-        Images become float32 in [0, 1]; reward and the continue flag `cont` = 1 - is_terminal get a trailing dimension of 1.
+        All become float32, images in [0, 1]; reward and the continue flag `cont` = 1 - is_terminal get a trailing dimension of 1.
         """
         data = {}
         for key, value in obs.items():
             if key.startswith("log_"):
                 continue
             value = torch.as_tensor(value).to(self._config.device, non_blocking=True)
-            data[key] = value.float() / 255.0 if value.dtype == torch.uint8 else value
+            data[key] = value.float() / 255.0 if value.dtype == torch.uint8 else value.float()
         if "reward" in data:
-            data["reward"] = data["reward"].float().unsqueeze(-1)
+            data["reward"] = data["reward"].unsqueeze(-1)
         if "is_terminal" in data:
-            data["cont"] = 1.0 - data["is_terminal"].float().unsqueeze(-1)
+            data["cont"] = 1.0 - data["is_terminal"].unsqueeze(-1)
         return data
 
     def loss(self, data: dict[str, Tensor], sample: bool = True) -> tuple[Tensor, State, Metrics]:

@@ -6,7 +6,8 @@ flat model are those of dreamerv3-torch, so that checkpoints carry over.
 
 import itertools
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -474,6 +475,9 @@ class MLP(nn.Module):
 
     def _output_layer(self, inp_dim: int, outscale: float) -> nn.Module:
         if isinstance(self._shape, dict):
+            taken = [key for key in self._shape if hasattr(nn.ModuleDict, key)]
+            if taken:
+                raise ValueError(f"the observation keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
             layer = nn.ModuleDict({key: nn.Linear(inp_dim, self._out_size(shape)) for key, shape in self._shape.items()})
         else:
             layer = nn.Linear(inp_dim, self._out_size(self._shape))

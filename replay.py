@@ -39,7 +39,7 @@ class Replay:
         self._head = np.zeros(streams, np.int64)  # where each stream writes next
         self._size = np.zeros(streams, np.int64)  # how many steps it holds
         self.rng = np.random.default_rng(seed)
-        layout = {key: (space.shape, space.dtype) for key, space in obs_space.spaces.items()}
+        layout = {key: (space.shape, space.dtype) for key, space in obs_space.spaces.items() if not key.startswith("log_")}
         layout.update({"action": ((action_size,), np.dtype(np.float32)), "reward": ((), np.dtype(np.float32))})
         layout.update({flag: ((), np.dtype(bool)) for flag in FLAGS})
         step_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())

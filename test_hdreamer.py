@@ -4,8 +4,12 @@ This file holds the uses that the README promises, from the command line and fro
 """
 
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -31,27 +35,93 @@ def agent_for(config: tools.Config) -> dreamer.Dreamer:
 
 
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
-def test_pong_trains_stops_and_continues_where_it_stopped(tmp_path, capsys, preset):
-    flags = ["--task", "atari_pong", "--eval_every", "400", "--train_ratio", "2"]
+@pytest.mark.parametrize("task", ["atari_pong", "gym_CartPole-v1", "gym_Pendulum-v1"])
+def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, preset):
+    flags = ["--task", task, "--eval_every", "400", "--train_ratio", "2"]
+    repeat = tools.load_config([], {"task": task}).action_repeat
     run(tmp_path, preset, *flags, "--steps", "600")
     first = checkpoints.load(tmp_path / "latest.pt")
-    lines = run(tmp_path, preset, *flags, "--steps", "900")
-    second = checkpoints.load(tmp_path / "latest.pt")
-
-    assert first["step"] == 600 and second["step"] == 900
+    assert first["step"] == 600
     # Two updates after 50 prefilled steps, then one per 12 agent steps; what the last step adds is still due at the end.
-    assert first["updates"] == 2 + (600 // 4 - 50 - 1) // 12
-    assert second["updates"] == 2 + (900 // 4 - 50 - 1) // 12
+    assert first["updates"] == 2 + (600 // repeat - 50 - 1) // 12
+
+    overrides = {"task": task, "steps": 900, "logdir": str(tmp_path), "device": "cpu", "eval_every": 400, "train_ratio": 2}
+    training = dreamer.Training(tools.load_config(["defaults", "debug", preset], overrides))
     assert "Continuing at frame 600" in capsys.readouterr().out
+    assert (training.step, training.last_eval, training.agent.updates, training.missing_steps) == (600, 400, first["updates"], 0)
+    assert training.budget.credit == first["update_credit"]
+    assert_same(training.agent.state_dict(), first["agent_state_dict"])
+    assert_same({name: optimizer.state_dict() for name, optimizer in training.agent.optimizers().items()}, first["optims_state_dict"])
+    assert_same(checkpoints.random_state(training.replay.rng), first["random_state"])
+    training.run()
+
+    second = checkpoints.load(tmp_path / "latest.pt")
+    assert second["step"] == 900 and second["updates"] == 2 + (900 // repeat - 50 - 1) // 12
     stored = sum(len(load_episode(path)["reward"]) - 1 for path in (tmp_path / "train_eps").glob("*.npz"))
-    assert stored == 900 // 4
+    assert stored == 900 // repeat
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps) and steps[-1] == 900
     assert all(np.isfinite(value) for line in lines for value in line.values())
-    assert any("eval/return" in line for line in lines)
-    assert list((tmp_path / "videos").glob("openl_image_*.gif"))
-    moved = [not torch.equal(first["agent_state_dict"][key], value) for key, value in second["agent_state_dict"].items()]
-    assert np.mean(moved) > 0.9
+    assert [line["step"] for line in lines if "eval/return" in line] == [400, 800]
+    assert len(list(tmp_path.glob("videos/openl_image_*.gif"))) == (2 if task == "atari_pong" else 0)
+
+
+def assert_same(a, b) -> None:
+    """Equality of nested containers of tensors."""
+    if torch.is_tensor(a):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_the_whole_process_group_ends_a_run_with_everything_saved(tmp_path, number):
+    command = [sys.executable, str(pathlib.Path(dreamer.__file__)), "--configs", "defaults", "debug", "--task", "gym_CartPole-v1",
+               "--envs", "2", "--steps", "1000000", "--device", "cpu", "--logdir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and "train/" in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"To continue, use the same command with --logdir {tmp_path}" in output
+    checkpoint = checkpoints.load(tmp_path / "latest.pt")
+    stored = sum(len(load_episode(path)["reward"]) - 1 for path in (tmp_path / "train_eps").glob("*.npz"))
+    assert checkpoint["step"] == stored
+
+
+def test_a_memory_smaller_than_the_prefill_is_not_filled_again_after_a_resume(tmp_path):
+    flags = ["--task", "gym_CartPole-v1", "--prefill", "100", "--dataset_size", "60", "--eval_episode_num", "0"]
+    run(tmp_path, "defaults", *flags, "--steps", "150")
+    before = checkpoints.load(tmp_path / "latest.pt")["updates"]
+    run(tmp_path, "defaults", *flags, "--steps", "200")
+    after = checkpoints.load(tmp_path / "latest.pt")
+    assert after["step"] == 200 and after["updates"] - before in (8, 9)  # 50 steps, 4 replayed each, in batches of 24
+
+
+def test_two_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {dreamer.new_logdir("atari_pong") for _ in range(5)}
+    assert len(folders) == 5 and all(folder.is_dir() for folder in folders)
+
+
+@pytest.mark.parametrize("flag, value", [("--eval_every", "0"), ("--eval_episode_num", "0")])
+def test_no_evaluation_environment_exists_when_evaluation_is_off(tmp_path, flag, value):
+    presets, flags = tools.parse_flags(["--configs", "debug", "--task", "gym_CartPole-v1", "--logdir", str(tmp_path), flag, value])
+    training = dreamer.Training(tools.load_config(presets, flags))
+    training.close()
+    assert training.eval_envs is None
 
 
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
@@ -92,7 +162,8 @@ def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path):
     overrides = {"task": "gym_CartPole-v1", "device": "cpu", "critic.slow_target_update": 2}
     config = tools.load_config(["defaults", "debug", "hdreamer"], overrides)
     rng = np.random.default_rng(0)
-    batch = {"vector": rng.normal(size=(2, 8, 4)).astype(np.float32), "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
+    batch = {"vector": rng.normal(size=(2, 8, 4)).astype(np.float32),
+             "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
              "reward": rng.normal(size=(2, 8)).astype(np.float32), "is_first": np.zeros((2, 8), bool),
              "is_terminal": np.zeros((2, 8), bool)}
     agent = agent_for(config)

@@ -58,8 +58,8 @@ class EnvBatch:
 
     def recv(self) -> dict[str, np.ndarray]:
         """Waits for the step that `send` started."""
-        obs, reward, terminated, truncated, info = self._envs.step_wait()
         self._pending = False
+        obs, reward, terminated, truncated, info = self._envs.step_wait()
         first = self._ended
         terminated, truncated = terminated & ~first, truncated & ~first
         self._ended = terminated | truncated

@@ -1,6 +1,7 @@
 """Any environment that is registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1 or gym_module:Name-v0."""
 
 import functools
+import signal
 
 import gymnasium
 import numpy as np
@@ -19,7 +20,14 @@ def make(name: str, count: int, config):
     if count == 1:
         return InProcess([make_one])
     make_one().close()  # errors surface here, not in a worker
-    return AsyncVectorEnv([make_one] * count)
+    return AsyncVectorEnv([functools.partial(_make_in_worker, make_one)] * count)
+
+
+def _make_in_worker(make_one) -> gymnasium.Env:
+    # A signal reaches the whole process group. The main process decides when to stop, and still needs its workers then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return make_one()
 
 
 def _make_one(name: str, action_repeat: int, time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:

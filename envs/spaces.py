@@ -101,8 +101,8 @@ class ObservationCodec:
         if self._grayscale and image.shape[-1] > 1:
             image = (image[..., :3] @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)[..., None]
         if image.shape[:2] != self._size:
-            channels = [Image.fromarray(image[..., c]).resize(self._size[::-1], Image.Resampling.BOX) for c in range(image.shape[-1])]
-            image = np.stack(channels, -1)
+            channels = np.moveaxis(image, -1, 0)
+            image = np.stack([Image.fromarray(x).resize(self._size[::-1], Image.Resampling.BOX) for x in channels], -1)
         return image
 
 

@@ -1,5 +1,7 @@
 """Actor and critic: returns, weights, normalisation, and which gradients flow where."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -76,8 +78,8 @@ def test_weights_start_with_the_replayed_continue_flag_and_multiply_discounts():
 
 def actor_terms(dist):
     shape = (4, 3, 1)
-    return dict(policy=dist, returns=torch.randn(shape), baseline=torch.randn(shape), weight=torch.rand(shape), scale=torch.tensor(2.5),
-                entropy_scale=0.1)
+    return dict(policy=dist, returns=torch.randn(shape), baseline=torch.randn(shape), weight=torch.rand(shape),
+                scale=torch.tensor(2.5), entropy_scale=0.1)
 
 
 def test_reinforce_uses_the_normalised_advantage_and_weights_policy_and_entropy_alike():
@@ -104,9 +106,9 @@ def test_reinforce_reaches_the_mean_of_a_continuous_policy():
 
 
 @pytest.mark.parametrize("setting, value, words", [
-    ("imag_gradient", "both", "auto, reinforce, dynamics"), ("imag_horizon", 1, "at least 2"), ("critic.dist", "onehot", "critic.dist"),
-    ("reward_head.dist", "binary", "reward_head.dist"), ("actor.dist", "normal", "actions are discrete"), ("dyn_std_act", "relu", "sigmoid2"),
-    ("grad_heads", ["decode"], "grad_heads"), ("decoder.image_dist", "huber", "image_dist"), ("act", "Silu", "activation"),
+    ("imag_gradient", "both", "auto, reinforce, dynamics"), ("imag_horizon", 1, "at least 2"), ("act", "Silu", "activation"),
+    ("reward_head.dist", "binary", "reward_head.dist"), ("critic.dist", "onehot", "critic.dist"), ("grad_heads", ["x"], "grad_heads"),
+    ("actor.dist", "normal", "actions are discrete"), ("dyn_std_act", "relu", "sigmoid2"), ("decoder.image_dist", "huber", "image_dist"),
 ])
 def test_settings_that_cannot_work_are_refused_when_the_agent_is_built(setting, value, words):
     with pytest.raises(ValueError, match=words):
@@ -194,6 +196,69 @@ def test_critic_loss_trains_the_critic_alone_and_pulls_towards_both_targets():
     assert torch.autograd.grad(loss.sum(), [target, slow], allow_unused=True) == (None, None)
 
 
+@pytest.mark.parametrize("act_space", [DISCRETE, CONTINUOUS])
+def test_an_update_descends_the_losses_that_the_formulas_give(act_space):
+    settings = {"imag_horizon": 5, "discount": 0.9, "discount_lambda": 0.8, "actor.entropy": 0.3, "critic.slow_target_fraction": 0.5}
+    agent = make_agent(act_space, **settings)
+    behavior, wm = agent._task_behavior, agent._wm
+    data = wm.preprocess(make_batch(agent))
+    _, post, _ = wm.loss(data)
+    behavior.ema_vals.copy_(torch.tensor([-300.0, 500.0]))
+    with torch.no_grad():
+        behavior._slow_value.mean_layer.weight.normal_()
+    slow_value = copy.deepcopy(behavior._slow_value)
+
+    torch.manual_seed(3)
+    with torch.no_grad():
+        feat, stats, action = behavior.imagine(wm.dynamics, {key: value.flatten(0, 1) for key, value in post.items()}, 5)
+        for slow, fast in zip(slow_value.parameters(), behavior.value.parameters()):
+            slow.copy_(0.5 * slow + 0.5 * fast)
+        double = lambda x: x.double().numpy()
+        reward, value, slow = (double(head(feat).mode[..., 0]) for head in (wm.heads["reward"], behavior.value, slow_value))
+        discount = 0.9 * double(wm.heads["cont"](feat).mean[..., 0])
+        policy = behavior.actor.dist(stats)
+        log_prob, entropy = double(policy.log_prob(action)), double(policy.entropy())
+        returns = np.zeros((4, 12))
+        following = value[4]
+        for t in reversed(range(4)):
+            following = returns[t] = reward[t + 1] + discount[t + 1] * (0.2 * value[t + 1] + 0.8 * following)
+        weight = np.stack([(1.0 - data["is_terminal"].flatten().numpy()) * discount[1:t + 1].prod(0) for t in range(4)])
+        assert (weight == 0).any(), "one replayed step is terminal"
+        low, high = 0.99 * np.array([-300.0, 500.0]) + 0.01 * np.percentile(returns, [5, 95])
+        objective = (returns - value[:4]) / (high - low) * (log_prob if act_space is DISCRETE else 1.0)
+        actor_loss = -(weight * (objective + 0.3 * entropy)).mean()
+        critic = behavior.value(feat[:4])
+        targets = [torch.as_tensor(target[:4, :, None]).float() for target in (returns, slow)]
+        value_loss = (weight * sum(-double(critic.log_prob(target)) for target in targets)).mean()
+
+    torch.manual_seed(3)
+    metrics = behavior.update(wm, post, data["cont"], updates=0)
+    np.testing.assert_allclose(metrics["actor_loss"], actor_loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["value_loss"], value_loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["return_scale"], high - low, rtol=1e-4)
+    for actual, expected in zip(behavior._slow_value.parameters(), slow_value.parameters()):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_world_model_loss_weighs_its_terms_as_set():
+    settings = {"reward_head.loss_scale": 3.0, "cont_head.loss_scale": 0.5, "dyn_scale": 0.7, "rep_scale": 0.2, "kl_free": 0.1}
+    agent = make_agent(**settings)
+    loss, _, metrics = agent._wm.loss(agent._wm.preprocess(make_batch(agent)))
+    expected = (metrics["vector_loss"] + 3.0 * metrics["reward_loss"] + 0.5 * metrics["cont_loss"] + 0.7 * metrics["dyn_loss"]
+                + 0.2 * metrics["rep_loss"]).mean()
+    torch.testing.assert_close(loss.detach(), expected)
+
+
+def test_evaluation_takes_the_most_likely_action_and_training_samples():
+    agent = make_agent()
+    obs = {"vector": np.zeros((400, 4)), "is_first": np.ones(400, bool)}  # float64, as NumPy makes them
+    with torch.no_grad():
+        agent._task_behavior.actor.mean_layer.weight.zero_()
+        agent._task_behavior.actor.mean_layer.bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
+    assert set(agent.act(obs)[0]) == {1}
+    assert set(agent.act(obs, training=True)[0]) == {0, 1, 2}
+
+
 def test_slow_critic_moves_by_its_fraction_of_the_way():
     agent = make_agent(**{"critic.slow_target_fraction": 0.25})
     behavior = agent._task_behavior
@@ -231,8 +296,9 @@ def test_every_head_distribution_trains(head, dist):
 
 @pytest.mark.parametrize("settings", [
     {"dyn_discrete": 0}, {"dyn_discrete": 0, "dyn_mean_act": "tanh5", "dyn_std_act": "softplus"},
-    {"dyn_discrete": 0, "dyn_std_act": "abs"}, {"dyn_discrete": 0, "dyn_std_act": "sigmoid"}, {"initial": "zeros"}, {"dyn_rec_depth": 2},
-    {"norm": False, "encoder.norm": False}, {"actor.std": "0.5"}, {"critic.slow_target": False}, {"reward_EMA": False}, {"unimix_ratio": 0.0},
+    {"dyn_discrete": 0, "dyn_std_act": "abs"}, {"dyn_discrete": 0, "dyn_std_act": "sigmoid"}, {"initial": "zeros"},
+    {"dyn_rec_depth": 2}, {"norm": False, "encoder.norm": False}, {"actor.std": "0.5"}, {"critic.slow_target": False},
+    {"reward_EMA": False}, {"unimix_ratio": 0.0},
 ], ids=str)
 def test_every_variant_of_the_model_trains(settings):
     agent = make_agent(CONTINUOUS, **settings)

@@ -35,6 +35,8 @@ def count(presets: list[str]) -> dict[str, float]:
     states = [optimizer.state_dict()["state"] for optimizer in agent.optimizers().values()]
     optimizer = sum(value.nbytes for state in states for slots in state.values() for value in slots.values())
     weights = sum(parameter.nbytes for parameter in agent.parameters())
+    for parameter in agent.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
     return {"parameters": sum(parameter.numel() for parameter in agent.parameters()), "operations": flops.get_total_flops(),
             "bytes": weights + optimizer + sum(storage.nbytes() for storage in saved.values())}
 
@@ -46,7 +48,8 @@ def costs() -> dict[str, dict[str, float]]:
     for name, cost in table.items():
         over = {key: 100 * (cost[key] / table["flat"][key] - 1) for key in cost}
         print(f"{name:16} {cost['parameters']:>12,} parameters ({cost['parameters'] - table['flat']['parameters']:+,})  "
-              f"{cost['operations'] / 1e9:7.1f} GFLOP ({over['operations']:+.2f}%)  {cost['bytes'] / 1e9:5.2f} GB ({over['bytes']:+.2f}%)")
+              f"{cost['operations'] / 1e9:7.1f} GFLOP ({over['operations']:+.2f}%)  "
+              f"{cost['bytes'] / 1e9:5.2f} GB ({over['bytes']:+.2f}%)")
     return table
 
 

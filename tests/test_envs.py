@@ -1,5 +1,7 @@
 """Environments: alignment of actions, rewards and flags, spaces, and Atari's settings."""
 
+import contextlib
+import functools
 import itertools
 
 import gymnasium
@@ -19,7 +21,8 @@ from replay import Replay, load_episode
 class Counter(gymnasium.Env):
     """Counts its steps; an episode ends truly after `length` steps, or is cut off after `limit`. The reward names the action."""
 
-    observation_space = spaces.Dict({"time": spaces.Box(0, 1e6, (1,), np.float32), "kind": spaces.Discrete(3)})
+    observation_space = spaces.Dict({"time": spaces.Box(0, 1e6, (1,), np.float32), "kind": spaces.Discrete(3),
+                                     "log_steps": spaces.Box(0, 1, (1,), np.float32)})
     action_space = spaces.Discrete(4)
 
     def __init__(self, length: int = 5, limit: int = 1000):
@@ -35,7 +38,8 @@ class Counter(gymnasium.Env):
         return self._obs(), 100.0 + int(action), self._time >= self._length, self._time >= self._limit, {}
 
     def _obs(self):
-        return {"time": np.array([1000 * self._episode + self._time], np.float32), "kind": self._time % 3}
+        return {"time": np.array([1000 * self._episode + self._time], np.float32), "kind": self._time % 3,
+                "log_steps": np.ones(1, np.float32)}
 
 
 class Sizes(gymnasium.Env):
@@ -53,7 +57,17 @@ class Sizes(gymnasium.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
+class Failing(Counter):
+    """Raises at its third step."""
+
+    def step(self, action):
+        if self._time == 2:
+            raise RuntimeError("the game crashed")
+        return super().step(action)
+
+
 gymnasium.register("Counter-v0", Counter)
+gymnasium.register("Failing-v0", Failing)
 gymnasium.register("CutCounter-v0", lambda: Counter(length=1000, limit=4))
 SPACES = {
     "image": (spaces.Box(0, 255, (30, 20, 3), np.uint8), {"image": (64, 64, 3)}),
@@ -73,7 +87,7 @@ ACTIONS = {
 }
 PAIRS = list(zip(SPACES, itertools.cycle(ACTIONS)))
 for space_name, action_name in PAIRS:
-    gymnasium.register(f"Sizes-{space_name}-v0", lambda space=SPACES[space_name][0], actions=ACTIONS[action_name]: Sizes(space, actions))
+    gymnasium.register(f"Sizes-{space_name}-v0", functools.partial(Sizes, SPACES[space_name][0], ACTIONS[action_name]))
 
 
 def config_for(task: str, **settings) -> tools.Config:
@@ -110,8 +124,27 @@ def test_actions_rewards_and_flags_stay_aligned_over_autoresets(tmp_path, envs, 
         np.testing.assert_array_equal(episode["is_terminal"], (np.arange(length + 1) == length) & terminal)
     finished = [episode for _, done in turns for episode in done]
     assert {episode.length for episode in finished} == {length} and len(finished) == len(whole)
+    assert sorted(episode.sums["return"] for episode in finished) == sorted(episode["reward"].sum() for episode in whole)
+    assert {episode.metrics["steps"] for episode in finished} == {length + 1}  # what log_steps adds up to
     # a reset is stored, but is no step
     assert sum(count for count, _ in turns) == sum(len(episode["reward"]) - 1 for episode in episodes)
+
+
+def test_keys_that_start_with_log_are_logged_but_neither_replayed_nor_learned(tmp_path):
+    flags = ["--task", "gym_Counter-v0", "--steps", "200", "--eval_every", "100", "--device", "cpu", "--logdir", str(tmp_path)]
+    assert dreamer.main(["--configs", "defaults", "debug", *flags]) == 0
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    assert '"episode/steps": 6.0' in metrics and '"eval/steps": 6.0' in metrics and "log_steps" not in metrics
+
+
+@pytest.mark.filterwarnings("ignore:.*ERROR")
+def test_a_failing_worker_is_reported_by_its_own_error():
+    envs = make_envs(config_for("gym_Failing-v0"), 2, training=True)
+    envs.reset(0)
+    with pytest.raises(RuntimeError, match="the game crashed"), contextlib.closing(envs):
+        for _ in range(5):
+            envs.send(np.zeros(2, int))
+            envs.recv()
 
 
 def test_action_repeat_and_time_limit_count_frames(tmp_path):

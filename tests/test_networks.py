@@ -83,6 +83,11 @@ def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
     assert type(out) is kind and out.mode.shape == (4, 5, *event)
 
 
+def test_observation_keys_that_cannot_name_a_layer_are_refused():
+    with pytest.raises(ValueError, match="values"):
+        encoders.MultiDecoder(11, {"values": (3,)}, **DECODER)
+
+
 def test_heads_refuse_what_they_cannot_predict():
     with pytest.raises(ValueError, match="symlog_mse"):
         networks.MLP(6, (1,), 2, 8, name="Head", dist="huber")

@@ -232,6 +232,39 @@ def test_imagined_bottom_latents_follow_the_imagined_top():
     assert means.std(0).min() > 1e-3
 
 
+def test_top_and_bottom_latents_are_drawn_independently_given_their_distributions():
+    rssm = HierarchicalRSSM(**HIER, **COMMON)  # Up = 0: the bottom's distribution is the same whatever the top is
+    count = 40000
+    state = rssm.img_step(rssm.initial(count), torch.zeros(count, 3))
+    top, bottom = state["stoch_top"].detach(), state["stoch_bottom"].detach()
+    p = rssm.get_dist(state, "top").probs[0].detach()
+    q = rssm.get_dist(state, "bottom").probs[0].detach()
+    for i in range(2):
+        for j in range(4):
+            joint = torch.einsum("nk,nl->kl", top[:, i], bottom[:, j]) / count
+            expected = p[i][:, None] * q[j][None]
+            assert (abs(joint - expected) < 5 * (expected * (1 - expected) / count).sqrt()).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+def test_draws_of_different_steps_and_sequences_are_independent(kind):
+    rssm = make(kind)
+    with torch.no_grad():
+        for name, parameter in rssm.named_parameters():
+            if "obs_stat_layer" in name:
+                parameter.zero_()  # the posterior is then nearly the same at every step, so draws differ by their noise alone
+        if kind == "hierarchical":
+            rssm._prior_weight.fill_(-1.0)
+            rssm._top_to_post.weight.zero_()
+    embed, action, is_first = torch.randn(4000, 3, 7), torch.randn(4000, 3, 3).tanh(), torch.zeros(4000, 3, dtype=torch.bool)
+    post, _ = rssm.observe(embed, action, is_first)
+    for level in rssm.levels.values():
+        index = post["stoch" + level.suffix].detach().argmax(-1)  # (4000, 3, S)
+        for a, b in ((index[:, 0], index[:, 1]), (index[:, 1], index[:, 2]), (index[:-1, 0], index[1:, 0])):
+            same = (a == b).float().mean().item()
+            assert abs(same - 1 / level.discrete) < 5 * (0.25 / a.numel()) ** 0.5
+
+
 def test_wrong_sizes_and_keywords_are_refused():
     with pytest.raises(ValueError, match="dyn_discrete_bottom"):
         HierarchicalRSSM(**{**HIER, "discrete_bottom": 1}, **COMMON)
