@@ -167,7 +167,7 @@ class Joint:
 
     def __init__(self, dists: list):
         self.dists = dists
-        self.shapes = [dist.mode.shape[-dist.event_dims:] for dist in dists]
+        self.shapes = [dist.mean.shape[-dist.event_dims:] for dist in dists]
 
     def _concat(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([part.flatten(-len(shape)) for part, shape in zip(parts, self.shapes)], -1)

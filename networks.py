@@ -58,7 +58,7 @@ def activation(name: str) -> nn.Module:
 
 
 class HiddenBlock(nn.Sequential):
-    """Linear without bias, layer norm, activation, on two inputs side by side: (..., a), (..., b) -> (..., out).
+    """Linear without bias, layer norm, activation, on two inputs side by side: (..., a + b) -> (..., out).
 
     In a recurrence the second input is often known beforehand for all steps. So its share of the linear product can be formed
     once, and then each step only adds the first input's.
@@ -85,7 +85,7 @@ class HiddenBlock(nn.Sequential):
 
 
 class GRUCell(nn.Module):
-    """GRU with layer norm on the stacked gates and an update gate that starts closed (Hafner et al. 2020, appendix)."""
+    """GRU with layer norm on the stacked gates and an update gate that starts nearly closed, as in DreamerV2 and V3."""
 
     UPDATE_BIAS = -1.0
 
@@ -121,6 +121,7 @@ def _sigmoid2(x: Tensor) -> Tensor:
 
 MEAN_ACTS = {"none": torch.positive, "tanh5": _tanh5}  # of Gaussian latents
 STD_ACTS = {"softplus": F.softplus, "abs": _abs1, "sigmoid": torch.sigmoid, "sigmoid2": _sigmoid2}
+
 
 def stack_states(steps: list[State], dim: int) -> State:
     """Joins the dicts of single steps to one dict with a time dimension."""
