@@ -99,8 +99,11 @@ class WorldModel(nn.Module):
         for key, value in obs.items():
             if key.startswith("log_"):
                 continue
-            value = torch.as_tensor(value).to(self._config.device, non_blocking=True)
-            data[key] = value.float() / 255.0 if value.dtype == torch.uint8 else value.float()
+            value = torch.as_tensor(value)
+            if value.dtype == torch.uint8:  # images travel to the device as bytes
+                data[key] = value.to(self._config.device, non_blocking=True).float() / 255.0
+            else:
+                data[key] = value.float().to(self._config.device, non_blocking=True)
         if "reward" in data:
             data["reward"] = data["reward"].unsqueeze(-1)
         if "is_terminal" in data:
