@@ -199,7 +199,7 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: floa
     returns = [value[-1]]
     for t in reversed(range(1, len(value))):
         returns.append(reward[t] + discount[t] * ((1.0 - lambda_) * value[t] + lambda_ * returns[-1]))
-    return torch.stack(returns[:0:-1])
+    return torch.stack(returns[:0:-1])  # in the order of time, without the bootstrap value
 
 
 def imagination_weight(start_cont: Tensor, discount: Tensor) -> Tensor:

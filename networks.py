@@ -242,6 +242,7 @@ class RSSM(nn.Module):
         return self._level_dist(name, stats).greedy_sample()
 
     def _mode(self, name: str, stats: State) -> Tensor:
+        """Draws the most likely latents, with the gradient of the log-probabilities."""
         return self._level_dist(name, stats).mode
 
     def _noise(self, *batch: int) -> Tensor:

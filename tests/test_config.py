@@ -64,8 +64,8 @@ def test_entries_are_attributes_that_can_be_assigned_but_not_invented():
     assert config["hierarchical_mode"] is True and config.encoder["cnn_depth"] == 4
     with pytest.raises(AttributeError, match="did you mean 'hierarchical_mode'"):
         config.hierarchical = True
-    with pytest.raises(AttributeError):
-        config.encoder.depth
+    with pytest.raises(AttributeError, match="did you mean 'cnn_depth'"):
+        print(config.encoder.cnn_dept)
     with pytest.raises(ValueError, match="type bool"):
         config.hierarchical_mode = "yes"
 
