@@ -1,7 +1,11 @@
 """Checkpoints on disk: written at once or not at all, read without running code."""
 
+import os
 import pathlib
+import pickle
 import random
+import shutil
+import zipfile
 
 import numpy as np
 import torch
@@ -9,24 +13,82 @@ import torch
 import tools
 
 VERSION = 1
+# What a run needs to go on.
+RUN = frozenset(["version", "agent_state_dict", "optims_state_dict", "step", "last_eval", "updates", "update_credit", "random_state"])
 
 
 def save(path: pathlib.Path, checkpoint: dict) -> None:
-    """Writes a dict of tensors and plain containers; the file under `path` is replaced only when the new one is complete."""
+    """Writes a dict of tensors and plain containers.
+
+    The file under `path` is replaced only when the new one is complete, and what it held is kept beside it, see `previous`.
+    """
     with tools.replacing(path) as file:
         torch.save({"version": VERSION, **checkpoint}, file)
+        if path.exists():
+            _keep(path, previous(path))
 
 
-def load(path: pathlib.Path) -> dict:
+def previous(path: pathlib.Path) -> pathlib.Path:
+    """Where the checkpoint before the one under `path` is kept."""
+    return path.with_name(f"previous{path.suffix}")
+
+
+def _keep(path: pathlib.Path, copy: pathlib.Path) -> None:
+    partial = copy.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, partial)
+    os.replace(partial, copy)
+
+
+def load(path: pathlib.Path, required: frozenset[str] = RUN) -> dict:
     """Reads a checkpoint onto the CPU; nothing in it can run code.
 
+    Args:
+        required: entries that it must have.
     Raises:
-        ValueError: for a file of a newer format.
+        ValueError: for a damaged file, one without these entries, or one of a newer format.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {_way_back(path)}") from error
+    missing = required - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if missing:
+        raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}. {_way_back(path)}")
     if checkpoint.get("version", VERSION) > VERSION:
         raise ValueError(f"{path} has format version {checkpoint['version']}, this program reads up to {VERSION}; update hDreamer")
     return checkpoint
+
+
+def _way_back(path: pathlib.Path) -> str:
+    last_good = previous(path)
+    if path != last_good and last_good.exists():
+        try:
+            step = load(last_good)["step"]
+            return f"The one before it is from frame {step:,}; to go on from there: mv {last_good} {path}"
+        except ValueError:
+            pass  # damaged too
+    return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"
+
+
+def check_fits(own: dict, loaded: dict, path: pathlib.Path) -> None:
+    """Compares names and shapes of an agent's tensors with those of a checkpoint.
+
+    Raises:
+        ValueError: if they differ, with the first few that do.
+    """
+    problems = [f"{name} is missing" for name in own if name not in loaded]
+    problems += [f"{name} is unknown" for name in loaded if name not in own]
+    problems += [f"{name} has shape {tuple(loaded[name].shape)}, not {tuple(tensor.shape)}" for name, tensor in own.items()
+                 if name in loaded and loaded[name].shape != tensor.shape]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"the checkpoint {path} does not fit this agent: {'; '.join(problems[:3])}{more}. Use the settings that it "
+                         "was trained with, or give another --logdir")
 
 
 def random_state(replay_rng: np.random.Generator) -> dict:

@@ -2,14 +2,15 @@
 
     python dreamer.py --configs defaults hdreamer --task atari_pong
 
---configs names presets of configs.yaml, and every setting in that file is a flag (--seed 1 --encoder.cnn_depth 16).
+--configs names presets of configs.yaml, and every setting in that file is a flag (--seed 1 --encoder.cnn_depth 16); --help
+lists them.
 """
 
 import contextlib
 import copy
-import datetime
-import itertools
 import pathlib
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -19,12 +20,17 @@ import torch
 from torch import nn
 
 import checkpoints
+import console
 import exploration
+import runs
+import settings
 import tools
 from collect import Collector, Finished
+from encoders import ConvDecoder, ConvEncoder
 from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec
-from models import ImagBehavior, Metrics, Optimizer, WorldModel
+from heads import MLP
+from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
 from replay import Replay, count_stored_steps
 
 
@@ -39,16 +45,28 @@ class Dreamer(nn.Module):
         dataset: iterator of batches that `update` draws from, for example a `Replay`; may be None.
     """
 
-    def __init__(self, obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space, config: tools.Config, logger=None,
+    def __init__(self, obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space, config: settings.Config, logger=None,
                  dataset: Iterator[dict] | None = None):
         super().__init__()
-        config = copy.deepcopy(config)
+        self._config = config = copy.deepcopy(config)
         config.device = self.device = tools.pick_device(config.device)
         self._dataset = dataset
         self.codec = ActionCodec(act_space)
         self._wm = WorldModel(obs_space, self.codec.size, config)
         self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.size, self.codec.classes, config)
         self.updates = 0
+        if config.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compiles in place what `act` and `update` call, so that names in checkpoints stay the same."""
+        tools.check_compiler(self.device)
+        self._wm.dynamics.compile_steps()
+        for module in self.modules():
+            if isinstance(module, (ConvEncoder, ConvDecoder)):
+                module.compile()
+            elif isinstance(module, MLP):
+                module.layers.compile()
 
     @torch.no_grad()
     def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:
@@ -61,7 +79,10 @@ class Dreamer(nn.Module):
         Returns:
             N actions that the environment takes, and the state for the next call, with the action vector (N, A) under "action".
         """
-        data = self._wm.preprocess(obs)
+        with autocast(self._config):
+            return self._act(self._wm.preprocess(obs), state, training)
+
+    def _act(self, data: dict[str, torch.Tensor], state: dict | None, training: bool) -> tuple[np.ndarray, dict]:
         embed = self._wm.encoder(data)  # (N, E)
         is_first = data.get("is_first", torch.zeros(len(embed), device=embed.device))
         if state is None:
@@ -96,6 +117,15 @@ class Dreamer(nn.Module):
         """Open-loop predictions of images, see `WorldModel.video_pred`."""
         return self._wm.video_pred(batch)
 
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters of each module."""
+        behavior = self._task_behavior
+        modules = {"encoder": self._wm.encoder, "dynamics": self._wm.dynamics, **self._wm.heads, "actor": behavior.actor,
+                   "critic": behavior.value}
+        if self._config.critic.slow_target:
+            modules["slow critic"] = behavior._slow_value
+        return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
+
     def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by the names that they have in checkpoints."""
         return {
@@ -114,11 +144,13 @@ class Training:
         config: settings, from `tools.load_config`.
     """
 
-    def __init__(self, config: tools.Config):
-        self.config = config
-        self.logdir = pathlib.Path(config.logdir) if config.logdir else new_logdir(config.task)
-        self.logdir.mkdir(parents=True, exist_ok=True)
-        tools.set_seed(config.seed)
+    def __init__(self, config: settings.Config):
+        self.config = config = copy.deepcopy(config)
+        changes = []
+        if config.logdir:
+            self.logdir = pathlib.Path(config.logdir)
+            changes = settings.changes_of_run(runs.stored_config(self.logdir), config, self.logdir)
+        tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
         self.envs = make_envs(config, config.envs, training=True)
         eval_envs = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
@@ -126,13 +158,17 @@ class Training:
         self.replay = Replay(
             self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
             batch_size=config.batch_size, batch_length=config.batch_length, seed=config.seed)
-        self.logger = tools.Logger(self.logdir)
-        self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, self.logger, self.replay)
+        self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
+        self.logdir = runs.open_logdir(config)
+        config.logdir = str(self.logdir)
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
         self.stop = tools.StopSignal()
-        print(f"Run in {self.logdir} on {self.agent.device}: {sum(p.numel() for p in self.agent.parameters()):,} parameters, replay "
-              f"memory of {self.replay.capacity:,} steps in {self.replay.nbytes:,} bytes.")
+        console.say(self.summary())
         self.missing_steps = self._missing_prefill(self.resume())
+        self.logger = tools.Logger(self.logdir)
+        runs.store_config(self.logdir, config, changes, self.step)
+        if changes:
+            console.say(console.table("Settings that change from here on", [(name, f"{old} -> {new}") for name, old, new in changes]))
         self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
                                    training=True)
         self.should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.last_eval)
@@ -140,6 +176,29 @@ class Training:
         self.should_log = tools.Every(config.log_every, self.step)
         self.log_timer = tools.Timer(60.0)
         self.speed = tools.Speed(fps=self.step, updates_per_second=self.agent.updates)
+
+    def summary(self) -> str:
+        """What runs where, and the settings that are not the defaults, for the console."""
+        config, counts = self.config, self.agent.parameter_counts()
+        device = tools.describe_device(self.agent.device)
+        spaces = ", ".join(f"{key} {space.shape} {space.dtype}" for key, space in self.envs.obs_space.spaces.items())
+        levels = " + ".join(f"{level.stoch} x {level.discrete} {name}" if level.discrete else f"{level.stoch} Gaussians"
+                            for name, level in self.agent._wm.dynamics.levels.items())
+        per_update = config.batch_size * config.batch_length / config.train_ratio
+        about = console.table("hDreamer", [
+            ("task", config.task),
+            ("run", str(self.logdir)),
+            ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
+            ("environments", f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
+                             f"observations {spaces}; actions {self.envs.act_space}"),
+            ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
+            ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
+            ("latent", levels),
+            ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
+        ])
+        differing = [(name, f"{old} -> {new}") for name, old, new in settings.changes_from_defaults(config)
+                     if name not in ("task", "logdir")]
+        return about + ("\n" + console.table("Settings that differ from the defaults", differing) if differing else "")
 
     def _replay_capacity(self) -> int:
         """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
@@ -155,40 +214,50 @@ class Training:
         with self.stop, contextlib.closing(self):
             self.prefill()
             self.pretrain()
-            while self.step < self.config.steps and not self.stop:
-                self.collector.send(self.agent)
-                for _ in range(self.budget.take()):
-                    self.logger.add(self.agent.update(), prefix="train")
-                new_steps, finished = self.collector.receive()
-                self.budget.add(new_steps)
-                self.advance(new_steps, finished)
-                if self.should_eval(self.step):
-                    self.evaluate()
-                    self.save()
-                if self.should_save():
-                    self.save()
+            with console.Progress("train", self.config.steps, "frames", self.step) as progress:
+                while self.step < self.config.steps and not self.stop:
+                    self.collector.send(self.agent)
+                    for _ in range(self.budget.take()):
+                        self.logger.add(self.agent.update(), prefix="train")
+                    new_steps, finished = self.collector.receive()
+                    self.budget.add(new_steps)
+                    self.advance(new_steps, finished)
+                    progress.update(self.step)
+                    if finished:
+                        progress.note(f"return {finished[-1].sums['return']:.4g}")
+                    if self.should_eval(self.step):
+                        self.evaluate()
+                        self.save()
+                    if self.should_save():
+                        self.save()
             self.collector.close_episodes()
             self.save()
-        print(f"Stopped at frame {self.step:,}. To continue, use the same command with --logdir {self.logdir}")
 
     def prefill(self) -> None:
         """Collects the first steps with random actions."""
         if self.missing_steps <= 0:
             return
         policy = exploration.Random(self.agent.codec, train_seed(self.config.seed, self.step))
-        while self.missing_steps > 0 and self.step < self.config.steps and not self.stop:
-            new_steps, finished = self.collector.step(policy)
-            self.missing_steps -= new_steps
-            self.advance(new_steps, finished)
+        with console.Progress("prefill", self.missing_steps, "steps") as progress:
+            collected = 0
+            while collected < self.missing_steps and self.step < self.config.steps and not self.stop:
+                new_steps, finished = self.collector.step(policy)
+                collected += new_steps
+                self.advance(new_steps, finished)
+                progress.update(collected)
         self.collector.restart()  # the agent begins with episodes that it has seen from the start
 
     def pretrain(self) -> None:
         """Trains on the prefilled memory before the agent first acts."""
-        while self.agent.updates < self.config.pretrain and not self.stop:
-            self.logger.add(self.agent.update(), prefix="train")
-            self.log()
-            if self.should_save():
-                self.save()
+        if self.agent.updates >= self.config.pretrain:
+            return
+        with console.Progress("pretrain", self.config.pretrain, "updates", self.agent.updates) as progress:
+            while self.agent.updates < self.config.pretrain and not self.stop:
+                self.logger.add(self.agent.update(), prefix="train")
+                self.log()
+                progress.update(self.agent.updates)
+                if self.should_save():
+                    self.save()
 
     def advance(self, new_steps: int, finished: list[Finished]) -> None:
         """Counts collected steps and logs finished episodes."""
@@ -229,7 +298,7 @@ class Training:
             "updates": self.agent.updates,
             "update_credit": self.budget.credit,
             "random_state": checkpoints.random_state(self.replay.rng),
-            "config": tools.plain(self.config),
+            "config": settings.plain(self.config),
         })
         self.should_save.restart()
 
@@ -241,6 +310,7 @@ class Training:
         path = self.logdir / "latest.pt"
         if path.exists():
             checkpoint = checkpoints.load(path)
+            checkpoints.check_fits(self.agent.state_dict(), checkpoint["agent_state_dict"], path)
             self.agent.load_state_dict(checkpoint["agent_state_dict"])
             for name, optimizer in self.agent.optimizers().items():
                 optimizer.load_state_dict(checkpoint["optims_state_dict"][name])
@@ -248,7 +318,7 @@ class Training:
             self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
             checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
         if self.step:
-            print(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
+            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
         return stored_steps
 
     def close(self) -> None:
@@ -258,18 +328,6 @@ class Training:
         self.envs.close()
         if self.eval_envs:
             self.eval_envs.close()
-
-
-def new_logdir(task: str) -> pathlib.Path:
-    """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
-    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{task.replace('/', '_')}"
-    for number in itertools.count(1):
-        logdir = pathlib.Path("logdir", name if number == 1 else f"{name}-{number}")
-        try:
-            logdir.mkdir(parents=True)
-            return logdir
-        except FileExistsError:
-            continue
 
 
 def train_seed(seed: int, step: int) -> int:
@@ -293,29 +351,47 @@ def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.
     Each environment plays a fixed share of them: to take whichever end first would favour short episodes.
     """
     collector = Collector(envs, seed=seed, training=False)
+    progress = console.Progress("evaluate", episodes, "episodes", nested=True)
     share = [episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)]
     results = []
-    while any(share) and not stop:
-        for episode in collector.step(policy)[1]:
-            if share[episode.env]:
-                share[episode.env] -= 1
-                results.append(episode)
+    with progress:
+        while any(share) and not stop:
+            for episode in collector.step(policy)[1]:
+                if share[episode.env]:
+                    share[episode.env] -= 1
+                    results.append(episode)
+            progress.update(len(results))
     return results
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
-        print(__doc__)
+        print(f"{__doc__}\n{settings.help_text(shutil.get_terminal_size().columns)}")
         return 0
+    debug = False
     try:
-        presets, flags = tools.parse_flags(argv)
-        config = tools.load_config(presets, flags)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        presets, flags = settings.parse_flags(argv)
+        debug = flags.get("debug", "").lower() == "true"
+        training = Training(settings.load_config(presets, flags))
+    except (ValueError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    Training(config).run()
+    except KeyboardInterrupt:
+        print("Stopped before the run began.", file=sys.stderr)
+        return 130
+    training.run()
+    flags["logdir"] = str(training.logdir)
+    if training.step < training.config.steps:
+        print(f"Stopped at frame {training.step:,}, everything is saved. To continue:")
+    else:
+        print(f"Finished at frame {training.step:,}. To train on, with more steps:")
+        flags["steps"] = str(2 * training.config.steps)
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    print("    " + shlex.join(["python", "dreamer.py", "--configs", *presets, *words]))
     return 0
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import distributions as dists
-from networks import MLP, NORM_EPS, activation, init_hidden, init_output
+from heads import MLP
+from networks import NORM_EPS, LayerNorm, activation, init_hidden, init_output
 
 
 def select_keys(shapes: dict[str, tuple[int, ...]], pattern: str, rank: int) -> dict[str, tuple[int, ...]]:
@@ -50,7 +51,7 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.norm = LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

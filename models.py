@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import encoders
+import heads
+import latents
 import networks
 from envs.spaces import RESERVED
 from networks import State
@@ -23,6 +25,14 @@ SCALAR_DISTS = ("symlog_disc", "symlog_mse", "mse", "normal")  # for rewards and
 def _check_scalar_dist(name: str, dist: str) -> None:
     if dist not in SCALAR_DISTS:
         raise ValueError(f"{name} is {dist!r}; allowed are {', '.join(SCALAR_DISTS)}")
+
+
+def autocast(config) -> torch.autocast:
+    """Runs products and convolutions in bfloat16 if `precision` says so.
+
+    Weights are cast at every use: with a cached copy, the gradients of all steps of a recurrence would add up in bfloat16.
+    """
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
 
 
 class Optimizer:
@@ -77,9 +87,9 @@ class WorldModel(nn.Module):
         mlp = dict(units=config.units, act=config.act, norm=config.norm)
         self.heads = nn.ModuleDict({
             "decoder": encoders.MultiDecoder(feat_size, shapes, **config.decoder),
-            "reward": networks.MLP(feat_size, (1,), config.reward_head.layers, name="Reward", dist=config.reward_head.dist,
+            "reward": heads.MLP(feat_size, (1,), config.reward_head.layers, name="Reward", dist=config.reward_head.dist,
                                    outscale=config.reward_head.outscale, **mlp),
-            "cont": networks.MLP(feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary",
+            "cont": heads.MLP(feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary",
                                  outscale=config.cont_head.outscale, **mlp),
         })
         unknown = set(config.grad_heads) - set(self.heads)
@@ -114,8 +124,12 @@ class WorldModel(nn.Module):
         """The world model's loss on preprocessed (B, T, ...) data.
 
         Returns:
-            the mean loss; the posterior, detached, (B, T, ...); metrics, each per step (B, T), losses without their scales.
+            the mean loss; the posterior, detached, (B, T, ...); metrics, per step (B, T) or scalar, losses without their scales.
         """
+        with autocast(self._config):
+            return self._loss(data, sample)
+
+    def _loss(self, data: dict[str, Tensor], sample: bool) -> tuple[Tensor, State, Metrics]:
         config = self._config
         post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], sample=sample)
         kl_loss, kl, dyn_loss, rep_loss = self.dynamics.kl_loss(post, prior, config.kl_free, config.dyn_scale, config.rep_scale)
@@ -138,8 +152,10 @@ class WorldModel(nn.Module):
 
     def _latent_metrics(self, post: State, prior: State) -> Metrics:
         metrics = {}
-        if len(self.dynamics.levels) > 1:
-            metrics.update({f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()})
+        if self._config.debug_hierarchical:
+            metrics = latents.level_statistics(self.dynamics, post, prior)
+        elif len(self.dynamics.levels) > 1:
+            metrics = {f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()}
         return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}
 
     def update(self, data: dict[str, Tensor]) -> tuple[State, Metrics]:
@@ -156,23 +172,35 @@ class WorldModel(nn.Module):
         Args:
             batch: arrays (B, T, ...) as they come from replay, T at least 2.
         Returns:
-            for every decoded image a video (T, 3 H, B W, C) in [0, 1]: from above truth, prediction and error (0.5: none).
+            for every decoded image a video (T, R H, B W, C) in [0, 1] with R rows, from above: truth, prediction, error (0.5: none),
+            and with two levels a reconstruction of which only the top level saw the images, while the bottom came from its prior.
         """
-        data = self.preprocess(batch)
+        with autocast(self._config):
+            data = self.preprocess(batch)
+            predictions = [self._decode_images(self._open_loop(data, context))]
+            if "top" in self.dynamics.levels:
+                state = self.dynamics.observe_top(self.encoder(data), data["action"], data["is_first"])
+                predictions.append(self._decode_images(state))
+        videos = {}
+        for key in self.heads["decoder"].image_keys:
+            truth, (model, *top_alone) = data[key], [prediction[key] for prediction in predictions]
+            error = (model - truth + 1.0) / 2.0
+            rows = torch.cat([truth, model, error, *top_alone], 2)  # (B, T, R H, W, C)
+            videos[key] = rows.permute(1, 2, 0, 3, 4).flatten(2, 3).cpu().numpy()  # (T, R H, B W, C)
+        return videos
+
+    def _open_loop(self, data: dict[str, Tensor], context: int) -> State:
+        """States (B, T, ...): posterior for the first `context` steps, from the actions alone after them."""
         context = min(context, data["action"].shape[1] - 1)
         seen = {key: value[:, :context] for key, value in data.items()}
         post, _ = self.dynamics.observe(self.encoder(seen), seen["action"], seen["is_first"])
         last = {key: value[:, -1] for key, value in post.items()}
         future = self.dynamics.imagine_with_action(data["action"][:, context:], last)
-        feat = torch.cat([self.dynamics.get_feat(post), self.dynamics.get_feat(future)], 1)
-        predictions = self.heads["decoder"](feat)
-        videos = {}
-        for key in self.heads["decoder"].image_keys:
-            truth, model = data[key], predictions[key].mode.clamp(0.0, 1.0)
-            error = (model - truth + 1.0) / 2.0
-            rows = torch.cat([truth, model, error], 2)  # (B, T, 3 H, W, C)
-            videos[key] = rows.permute(1, 2, 0, 3, 4).flatten(2, 3).cpu().numpy()  # (T, 3 H, B W, C)
-        return videos
+        return {key: torch.cat([post[key], future[key]], 1) for key in post}
+
+    def _decode_images(self, state: State) -> dict[str, Tensor]:
+        predictions = self.heads["decoder"](self.dynamics.get_feat(state))
+        return {key: predictions[key].mode.clamp(0.0, 1.0) for key in self.heads["decoder"].image_keys}
 
 
 def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
@@ -290,11 +318,11 @@ class ImagBehavior(nn.Module):
         _check_scalar_dist("critic.dist", config.critic.dist)
         actor, critic = config.actor, config.critic
         dist = ("onehot" if discrete else "normal") if actor.dist == "auto" else actor.dist
-        self.actor = networks.ActionHead(
+        self.actor = heads.ActionHead(
             feat_size, num_actions, actor.layers, config.units, classes=action_classes, dist=dist, std=actor.std,
             min_std=actor.min_std, max_std=actor.max_std, unimix_ratio=actor.unimix_ratio, act=config.act, norm=config.norm,
             outscale=actor.outscale)
-        self.value = networks.MLP(feat_size, (1,), critic.layers, config.units, name="Value", act=config.act, norm=config.norm,
+        self.value = heads.MLP(feat_size, (1,), critic.layers, config.units, name="Value", act=config.act, norm=config.norm,
                                   dist=critic.dist, outscale=critic.outscale)
         if critic.slow_target:
             self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
@@ -334,33 +362,41 @@ class ImagBehavior(nn.Module):
             start_cont: continue flags of these steps, (B, T, 1).
             updates: how many there have been.
         """
-        config = self._config
         self._update_slow_value(updates)
+        with autocast(self._config):
+            policy_loss, value_loss, metrics = self.losses(world_model, start, start_cont)
+        metrics.update(self._actor_opt.step(policy_loss, retain_graph=self.gradient == "dynamics"))
+        metrics.update(self._value_opt.step(value_loss))
+        return metrics
+
+    def losses(self, world_model: WorldModel, start: State, start_cont: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+        """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
+
+        One evaluation of the critic serves both: through its input for the actor, through its parameters for the critic. So each
+        optimizer must form gradients for its own parameters alone.
+        """
+        config = self._config
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
         feat, stats, action = self.imagine(world_model.dynamics, start, config.imag_horizon)
         with torch.set_grad_enabled(self.gradient == "dynamics"):
             reward = world_model.heads["reward"](feat).mode  # (H, N, 1)
             discount = config.discount * world_model.heads["cont"](feat).mean
-        # Each optimizer below forms gradients for its own parameters alone. So one evaluation of the critic serves both: through
-        # its input for the actor, through its parameters for the critic.
         value_stats = self.value.stats(feat)
         value = self.value.dist(value_stats).mode  # (H, N, 1)
         returns = lambda_return(reward, value, discount, config.discount_lambda)  # (H - 1, N, 1)
         weight = imagination_weight(start_cont.flatten(0, 1), discount)[:-1]
         scale = update_return_range(self.ema_vals, returns) if config.reward_EMA else torch.ones((), device=feat.device)
         policy = self.actor.dist(stats)
-        metrics = self._actor_opt.step(
-            actor_loss(policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
-                       entropy_scale=config.actor.entropy),
-            retain_graph=self.gradient == "dynamics")
+        policy_loss = actor_loss(
+            policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
+            entropy_scale=config.actor.entropy)
         with torch.no_grad():
             slow = self._slow_value(feat[:-1]).mode if config.critic.slow_target else None
-        loss = critic_loss(self.value.dist(value_stats[:-1]), returns, slow)
-        metrics.update(self._value_opt.step((weight.squeeze(-1) * loss).mean()))
+        value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():
-            metrics.update(return_scale=scale, imag_return=returns.mean(), imag_reward=reward.mean(), imag_value=value.mean(),
+            metrics = dict(return_scale=scale, imag_return=returns.mean(), imag_reward=reward.mean(), imag_value=value.mean(),
                            actor_entropy=policy.entropy().mean())
-        return metrics
+        return policy_loss, value_loss, metrics
 
     def _update_slow_value(self, updates: int) -> None:
         config = self._config.critic

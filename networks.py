@@ -1,4 +1,4 @@
-"""Recurrent state-space models and heads of DreamerV3, and the blocks that they are made of.
+"""Recurrent state-space models of DreamerV3, and the blocks that all networks are made of.
 
 Shapes: B batch, T time, A action, E embedding, D deter, S categoricals, K classes, F feature. Parameter names and shapes of the
 flat model are those of dreamerv3-torch, so that checkpoints carry over.
@@ -57,6 +57,21 @@ def activation(name: str) -> nn.Module:
     return choice()
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """The same numbers as float32 if they are bfloat16."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose statistics and parameter gradients are float32 whatever the input's precision.
+
+    PyTorch's own gives wrong parameter gradients for bfloat16 on the CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(full_precision(x)).to(x.dtype)
+
+
 class HiddenBlock(nn.Sequential):
     """Linear without bias, layer norm, activation, on two inputs side by side: (..., a + b) -> (..., out).
 
@@ -67,7 +82,7 @@ class HiddenBlock(nn.Sequential):
     def __init__(self, a_size: int, b_size: int, out_size: int, act: str, norm: bool):
         layers = [nn.Linear(a_size + b_size, out_size, bias=False)]
         if norm:
-            layers.append(nn.LayerNorm(out_size, eps=NORM_EPS))
+            layers.append(LayerNorm(out_size, eps=NORM_EPS))
         super().__init__(*layers, activation(act))
         self._a_size = a_size
         self.apply(init_hidden)
@@ -94,12 +109,16 @@ class GRUCell(nn.Module):
         self.layers = nn.Sequential()
         self.layers.add_module("GRU_linear", nn.Linear(inp_size + size, 3 * size, bias=False))
         if norm:
-            self.layers.add_module("GRU_norm", nn.LayerNorm(3 * size, eps=NORM_EPS))
+            self.layers.add_module("GRU_norm", LayerNorm(3 * size, eps=NORM_EPS))
         self.layers.apply(init_hidden)
 
     def forward(self, x: Tensor, deter: Tensor) -> Tensor:
-        """(B, hidden), (B, D) -> (B, D)."""
-        reset, candidate, update = self.layers(torch.cat([x, deter], -1)).chunk(3, -1)
+        """(B, hidden), (B, D) -> (B, D); gates and state are float32."""
+        linear, *norm = self.layers
+        gates = full_precision(linear(torch.cat([x, deter], -1)))
+        for layer in norm:
+            gates = layer(gates)
+        reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate, torch.sigmoid(update + self.UPDATE_BIAS))
 
@@ -232,8 +251,10 @@ class RSSM(nn.Module):
             return dists.OneHot(state["logit" + level.suffix], self._unimix_ratio, event_dims=2)
         return dists.Normal(state["mean"], state["std"])
 
-    def _sampler(self, noise: Tensor) -> Callable:
-        """Draws samples, with `noise` (B, sum of S) for the latents of all levels."""
+    def _sampler(self, noise: Tensor | None) -> Callable:
+        """Draws samples, with `noise` (B, sum of S) for the latents of all levels; without it, the most likely latents."""
+        if noise is None:
+            return self._greedy
         parts = dict(zip(self.levels, noise.split([level.stoch for level in self.levels.values()], -1)))
         return lambda name, stats: self._level_dist(name, stats).sample(parts[name])
 
@@ -257,6 +278,22 @@ class RSSM(nn.Module):
         for _ in range(self._rec_depth):
             deter = self._cell(x, deter)
         return deter
+
+    def _posterior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, embed_share: Tensor, noise: Tensor | None) -> State:
+        """The state after an observation, from latents and deter before it."""
+        deter = self._advance(stoch, action_share, deter)
+        x = self._obs_out_layers.step(deter, embed_share)
+        return {"deter": deter, **self._posterior_stats(deter, x, self._sampler(noise))}
+
+    def _prior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, noise: Tensor | None) -> State:
+        """The state without an observation, from latents and deter before it."""
+        deter = self._advance(stoch, action_share, deter)
+        return {"deter": deter, **self._prior_stats(deter, self._sampler(noise))}
+
+    def compile_steps(self) -> None:
+        """Compiles the steps of both recurrences; random numbers are drawn outside, so they stay the same."""
+        self._posterior_step = torch.compile(self._posterior_step)
+        self._prior_step = torch.compile(self._prior_step)
 
     def initial(self, batch_size: int) -> State:
         """The state before the first observation: learned (or zero) deter and the most likely latents of its prior."""
@@ -286,7 +323,7 @@ class RSSM(nn.Module):
         action = torch.where(is_first.unsqueeze(-1), 0.0, action.float())
         action_share = self._img_in_layers.share(action).unbind(1)  # T times (B, hidden)
         embed_share = self._obs_out_layers.share(embed).unbind(1)
-        draws = [self._sampler(noise) for noise in self._noise(batch, time).unbind(1)] if sample else [self._greedy] * time
+        noise = self._noise(batch, time).unbind(1) if sample else [None] * time
 
         first_stoch, stoch = self.flat_stoch(initial), self.flat_stoch(state)
         deter = state["deter"]
@@ -294,10 +331,9 @@ class RSSM(nn.Module):
         for t in range(time):
             reset = is_first[:, t, None]
             stoch = torch.where(reset, first_stoch, stoch)
-            deter = self._advance(stoch, action_share[t], torch.where(reset, initial["deter"], deter))
-            x = self._obs_out_layers.step(deter, embed_share[t])
-            steps.append({"deter": deter, **self._posterior_stats(deter, x, draws[t])})
-            stoch = self.flat_stoch(steps[-1])
+            deter = torch.where(reset, initial["deter"], deter)
+            steps.append(self._posterior_step(stoch, deter, action_share[t], embed_share[t], noise[t]))
+            stoch, deter = self.flat_stoch(steps[-1]), steps[-1]["deter"]
         post = stack_states(steps, 1)
         # No step needs the prior of the one before, so all are formed at once, at the latents of the posterior.
         prior = self._prior_stats(post["deter"], lambda name, _: post["stoch" + self.levels[name].suffix])
@@ -313,9 +349,8 @@ class RSSM(nn.Module):
     def img_step(self, prev_state: State, prev_action: Tensor, sample: bool = True) -> State:
         """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state."""
         action_share = self._img_in_layers.share(prev_action)
-        deter = self._advance(self.flat_stoch(prev_state), action_share, prev_state["deter"])
-        draw = self._sampler(self._noise(len(deter))) if sample else self._greedy
-        return {"deter": deter, **self._prior_stats(deter, draw)}
+        noise = self._noise(len(action_share)) if sample else None
+        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool = True) -> State:
         """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...)."""
@@ -438,146 +473,12 @@ class HierarchicalRSSM(RSSM):
         return {**top, **bottom}
 
 
-# Heads
-
-
-class MLP(nn.Module):
-    """Hidden blocks followed by an output distribution.
-
-    Args:
-        inp_dim: size of the input.
-        shape: shape of the event, () for scalars (which come as (..., 1)); a dict of shapes for several outputs; None for none:
-            the hidden features themselves are returned.
-        name: prefix of the layers' names.
-        dist: symlog_disc, symlog_mse, mse, binary, normal or onehot.
-        outscale: scale of the output layer's initial weights.
-        symlog_inputs: squash inputs with symlog.
-    """
-
-    DISTS = ("symlog_disc", "symlog_mse", "mse", "binary", "normal", "onehot")
-
-    def __init__(self, inp_dim: int, shape, layers: int, units: int, *, name: str, act: str = "SiLU", norm: bool = True,
-                 dist: str = "mse", outscale: float = 1.0, symlog_inputs: bool = False):
-        super().__init__()
-        if dist not in self.DISTS:
-            raise ValueError(f"a {name.lower()} head cannot use dist {dist!r}; allowed are {', '.join(self.DISTS)}")
-        self._dist = dist
-        self._shape = shape
-        self._symlog_inputs = symlog_inputs
-        self.layers = nn.Sequential()
-        for index in range(layers):
-            self.layers.add_module(f"{name}_linear{index}", nn.Linear(inp_dim, units, bias=False))
-            if norm:
-                self.layers.add_module(f"{name}_norm{index}", nn.LayerNorm(units, eps=NORM_EPS))
-            self.layers.add_module(f"{name}_act{index}", activation(act))
-            inp_dim = units
-        self.layers.apply(init_hidden)
-        if shape is not None:
-            self.mean_layer = self._output_layer(inp_dim, outscale)
-
-    def _output_layer(self, inp_dim: int, outscale: float) -> nn.Module:
-        if isinstance(self._shape, dict):
-            taken = [key for key in self._shape if hasattr(nn.ModuleDict, key)]
-            if taken:
-                raise ValueError(f"the observation keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
-            layer = nn.ModuleDict({key: nn.Linear(inp_dim, self._out_size(shape)) for key, shape in self._shape.items()})
-        else:
-            layer = nn.Linear(inp_dim, self._out_size(self._shape))
-        return layer.apply(lambda module: init_output(module, outscale))
-
-    def _out_size(self, shape: tuple[int, ...]) -> int:
-        if self._dist == "symlog_disc":
-            if math.prod(shape) != 1:
-                raise ValueError(f"symlog_disc predicts one number, not the shape {shape}; use symlog_mse")
-            return dists.SymlogDisc.BINS
-        return math.prod(shape)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """Output of the hidden blocks, (..., units)."""
-        return self.layers(dists.symlog(x) if self._symlog_inputs else x)
-
-    def stats(self, x: Tensor) -> Tensor:
-        """The parameters of a single output's distribution as a tensor, (..., n)."""
-        return self.mean_layer(self.hidden(x))
-
-    def forward(self, x: Tensor):
-        """(..., inp_dim) -> a distribution, a dict of them, or hidden features."""
-        if self._shape is None:
-            return self.hidden(x)
-        elif isinstance(self._shape, dict):
-            x = self.hidden(x)
-            return {key: self.dist(layer(x)) for key, layer in self.mean_layer.items()}
-        return self.dist(self.stats(x))
-
-    def dist(self, out: Tensor):
-        """The distribution with parameters from `stats`."""
-        if self._dist == "symlog_disc":
-            return dists.SymlogDisc(out)
-        elif self._dist == "symlog_mse":
-            return dists.MSE(out, squash=True)
-        elif self._dist == "mse":
-            return dists.MSE(out)
-        elif self._dist == "binary":
-            return dists.Bernoulli(out)
-        elif self._dist == "normal":
-            return dists.Normal(out, 1.0)
-        elif self._dist == "onehot":
-            return dists.OneHot(out)
-        raise ValueError(f"unknown dist {self._dist!r}; allowed are {', '.join(self.DISTS)}")
-
-
-def _positive(name: str, value, allowed: str) -> float:
-    try:
-        if float(value) > 0.0:
-            return float(value)
-    except ValueError:
-        pass
-    raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-class ActionHead(MLP):
-    """The policy: features (..., F) -> a distribution over action vectors (..., A).
-
-    Args:
-        size: length A of an action vector.
-        classes: class counts of the discrete parts of an action (concatenated one-hots), or None for continuous actions.
-        dist: onehot (discrete) or normal (continuous, samples bounded to [-1, 1]).
-        std: "learned", or a fixed standard deviation; learned ones lie between `min_std` and `max_std`.
-        unimix_ratio: uniform share in discrete policies.
-    """
-
-    DISTS = ("onehot", "normal")
-
-    def __init__(self, inp_dim: int, size: int, layers: int, units: int, *, classes: tuple[int, ...] | None, dist: str, std,
-                 min_std: float, max_std: float, unimix_ratio: float, act: str, norm: bool, outscale: float):
-        super().__init__(inp_dim, (size,), layers, units, name="Actor", act=act, norm=norm, dist=dist, outscale=outscale)
-        if (dist == "onehot") != (classes is not None):
-            kind = "continuous" if classes is None else "discrete"
-            raise ValueError(f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', "
-                             f"'{'normal' if classes is None else 'onehot'}' or another task")
-        self._classes = classes
-        self._std = std if std == "learned" else _positive("actor.std", std, "'learned' or a positive number")
-        self._min_std, self._max_std = min_std, max_std
-        self._unimix_ratio = unimix_ratio
-        if dist == "normal" and std == "learned":
-            self.std_layer = self._output_layer(units if layers else inp_dim, outscale)
-
-    def stats(self, feat: Tensor) -> dict[str, Tensor]:
-        """The distribution's parameters by name, which can be stacked over time: `logit`, or `mean` and `std`."""
-        x = self.hidden(feat)
-        mean = self.mean_layer(x)
-        if self._dist == "onehot":
-            return {"logit": mean}
-        if self._std == "learned":
-            share = torch.sigmoid(self.std_layer(x).float() + 2.0)
-            std = self._min_std + (self._max_std - self._min_std) * share
-        else:
-            std = torch.full_like(mean, self._std)
-        return {"mean": torch.tanh(mean.float()), "std": std}
-
-    def dist(self, stats: dict[str, Tensor]):
-        """The distribution with parameters from `stats`."""
-        if self._dist == "normal":
-            return dists.Normal(stats["mean"], stats["std"], bound=1.0)
-        parts = [dists.OneHot(logit, self._unimix_ratio) for logit in stats["logit"].split(self._classes, -1)]
-        return parts[0] if len(parts) == 1 else dists.Joint(parts)
+    def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
+        """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top."""
+        state, steps = None, []
+        for t in range(action.shape[1]):
+            post, prior = self.obs_step(state, action[:, t], embed[:, t], is_first[:, t])
+            bottom = self._level_dist("bottom", prior)
+            state = {**post, "logit_bottom": prior["logit_bottom"], "stoch_bottom": bottom.sample()}
+            steps.append(state)
+        return stack_states(steps, 1)

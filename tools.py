@@ -1,158 +1,22 @@
-"""Settings, logging, schedules and seeding."""
+"""Logging, schedules, devices and seeding."""
 
 import contextlib
 import ctypes
-import difflib
 import io
 import json
 import os
 import pathlib
 import random
+import re
 import signal
-import sys
 import time
 
 import numpy as np
 import torch
 from PIL import Image
-from ruamel.yaml import YAML
 
-CONFIG_FILE = pathlib.Path(__file__).parent / "configs.yaml"
-RENAMED = {"stickey": "sticky"}  # names of dreamerv3-torch
-IGNORED = {
-    "parallel": "environments always run in parallel",
-    "resize": "Atari frames are resized by ALE",
-    "imag_gradient_mix": "the policy follows one gradient, see imag_gradient",
-    "eval_state_mean": "evaluation samples latents",
-    "actor.temp": "no action distribution has a temperature",
-}
-
-
-class Config(dict):
-    """Settings whose entries are attributes. Assigning an unknown name is an error, as is reading one."""
-
-    def __getattr__(self, key: str):
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(_unknown("setting", key, self)) from None
-
-    def __setattr__(self, key: str, value) -> None:
-        self[key] = _coerce(key, value, self.__getattr__(key))
-
-
-def load_config(presets: list[str] = ("defaults",), overrides: dict | None = None) -> Config:
-    """Settings from configs.yaml: defaults, the task's suite, presets in order, overrides.
-
-    Args:
-        presets: names of sections; "defaults" is always the first, named or not.
-        overrides: values by name, nested ones with dots ("encoder.cnn_depth"); strings are read as YAML.
-    Raises:
-        ValueError: for an unknown preset, suite or setting, or a value of the wrong type.
-    """
-    sections = YAML(typ="safe", pure=True).load(CONFIG_FILE)
-    defaults, suites = sections.pop("defaults"), sections.pop("suites")
-    layers = []
-    for name in presets:
-        if name not in sections and name != "defaults":
-            raise ValueError(_unknown("preset", name, ["defaults", *sections]))
-        layers.append(_flatten(sections.get(name, {})))
-    layers.append(_current_names(overrides or {}))
-
-    flat = _flatten(defaults)
-    task = next((layer["task"] for layer in reversed(layers) if "task" in layer), flat["task"])
-    suite = task.partition("_")[0]
-    if suite not in suites or suite == task:
-        raise ValueError(f"task {task!r} does not begin with a suite; {_unknown('suite', suite, suites)} (for example atari_pong, "
-                         "gym_CartPole-v1)")
-    flat.update(_flatten(suites[suite]))
-    for layer in layers:
-        for key, value in layer.items():
-            if key not in flat:
-                homes = [name for name in suites if key in suites[name]]
-                hint = f"; it is a setting of the {', '.join(homes)} suite, and the task is {task!r}" if homes else ""
-                raise ValueError(_unknown("setting", key, flat) + hint)
-            flat[key] = _coerce(key, value, flat[key])
-    return _nest(flat)
-
-
-def _unknown(kind: str, name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"unknown {kind} {name!r}; {hint}"
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
-
-
-def _nest(flat: dict) -> Config:
-    root = Config()
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        node = root
-        for name in path:
-            node = node.setdefault(name, Config())
-        node[last] = value
-    return root
-
-
-def _current_names(overrides: dict) -> dict:
-    current = {}
-    for key, value in _flatten(overrides).items():
-        if key in IGNORED:
-            print(f"Note: {key} is ignored: {IGNORED[key]}.", file=sys.stderr)
-        else:
-            current[RENAMED.get(key, key)] = value
-    return current
-
-
-def _coerce(key: str, value, default):
-    """`value` in the type of `default`; strings are read as YAML where another type is wanted."""
-    if isinstance(value, str) and not isinstance(default, str) and default is not None:
-        value = YAML(typ="safe", pure=True).load(value)
-    kind = type(default)
-    if default is None or type(value) is kind:
-        return value
-    if kind is int and type(value) is float and value.is_integer():
-        return int(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is str and type(value) in (int, float):
-        return str(value)
-    if kind is list and type(value) is tuple:
-        return list(value)
-    raise ValueError(f"setting {key!r} is {value!r}; it must be of type {kind.__name__}, such as {default!r}")
-
-
-def plain(config: Config) -> dict:
-    """The settings as an ordinary nested dict."""
-    return {key: plain(value) if isinstance(value, Config) else value for key, value in config.items()}
-
-
-def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
-    """Splits a command line into presets (after --configs) and overrides by name.
-
-    Raises:
-        ValueError: for a word that belongs to no flag, or a flag without a value.
-    """
-    words, flags = list(argv), {}
-    while words:
-        flag = words.pop(0)
-        if not flag.startswith("--") or len(flag) < 3:
-            raise ValueError(f"unexpected word {flag!r}; settings are given as --name value")
-        name, equals, value = flag[2:].partition("=")
-        values = [value] if equals else []
-        while not equals and words and not words[0].startswith("--"):
-            values.append(words.pop(0))
-        if not values:
-            raise ValueError(f"setting --{name} has no value; booleans are given as --{name} true")
-        flags[name] = values
-    presets = flags.pop("configs", ["defaults"])
-    return presets, {name: v[0] if len(v) == 1 else f"[{', '.join(v)}]" for name, v in flags.items()}
+import console
+from settings import Config, load_config  # noqa: F401 -- tools.load_config is where users look for it
 
 
 class Logger:
@@ -184,8 +48,7 @@ class Logger:
             for key, value in means.items():
                 self._writer.add_scalar(key, value, step)
             self._writer.flush()
-            shown = {key: value for key, value in means.items() if not key.startswith("train/") or key.endswith("_loss")}
-            print(f"[{step}] " + "  ".join(f"{key} {value:.4g}" for key, value in shown.items()), flush=True)
+            console.say(console.metrics_lines(step, means))
         return means
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
@@ -274,7 +137,7 @@ class Speed:
 
 
 class StopSignal:
-    """True once Ctrl-C or SIGTERM has asked the program to end; a second Ctrl-C ends it at once. Use as a context manager."""
+    """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager."""
 
     def __init__(self):
         self._requested = False
@@ -291,9 +154,12 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _) -> None:
+        # A signal may come in the middle of another print, so this one goes straight to the file.
+        if self._requested:
+            os.write(2, b"\nStopped at once; what was collected since the last checkpoint may be lost.\n")
+            os._exit(128 + number)
         self._requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("Stopping after this update; everything is saved first (Ctrl-C again to stop at once).", flush=True)
+        os.write(1, b"\nStopping after this update; all is saved first (Ctrl-C again: stop at once).\n")
 
 
 class UpdateBudget:
@@ -320,12 +186,44 @@ class UpdateBudget:
 
 
 def pick_device(name: str) -> str:
-    """The device that the setting `device` means; auto takes a GPU where there is one."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device that the setting `device` means; auto takes a GPU where there is one.
+
+    Raises:
+        ValueError: for a device that does not exist or that this machine lacks.
+    """
+    match = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:(\d+)", name)
+    if not match:
+        raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda, cuda:<number> and mps")
+    gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if gpus else "mps" if mps else "cpu"
+    if name == "mps" and not mps:
+        raise ValueError("device is 'mps', but PyTorch finds no Apple GPU here; use --device auto or --device cpu")
+    if name.startswith("cuda") and int(match[2] or 0) >= gpus:
+        raise ValueError(f"device is {name!r}, but PyTorch finds {gpus} CUDA GPUs here; use --device auto or --device cpu, or install a "
+                         "PyTorch that is built for CUDA")
+    return name
+
+
+def describe_device(device: str) -> str:
+    """A device for people, with the name of a GPU or the number of threads."""
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device
+
+
+def check_compiler(device: str) -> None:
+    """Compiles something small.
+
+    Raises:
+        ValueError: if `torch.compile` does not work here.
+    """
+    try:
+        torch.compile(torch.add)(torch.ones(2, device=device), 1.0)
+    except Exception as error:  # whatever a toolchain may fail with
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"compile is true, but torch.compile does not work here ({type(error).__name__}: {reason}); install a C++ "
+                         "compiler such as g++ (on a GPU also Triton), or use --compile false") from error
 
 
 def keep_freed_memory() -> None:
@@ -339,8 +237,16 @@ def keep_freed_memory() -> None:
         pass  # another C library: nothing to tune
 
 
-def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch."""
+def set_seed(seed: int, deterministic: bool = False) -> None:
+    """Seeds Python, NumPy and PyTorch.
+
+    Args:
+        deterministic: let PyTorch use only operations that repeat exactly; where it has none, it warns and names the operation.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)

@@ -1,6 +1,10 @@
 """Environments: `make_envs` builds several of one task, stepped together."""
 
+import importlib
+
 import numpy as np
+
+SUITES = ("atari", "gym", "dmc", "crafter", "memorymaze")  # one file each, imported only when asked for
 
 
 def make_envs(config, count: int, training: bool) -> "EnvBatch":
@@ -10,17 +14,20 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
         count: how many.
         training: False for evaluation, in which episodes are always played to their real end.
     Raises:
-        ValueError: for a suite or task that does not exist.
+        ValueError: for a suite or task that does not exist, or a suite whose packages are not installed.
     """
     suite, _, name = config.task.partition("_")
-    if suite == "atari":
-        from envs import atari
-        envs = atari.make(name, count, config, training)
-    elif suite == "gym":
-        from envs import gym
-        envs = gym.make(name, count, config)
-    else:
-        raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are 'atari' and 'gym'")
+    if suite == "minecraft":
+        raise ValueError(f"task {config.task!r}: MineRL cannot be installed everywhere, so there is no minecraft adapter; register your "
+                         "environment with gymnasium and use it with --configs minecraft --task gym_<id>")
+    if suite not in SUITES:
+        raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are {', '.join(SUITES)}")
+    try:
+        module = importlib.import_module(f"envs.{suite}")
+        envs = module.make(name, count, config, training) if suite == "atari" else module.make(name, count, config)
+    except ImportError as error:
+        raise ValueError(f"task {config.task!r} needs a package that is not installed ({error}); run: "
+                         f"pip install -r requirements/{suite}.txt") from error
     return EnvBatch(envs)
 
 

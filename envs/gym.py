@@ -2,6 +2,7 @@
 
 import functools
 import signal
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np
@@ -11,37 +12,48 @@ from envs.spaces import ObservationCodec
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a gymnasium id, in worker processes if there are several.
+    """`count` environments of a gymnasium id.
 
     Raises:
-        ValueError: for an unknown id, or spaces that are not supported.
+        ValueError: for an unknown id, a missing package, or spaces that are not supported.
     """
-    make_one = functools.partial(_make_one, name, config.action_repeat, config.time_limit, tuple(config.size), config.grayscale)
+    return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config)
+
+
+def _make_one(name: str, repeat: int) -> gymnasium.Env:
+    try:
+        env = gymnasium.make(name)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}") from error
+    return ActionRepeat(env, repeat) if repeat > 1 else env
+
+
+def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config):
+    """`count` environments as a vector environment, in worker processes if there are several.
+
+    Args:
+        make_env: builds one that already repeats actions.
+    """
+    steps = config.time_limit and max(1, config.time_limit // config.action_repeat)
+    make_one = functools.partial(_make_wrapped, make_env, steps, tuple(config.size), config.grayscale)
     if count == 1:
         return InProcess([make_one])
     make_one().close()  # errors surface here, not in a worker
     return AsyncVectorEnv([functools.partial(_make_in_worker, make_one)] * count)
 
 
-def _make_in_worker(make_one) -> gymnasium.Env:
+def _make_wrapped(make_env: Callable[[], gymnasium.Env], time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:
+    env = make_env()
+    if time_limit:
+        env = gymnasium.wrappers.TimeLimit(env, time_limit)
+    return DictObservation(env, size, grayscale)
+
+
+def _make_in_worker(make_one: Callable[[], gymnasium.Env]) -> gymnasium.Env:
     # A signal reaches the whole process group. The main process decides when to stop, and still needs its workers then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return make_one()
-
-
-def _make_one(name: str, action_repeat: int, time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:
-    try:
-        env = gymnasium.make(name)
-    except gymnasium.error.DependencyNotInstalled:
-        raise
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(f"gymnasium has no environment {name!r}: {error}") from error
-    if action_repeat > 1:
-        env = ActionRepeat(env, action_repeat)
-    if time_limit:
-        env = gymnasium.wrappers.TimeLimit(env, max(1, time_limit // action_repeat))
-    return DictObservation(env, size, grayscale)
 
 
 class InProcess(SyncVectorEnv):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import settings
 import tools
 
 
@@ -32,7 +33,7 @@ def test_hierarchical_presets_have_their_sizes_in_any_order(presets, sizes):
 
 
 def test_flags_are_read_as_people_write_them():
-    presets, flags = tools.parse_flags(
+    presets, flags = settings.parse_flags(
         ["--configs", "defaults", "small", "--steps", "1e4", "--grayscale", "True", "--size", "32", "48", "--encoder.cnn_depth=8",
          "--actor.std", "0.5", "--model_lr", "3e-4", "--logdir", "runs/1", "--kl_free", "0"])
     config = tools.load_config(presets, flags)

@@ -6,6 +6,7 @@ import torch
 
 import distributions as dists
 import encoders
+import heads
 import networks
 import tools
 
@@ -78,7 +79,7 @@ def test_impossible_encoders_are_refused(shapes, changes, words):
     ("binary", dists.Bernoulli, (3,)), ("normal", dists.Normal, (3,)), ("onehot", dists.OneHot, (3,)),
 ])
 def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
-    head = networks.MLP(6, event, 2, 8, name="Head", dist=dist)
+    head = heads.MLP(6, event, 2, 8, name="Head", dist=dist)
     out = head(torch.randn(4, 5, 6))
     assert type(out) is kind and out.mode.shape == (4, 5, *event)
 
@@ -90,20 +91,20 @@ def test_observation_keys_that_cannot_name_a_layer_are_refused():
 
 def test_heads_refuse_what_they_cannot_predict():
     with pytest.raises(ValueError, match="symlog_mse"):
-        networks.MLP(6, (1,), 2, 8, name="Head", dist="huber")
+        heads.MLP(6, (1,), 2, 8, name="Head", dist="huber")
     with pytest.raises(ValueError, match="one number"):
-        networks.MLP(6, (3,), 2, 8, name="Head", dist="symlog_disc")
+        heads.MLP(6, (3,), 2, 8, name="Head", dist="symlog_disc")
     actor = dict(size=3, layers=1, units=8, std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01, act="SiLU", norm=True,
                  outscale=1.0)
     with pytest.raises(ValueError, match="actions are discrete"):
-        networks.ActionHead(6, classes=(3,), dist="normal", **actor)
+        heads.ActionHead(6, classes=(3,), dist="normal", **actor)
     with pytest.raises(ValueError, match="actions are continuous"):
-        networks.ActionHead(6, classes=None, dist="onehot", **actor)
+        heads.ActionHead(6, classes=None, dist="onehot", **actor)
 
 
 @pytest.mark.parametrize("std", ["learned", "0.3"])
 def test_continuous_policies_keep_their_deviation_in_bounds(std):
-    head = networks.ActionHead(6, 2, 1, 8, classes=None, dist="normal", std=std, min_std=0.1, max_std=1.0, unimix_ratio=0.01,
+    head = heads.ActionHead(6, 2, 1, 8, classes=None, dist="normal", std=std, min_std=0.1, max_std=1.0, unimix_ratio=0.01,
                                act="SiLU", norm=True, outscale=100.0)
     stats = head.stats(torch.randn(1000, 6))
     low, high = (0.1, 1.0) if std == "learned" else (0.3, 0.3)
@@ -112,7 +113,7 @@ def test_continuous_policies_keep_their_deviation_in_bounds(std):
 
 
 def test_a_policy_over_several_discrete_parts_draws_one_class_of_each():
-    head = networks.ActionHead(6, 7, 1, 8, classes=(2, 5), dist="onehot", std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01,
+    head = heads.ActionHead(6, 7, 1, 8, classes=(2, 5), dist="onehot", std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01,
                                act="SiLU", norm=True, outscale=1.0)
     sample = head(torch.randn(100, 6)).sample()
     np.testing.assert_allclose(sample[:, :2].sum(-1).detach(), 1.0, rtol=1e-5)

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 import models
+import settings
 import tools
 from dreamer import Dreamer
 
@@ -18,17 +19,17 @@ NOT_OBSERVED = {"reward", "discount", "is_first", "is_terminal", "action"}
 
 def load(name: str) -> tuple[Dreamer, dict]:
     """The agent in a checkpoint, and its recorded batch and answers."""
-    settings = json.loads((DATA / name / "config.json").read_text())
+    stored = json.loads((DATA / name / "config.json").read_text())
     recorded = dict(np.load(DATA / name / "recorded.npz"))
-    skipped = {"task", "logdir", "device", "actor.dist"} | ({"actor.std"} if settings["actor"]["std"] == "none" else set())
-    known = tools._flatten(tools.load_config()).keys() - skipped
-    chosen = {key: value for key, value in tools._flatten(settings).items() if key in known}
+    skipped = {"task", "logdir", "device", "actor.dist"} | ({"actor.std"} if stored["actor"]["std"] == "none" else set())
+    known = settings.flatten(tools.load_config()).keys() - skipped
+    chosen = {key: value for key, value in settings.flatten(stored).items() if key in known}
     config = tools.load_config([], {**chosen, "device": "cpu"})
     obs = {key[3:]: value for key, value in recorded.items() if key.startswith("in_") and key[3:] not in NOT_OBSERVED}
     obs_space = spaces.Dict({key: spaces.Box(0, 255, value.shape[2:], np.uint8) if value.dtype == np.uint8
                              else spaces.Box(-np.inf, np.inf, value.shape[2:], np.float32) for key, value in obs.items()})
-    count = settings["num_actions"]
-    discrete = settings["actor"]["dist"] == "onehot"
+    count = stored["num_actions"]
+    discrete = stored["actor"]["dist"] == "onehot"
     agent = Dreamer(obs_space, spaces.Discrete(count) if discrete else spaces.Box(-1.0, 1.0, (count,)), config)
     state = torch.load(DATA / name / "latest.pt", weights_only=True)["agent_state_dict"]
     agent.load_state_dict({key: value for key, value in state.items()

@@ -1,0 +1,125 @@
+"""What a run prints: its summary at the start, progress of its phases, one line per log interval.
+
+Progress is a bar in a terminal, and plain lines in a file or pipe.
+"""
+
+import shutil
+import sys
+import textwrap
+import time
+
+from tqdm import tqdm
+
+import latents
+
+SECONDS_BETWEEN_LINES = 30.0
+RATES = {"time/fps": "frames/s", "time/updates_per_second": "updates/s", "time/updates": "updates"}
+NBSP = "\u00a0"
+
+
+def say(text: str) -> None:
+    """Prints above the progress bars."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Prints a warning to stderr, above the progress bars."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
+class Progress:
+    """Progress of a phase, with rate and time left. Use as a context manager.
+
+    Args:
+        phase: its name.
+        total: the count that ends it.
+        unit: what is counted, in plural.
+        done: the count that it begins with.
+        nested: runs within another phase; its bar vanishes at the end.
+    """
+
+    def __init__(self, phase: str, total: int, unit: str, done: int = 0, nested: bool = False):
+        self._phase, self._total, self._unit = phase, total, unit
+        self._start, self._done = min(done, total), min(done, total)
+        self._began = self._printed = time.monotonic()
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(desc=phase, total=total, initial=self._start, unit=f" {unit}", unit_scale=True, file=sys.stdout,
+                             dynamic_ncols=True, miniters=1, smoothing=0.05, leave=not nested)
+        else:
+            say(f"{phase}: {self._start:,} of {total:,} {unit}")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def update(self, done: int) -> None:
+        """Sets the count."""
+        done = min(done, self._total)
+        if self._bar is not None:
+            self._bar.update(done - self._done)
+        self._done = done
+        if self._bar is None and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def note(self, text: str) -> None:
+        """Shows a few words behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._began
+        rate = (self._done - self._start) / seconds
+        left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
+        say(f"{self._phase}: {self._done:,} of {self._total:,} {self._unit} ({100 * self._done / self._total:.0f}%), "
+            f"{number(rate)} {self._unit}/s, {left} left")
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._done > self._start:
+            seconds = time.monotonic() - self._began
+            say(f"{self._phase}: {self._done:,} of {self._total:,} {self._unit} in {tqdm.format_interval(seconds)}")
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point with separators."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def metrics_lines(step: int, means: dict[str, float]) -> str:
+    """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal."""
+    train = {key.removeprefix("train/"): value for key, value in means.items() if key.startswith("train/")}
+    losses = {key.removesuffix("_loss"): value for key, value in train.items() if key.endswith("_loss") or key.startswith("kl")}
+    losses = {key: value for key, value in losses.items() if key not in ("model", "dyn", "rep")}
+    groups = [
+        f"frame {step:,}",
+        _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
+        _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length") if f"eval/{name}" in means}),
+        _pairs("loss", losses),
+        " ".join(f"{number(means[key])}{NBSP}{unit}" for key, unit in RATES.items() if means.get(key)),
+    ]
+    lines = [" | ".join(group for group in groups if group)]
+    for level in [key.removeprefix("active_") for key in train if key.startswith("active_")]:
+        lines.append("    " + _pairs(f"{level} latents:", {name: train[f"{name}_{level}"] for name in latents.STATISTICS}))
+    if sys.stdout.isatty():
+        width = max(20, shutil.get_terminal_size().columns)
+        lines = [textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False) for line in lines]
+    return "\n".join(lines).replace(NBSP, " ")
+
+
+def _pairs(title: str, values: dict[str, float]) -> str:
+    """Names and values, which a line break must not part; empty if there are none."""
+    return " ".join([title, *(f"{name}{NBSP}{number(value)}" for name, value in values.items())]).strip() if values else ""
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> str:
+    """A title and rows of a name and a value, aligned."""
+    indent = 2 + max((len(name) for name, _ in rows), default=0) + 2
+    width = max(40, min(shutil.get_terminal_size().columns, 120))
+    lines = [title]
+    for name, value in rows:
+        lines += textwrap.wrap(value, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent,
+                               break_on_hyphens=False) or [f"  {name}"]
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""DeepMind Control: `--task dmc_<domain>_<task>`, for example dmc_walker_walk; and an adapter for every dm_env environment."""
+
+import ctypes.util
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.gym import vectorize
+from settings import unknown
+
+CAMERAS = {"quadruped": 2}  # 0 elsewhere; in quadruped that one looks at the ground
+
+
+def make(name: str, count: int, config):
+    """`count` environments of a task. Images are rendered only if encoder or decoder asks for them (`cnn_keys`).
+
+    Raises:
+        ValueError: for an unknown task, or images without a library that renders them.
+    """
+    choose_renderer()
+    from dm_control import suite
+
+    tasks = {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+    tasks.update({f"cup_{task}": (domain, task) for domain, task in suite.ALL_TASKS if domain == "ball_in_cup"})
+    if name not in tasks:
+        raise ValueError(unknown("task", f"dmc_{name}", [f"dmc_{task}" for task in tasks]))
+    wants_images = any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
+    if wants_images and os.environ.get("MUJOCO_GL") == "off":
+        raise ValueError("images of dmc tasks need a library that renders without a screen; install EGL or OSMesa (on Debian and Ubuntu: "
+                         "apt-get install libegl1), or learn from state vectors with --configs dmc_proprio")
+    make_env = functools.partial(_make_one, *tasks[name], config.action_repeat, tuple(config.size) if wants_images else None)
+    return vectorize(make_env, count, config)
+
+
+def choose_renderer() -> None:
+    """Lets MuJoCo render without a screen where there is none; an own choice in MUJOCO_GL is left alone."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
+        libraries = {"EGL": "egl", "OSMesa": "osmesa"}
+        os.environ["MUJOCO_GL"] = next((name for library, name in libraries.items() if ctypes.util.find_library(library)), "off")
+
+
+def _make_one(domain: str, task: str, repeat: int, size: tuple[int, int] | None) -> "DmEnv":
+    from dm_control import suite
+
+    def make_env(seed: int | None):
+        return suite.load(domain, task, task_kwargs={"random": seed})
+
+    def render(env) -> np.ndarray:
+        return env.physics.render(*size, camera_id=CAMERAS.get(domain, 0))
+
+    return DmEnv(make_env, repeat, render if size else None, size)
+
+
+class DmEnv(gymnasium.Env):
+    """A dm_env environment with gymnasium's interface.
+
+    Args:
+        make_env: builds the environment from a seed (or None).
+        repeat: steps of the environment per action, with rewards summed.
+        render: draws an image (H, W, 3) of the environment as the observation "image"; None for none.
+        size: (H, W) of that image.
+    """
+
+    def __init__(self, make_env: Callable, repeat: int = 1, render: Callable | None = None, size: tuple[int, int] | None = None):
+        self._make_env, self._repeat, self._render = make_env, repeat, render
+        self._env = make_env(None)
+        # Nothing is rendered here: worker processes are forked from this one, and an open renderer would not survive that.
+        spec = self._env.observation_spec()
+        spec = dict(spec) if hasattr(spec, "items") else {"image": spec}
+        self.observation_space = spaces.Dict({key: _observation_space(part.shape, part.dtype) for key, part in spec.items()})
+        if render:
+            self.observation_space["image"] = _observation_space((*size, 3), np.uint8)
+        spec = self._env.action_spec()
+        if hasattr(spec, "num_values"):
+            self.action_space = spaces.Discrete(int(spec.num_values))
+        else:
+            low, high = (np.broadcast_to(bound, spec.shape).astype(np.float32) for bound in (spec.minimum, spec.maximum))
+            self.action_space = spaces.Box(low, high)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        if seed is not None:
+            self._env = self._make_env(seed)
+        return self._observe(self._env.reset()), {}
+
+    def step(self, action) -> tuple:
+        total = 0.0
+        for _ in range(self._repeat):
+            step = self._env.step(action)
+            total += step.reward or 0.0
+            if step.last():
+                break
+        ended = step.last() and step.discount == 0.0  # otherwise a time limit
+        return self._observe(step), total, ended, step.last() and not ended, {}
+
+    def _observe(self, step) -> dict[str, np.ndarray]:
+        obs = step.observation
+        obs = {key: np.asarray(value) for key, value in obs.items()} if hasattr(obs, "items") else {"image": obs}
+        return {**obs, "image": self._render(self._env)} if self._render else obs
+
+
+def _observation_space(shape: tuple[int, ...], dtype) -> spaces.Box:
+    low, high = (0, 255) if dtype == np.uint8 else (-np.inf, np.inf)
+    return spaces.Box(low, high, shape, dtype)

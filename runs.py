@@ -1,0 +1,58 @@
+"""The folder of a run: its name, its settings, and what a continued run changed in them."""
+
+import datetime
+import itertools
+import json
+import pathlib
+
+import checkpoints
+import settings
+import tools
+
+
+def new_logdir(task: str) -> pathlib.Path:
+    """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{task.replace('/', '_')}"
+    for number in itertools.count(1):
+        logdir = pathlib.Path("logdir", name if number == 1 else f"{name}-{number}")
+        try:
+            logdir.mkdir(parents=True)
+            return logdir
+        except FileExistsError:
+            continue
+
+
+def open_logdir(config: settings.Config) -> pathlib.Path:
+    """The folder of the settings, made if it is not there, or a new one if they name none.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        logdir = pathlib.Path(config.logdir) if config.logdir else new_logdir(config.task)
+        logdir.mkdir(parents=True, exist_ok=True)
+        probe = logdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write into the folder of the run: {error}; give another one with --logdir") from error
+    return logdir
+
+
+def stored_config(logdir: pathlib.Path) -> dict:
+    """The settings of the run in this folder; empty if there is none."""
+    if (logdir / "config.yaml").exists():
+        return settings.read_yaml(logdir / "config.yaml")
+    if (logdir / "latest.pt").exists():
+        return checkpoints.load(logdir / "latest.pt").get("config", {})
+    return {}
+
+
+def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:
+    """Writes config.yaml, and what differs from the one before into config_changes.jsonl."""
+    now = datetime.datetime.now().isoformat(timespec="seconds")
+    for name, before, after in changes:
+        with open(logdir / "config_changes.jsonl", "a") as file:
+            file.write(json.dumps({"time": now, "step": step, "setting": name, "from": before, "to": after}) + "\n")
+    with tools.replacing(logdir / "config.yaml") as file:
+        settings.write_yaml(config, file)

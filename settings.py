@@ -1,0 +1,419 @@
+"""Settings: configs.yaml, the command line, and what a continued run may change.
+
+configs.yaml is the only place where a setting, its default and its description stand; `--help` and docs/configuration.md are
+made from it (`python settings.py` writes the latter).
+"""
+
+import difflib
+import math
+import pathlib
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+FOLDER = pathlib.Path(__file__).parent
+CONFIG_FILE = FOLDER / "configs.yaml"
+DOCS_FILE = FOLDER / "docs" / "configuration.md"
+
+# What dreamerv3-torch called differently, in this or an older version.
+RENAMED = {
+    "stickey": "sticky",
+    "step": "steps",
+    "value.layers": "critic.layers",
+    "value_layers": "critic.layers",
+    "value_lr": "critic.lr",
+    "value_grad_clip": "critic.grad_clip",
+    "slow_value_target": "critic.slow_target",
+    "actor_layers": "actor.layers",
+    "actor_lr": "actor.lr",
+    "actor_grad_clip": "actor.grad_clip",
+    "actor_dist": "actor.dist",
+    "actor_entropy": "actor.entropy",
+    "reward_layers": "reward_head.layers",
+    "reward_scale": "reward_head.loss_scale",
+    "cont_layers": "cont_head.layers",
+    "cont_scale": "cont_head.loss_scale",
+}
+# What it has and this program does not need.
+IGNORED = {
+    "parallel": "several environments always run in parallel",
+    "resize": "Atari frames are resized by ALE",
+    "imag_gradient_mix": "the policy follows one gradient, see imag_gradient",
+    "eval_state_mean": "evaluation samples latents",
+    "actor.temp": "no action distribution has a temperature",
+    "opt": "the optimizer is Adam",
+    "reset_every": "the latent state is reset where an episode begins",
+    "traindir": "episodes are kept in the run's folder",
+    "evaldir": "evaluation episodes are not kept",
+    "num_actions": "it follows from the environment",
+    "break_speed": "Minecraft has no adapter here",
+}
+
+# A continued run keeps these: stored weights would not fit, or weights and episodes would mean something else.
+FIXED = re.compile(r"""
+    task | size | grayscale | action_repeat | sticky | actions | lives |
+    hierarchical_mode | dyn_(?!scale).* | initial | units | act | norm |
+    (encoder|decoder)\.(?!outscale|image_dist).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
+    actor\.(layers|dist|std|min_std|max_std)
+""", re.VERBOSE)
+
+# Numbers are never negative; these have a smaller range.
+AT_LEAST = {
+    **dict.fromkeys(["steps", "envs", "eval_envs", "log_every", "action_repeat", "dataset_size", "batch_size", "dyn_deter",
+                     "dyn_hidden", "dyn_rec_depth", "units", "critic.slow_target_update"], 1),
+    **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_units")},
+    "batch_length": 2,
+    "imag_horizon": 2,
+}
+ABOVE_ZERO = ("train_ratio", "model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps", "grad_clip",
+              "actor.grad_clip", "critic.grad_clip")
+AT_MOST_ONE = ("unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction")
+
+
+class Config(dict):
+    """Settings whose entries are attributes. Assigning an unknown name is an error, as is reading one."""
+
+    def __getattr__(self, key: str):
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(unknown("setting", key, self)) from None
+
+    def __setattr__(self, key: str, value) -> None:
+        self[key] = _coerce(key, value, self.__getattr__(key))
+
+
+def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None = None) -> Config:
+    """Settings from configs.yaml: defaults, the task's suite, presets in order, overrides.
+
+    Args:
+        presets: names of sections; "defaults" is always the first, named or not.
+        overrides: values by name, nested ones with dots ("encoder.cnn_depth"); strings are read as YAML.
+    Raises:
+        ValueError: for an unknown preset, suite or setting, or a value of the wrong type or range.
+    """
+    sections = _sections()
+    defaults, suites = sections.pop("defaults"), sections.pop("suites")
+    layers = []
+    for name in presets:
+        if name not in sections and name != "defaults":
+            raise ValueError(unknown("preset", name, ["defaults", *sections]))
+        layers.append(flatten(sections.get(name, {})))
+    layers.append(_current_names(overrides or {}))
+
+    flat = flatten(defaults)
+    task = str(next((layer["task"] for layer in reversed(layers) if "task" in layer), flat["task"]))
+    suite = task.partition("_")[0]
+    if suite not in suites or suite == task:
+        raise ValueError(f"task {task!r} does not begin with a suite; {unknown('suite', suite, suites)} (for example atari_pong, "
+                         "gym_CartPole-v1)")
+    flat.update(flatten(suites[suite]))
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in flat:
+                homes = [name for name in suites if key in suites[name]]
+                hint = f"; it is a setting of the {', '.join(homes)} suite, and the task is {task!r}" if homes else ""
+                raise ValueError(unknown("setting", key, flat) + hint)
+            flat[key] = _coerce(key, value, flat[key])
+    for key, value in flat.items():
+        _check_range(key, value)
+    return _nest(flat)
+
+
+def _sections() -> dict:
+    return YAML(typ="safe", pure=True).load(CONFIG_FILE)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """A message that names the nearest known name, or all of them if none is near."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """A nested dict as one level, with dots in the names."""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _nest(flat: dict) -> Config:
+    root = Config()
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        node = root
+        for name in path:
+            node = node.setdefault(name, Config())
+        node[last] = value
+    return root
+
+
+def plain(config: Config) -> dict:
+    """The settings as an ordinary nested dict."""
+    return {key: plain(value) if isinstance(value, Config) else value for key, value in config.items()}
+
+
+def _current_names(overrides: dict) -> dict:
+    current = {}
+    for key, value in flatten(overrides).items():
+        if key in IGNORED:
+            _note(f"{key} is ignored: {IGNORED[key]}")
+        elif key == "precision" and str(value) == "16":
+            _note("precision 16 is bf16 here, which has float32's range and needs no scaling of gradients")
+            current[key] = "bf16"
+        elif key in RENAMED:
+            _note(f"{key} is called {RENAMED[key]} here")
+            current[RENAMED[key]] = value
+        else:
+            current[key] = value
+    return current
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _coerce(key: str, value, default):
+    """`value` in the type of `default`; strings are read as YAML where another type is wanted."""
+    kind = type(default)
+    if isinstance(value, str) and kind is not str:
+        value = _read(value, kind)
+    if default is None or type(value) is kind:
+        return value
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and type(value) in (int, float):
+        return str(value)
+    if kind is list and type(value) is tuple:
+        return list(value)
+    raise ValueError(f"setting {key!r} is {value!r}; it must be of type {kind.__name__}, such as {_show(default)}")
+
+
+def _read(text: str, kind: type):
+    """A value as people write it, for a setting of this type."""
+    if text.strip() in ("None", "null"):
+        return None
+    if kind is type(None):
+        return text  # a name or a path
+    if kind is list:
+        text = text.strip().translate(str.maketrans("()", "[]"))
+        text = text if text.startswith("[") else f"[{text}]"
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return text  # of the wrong type then, which the caller reports
+
+
+def _check_range(key: str, value) -> None:
+    if key == "size":
+        if len(value) != 2 or any(type(side) is not int or side < 1 or side % 16 for side in value):
+            raise ValueError(f"setting 'size' is {value}; it must be height and width in pixels, multiples of 16, such as [64, 64]")
+        return
+    if type(value) not in (int, float):
+        return
+    at_least, at_most = AT_LEAST.get(key, 0), 1 if key in AT_MOST_ONE else math.inf
+    if not at_least <= value <= at_most or math.isinf(value) or (key in ABOVE_ZERO and value == 0):
+        lower = "above 0" if key in ABOVE_ZERO else f"at least {at_least}"
+        raise ValueError(f"setting {key!r} is {value}; it must be {lower}" + (" and at most 1" if key in AT_MOST_ONE else ""))
+
+
+# The command line
+
+
+def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
+    """Splits a command line into presets (after --configs) and overrides by name.
+
+    Raises:
+        ValueError: for a word that belongs to no flag, or a flag without a value.
+    """
+    words, flags = list(argv), {}
+    while words:
+        flag = words.pop(0)
+        if not flag.startswith("--") or len(flag) < 3:
+            raise ValueError(f"unexpected word {flag!r}; settings are given as --name value")
+        name, equals, value = flag[2:].partition("=")
+        values = [value] if equals else []
+        while not equals and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if not values:
+            raise ValueError(f"setting --{name} has no value; booleans are given as --{name} true")
+        flags[name] = values
+    presets = flags.pop("configs", ["defaults"])
+    return presets, {name: v[0] if len(v) == 1 else f"[{', '.join(v)}]" for name, v in flags.items()}
+
+
+class Setting(NamedTuple):
+    """A setting as configs.yaml describes it; the name of a nested one has dots."""
+
+    group: str
+    name: str
+    default: object
+    comment: str
+
+
+def describe() -> Iterator[Setting]:
+    """Every setting, in the order of configs.yaml."""
+    sections = _sections()
+    for section, group, path, comment in _comments():
+        if section == "defaults":
+            yield Setting(group, path, flatten(sections["defaults"])[path], comment)
+        elif section == "suites":
+            suite, _, name = path.partition(".")
+            yield Setting(f"Suite {suite}", name, sections["suites"][suite][name], comment)
+
+
+def describe_presets() -> Iterator[tuple[str, str, dict]]:
+    """Name, description and settings of every preset."""
+    sections, title = _sections(), []
+    for line in CONFIG_FILE.read_text().splitlines():
+        if line.startswith("# "):
+            title.append(line[2:])
+        elif match := re.match(r"(\w+):", line):
+            if match[1] not in ("defaults", "suites"):
+                yield match[1], " ".join(title), flatten(sections[match[1]])
+        else:
+            title = []
+
+
+def _comments() -> Iterator[tuple[str, str, str, str]]:
+    """(section, group, name, comment) of every commented entry in configs.yaml."""
+    section, group, path = "", "", []
+    for line in CONFIG_FILE.read_text().splitlines():
+        if match := re.fullmatch(r"  # (.+)", line):
+            group = match[1]
+        elif match := re.fullmatch(r"( *)(\w+):(?:.*?\s# (.+)|.*)", line):
+            depth = len(match[1]) // 2
+            path = [*path[:depth], match[2]]
+            section = path[0]
+            if match[3]:
+                yield section, group, ".".join(path[1:]), match[3]
+
+
+def _show(value) -> str:
+    """A value as it stands in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_show(entry)}' for key, entry in value.items())}}}"
+    return str(value)
+
+
+def help_text(width: int = 80) -> str:
+    """All settings and presets for a terminal of this many columns."""
+    lines = ["usage: python dreamer.py [--configs PRESET ...] [--SETTING VALUE ...]", "",
+             "Defaults come first, then the settings of the task's suite, the presets in the order given, and the flags.", "",
+             "Presets", *_table(((name, text) for name, text, _ in describe_presets()), 22, width)]
+    group = None
+    for setting in describe():
+        if setting.group != group:
+            group = setting.group
+            lines += ["", group]
+        lines += _table([(f"--{setting.name} {_show(setting.default)}", setting.comment)], 36, width)
+    return "\n".join(textwrap.fill(line, width) if line and not line.startswith(" ") else line for line in lines)
+
+
+def _table(rows: Iterable[tuple[str, str]], indent: int, width: int) -> list[str]:
+    lines = []
+    for head, text in rows:
+        head = f"  {head}"
+        if len(head) >= indent:
+            lines.append(head)
+            head = ""
+        lines += textwrap.wrap(text, width, initial_indent=head.ljust(indent), subsequent_indent=" " * indent)
+    return lines
+
+
+def markdown() -> str:
+    """The contents of docs/configuration.md."""
+    lines = ["# Configuration", "",
+             "Made from `configs.yaml` by `python settings.py`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults come "
+             "first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
+             "A *fixed* setting cannot change when a run is continued in its folder, since stored weights or episodes depend on it; "
+             "others take the new value, which is printed and recorded in `config_changes.jsonl`.", "",
+             "## Presets", "", "| preset | | settings |", "|---|---|---|"]
+    for name, text, entries in describe_presets():
+        lines.append(f"| `{name}` | {text} | {', '.join(f'`{key}: {_show(value)}`' for key, value in entries.items())} |")
+    group = None
+    for setting in describe():
+        if setting.group != group:
+            group = setting.group
+            lines += ["", f"## {group}", "", "| setting | default | | |", "|---|---|---|---|"]
+        cells = [f"`{setting.name}`", f"`{_show(setting.default)}`", setting.comment.replace("|", "\\|"),
+                 "fixed" if FIXED.fullmatch(setting.name) else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Names of dreamerv3-torch", "", "Accepted with a note on stderr.", "", "| its name | here |", "|---|---|"]
+    lines += [f"| `{old}` | `{new}` |" for old, new in RENAMED.items()]
+    lines += [f"| `{old}` | ignored: {why} |" for old, why in IGNORED.items()]
+    lines += ["| `precision: 16` | `precision: bf16` |"]
+    return "\n".join(lines) + "\n"
+
+
+# Runs
+
+
+def changes(old: dict, new: dict) -> list[tuple[str, str, str]]:
+    """(name, old value, new value) of every setting that differs; "-" where one of the two has no such setting."""
+    old, new = flatten(old), flatten(new)
+    names = dict.fromkeys([*new, *old])
+    pairs = [(name, *(_show(flat[name]) if name in flat else "-" for flat in (old, new))) for name in names]
+    return [(name, before, after) for name, before, after in pairs if before != after]
+
+
+def changes_from_defaults(config: Config) -> list[tuple[str, str, str]]:
+    """What differs from the section `defaults`; settings that only the task's suite has are compared with the suite."""
+    sections = _sections()
+    suite = sections["suites"][config.task.partition("_")[0]]
+    return changes({**suite, **sections["defaults"]}, plain(config))
+
+
+def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[tuple[str, str, str]]:
+    """What a continued run changes, see `changes`.
+
+    Raises:
+        ValueError: if a fixed setting is among it.
+    """
+    found = [change for change in changes(stored, plain(config)) if change[0] != "logdir" and "-" not in change[1:]]
+    fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]
+    if fixed:
+        raise ValueError(f"{folder} holds a run with other settings that its weights or episodes depend on: {'; '.join(fixed)}. "
+                         "Give the old values to continue it, or another --logdir to begin anew")
+    return found
+
+
+def read_yaml(path: pathlib.Path) -> dict:
+    """Settings that `write_yaml` has written.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    try:
+        config = YAML(typ="safe", pure=True).load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); repair or delete it") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged (it holds no settings); repair or delete it")
+    return config
+
+
+def write_yaml(config: Config, file) -> None:
+    """Writes all settings to an open binary file."""
+    yaml = YAML()
+    yaml.default_flow_style = None  # lists on one line
+    yaml.dump(plain(config), file)
+
+
+if __name__ == "__main__":
+    DOCS_FILE.parent.mkdir(exist_ok=True)
+    DOCS_FILE.write_text(markdown())
+    print(f"wrote {DOCS_FILE}")
