@@ -152,9 +152,19 @@ class Training:
             changes = settings.changes_of_run(runs.stored_config(self.logdir), config, self.logdir)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
-        self.envs = make_envs(config, config.envs, training=True)
-        eval_envs = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
-        self.eval_envs = make_envs(config, eval_envs, training=False) if eval_envs else None
+        self.stop = tools.StopSignal()
+        with contextlib.ExitStack() as opened:  # closes the environments if anything after them fails
+            self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
+            eval_envs = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
+            self.eval_envs = make_envs(config, eval_envs, training=False) if eval_envs else None
+            if self.eval_envs:
+                opened.enter_context(contextlib.closing(self.eval_envs))
+            self._build(changes)
+            self._opened = opened.pop_all()
+
+    def _build(self, changes: list[tuple[str, str, str]]) -> None:
+        """Everything around the environments, with what the logdir holds; its settings change by `changes`."""
+        config = self.config
         self.replay = Replay(
             self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
             batch_size=config.batch_size, batch_length=config.batch_length, seed=config.seed)
@@ -162,7 +172,6 @@ class Training:
         self.logdir = runs.open_logdir(config)
         config.logdir = str(self.logdir)
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
-        self.stop = tools.StopSignal()
         console.say(self.summary())
         self.missing_steps = self._missing_prefill(self.resume())
         self.logger = tools.Logger(self.logdir)
@@ -325,9 +334,7 @@ class Training:
         """Ends writers and environments."""
         self.logger.write(self.step)
         self.logger.close()
-        self.envs.close()
-        if self.eval_envs:
-            self.eval_envs.close()
+        self._opened.close()
 
 
 def train_seed(seed: int, step: int) -> int:

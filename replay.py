@@ -4,10 +4,12 @@ import datetime
 import pathlib
 import uuid
 import zipfile
+import zlib
 
 import gymnasium
 import numpy as np
 
+import console
 import tools
 
 FLAGS = ("is_first", "is_last", "is_terminal")
@@ -103,12 +105,12 @@ class Replay:
         return self.sample()
 
     def load(self, directory: pathlib.Path) -> int:
-        """Appends the newest episodes on disk that fit, oldest first; damaged files are named and skipped.
+        """Appends the newest episodes on disk that fit, oldest first; damaged files are named, counted and skipped.
 
         Returns:
             agent steps loaded; the first observation of an episode is not a step.
         """
-        episodes, room = [], self.capacity
+        episodes, room, skipped = [], self.capacity, 0
         for path in sorted(directory.glob("*.npz"), reverse=True):
             if room <= 0:
                 break
@@ -117,11 +119,15 @@ class Replay:
                 for key, array in self._arrays.items():
                     if episode[key].shape[1:] != array.shape[2:]:
                         raise ValueError(f"{key} has shape {episode[key].shape[1:]}, expected {array.shape[2:]}")
-            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-                print(f"Warning: skipped the episode {path}: {error}")
+            except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+                console.warn(f"skipped the episode {path}, which cannot be read: {error}")
+                skipped += 1
                 continue
             episodes.append(episode)
             room -= len(episode["reward"])
+        if skipped:
+            console.warn(f"skipped {skipped} damaged episode{'s' if skipped > 1 else ''}, loaded {len(episodes)}; training goes on "
+                         "without what they held")
         for episode in reversed(episodes):
             self.add_episode(episode)
         return sum(len(episode["reward"]) - 1 for episode in episodes)
@@ -151,7 +157,8 @@ def load_episode(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def count_stored_steps(directory: pathlib.Path) -> int:
     """Agent steps in all episodes on disk, from their names; the first observation of an episode is not a step."""
-    return sum(int(path.stem.rpartition("-")[-1]) - 1 for path in directory.glob("*-*-*.npz"))
+    lengths = [path.stem.rpartition("-")[-1] for path in directory.glob("*-*-*.npz")]
+    return sum(int(length) - 1 for length in lengths if length.isdecimal())
 
 
 def available_memory() -> int | None:

@@ -62,6 +62,7 @@ FIXED = re.compile(r"""
     actor\.(layers|dist|std|min_std|max_std)
 """, re.VERBOSE)
 
+PRECISIONS = ("32", "bf16")
 # Numbers are never negative; these have a smaller range.
 AT_LEAST = {
     **dict.fromkeys(["steps", "envs", "eval_envs", "log_every", "action_repeat", "dataset_size", "batch_size", "dyn_deter",
@@ -130,10 +131,12 @@ def _sections() -> dict:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """A message that names the nearest known name, or all of them if none is near."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"unknown {kind} {name!r}; {hint}"
+    """A message that names the nearest known name; if none is near, all of them, or where they are listed."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"unknown {kind} {name!r}; did you mean {close[0]!r}?"
+    return f"unknown {kind} {name!r}; " + (f"known are {', '.join(known)}" if len(known) <= 30 else "--help lists all")
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -185,7 +188,9 @@ def _coerce(key: str, value, default):
     kind = type(default)
     if isinstance(value, str) and kind is not str:
         value = _read(value, kind)
-    if default is None or type(value) is kind:
+    if kind is list and isinstance(value, (list, tuple)) and all(type(part) is type(default[0]) for part in value):
+        return list(value)
+    if default is None or (type(value) is kind and kind is not list):
         return value
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
@@ -193,8 +198,6 @@ def _coerce(key: str, value, default):
         return float(value)
     if kind is str and type(value) in (int, float):
         return str(value)
-    if kind is list and type(value) is tuple:
-        return list(value)
     raise ValueError(f"setting {key!r} is {value!r}; it must be of type {kind.__name__}, such as {_show(default)}")
 
 
@@ -218,6 +221,8 @@ def _check_range(key: str, value) -> None:
         if len(value) != 2 or any(type(side) is not int or side < 1 or side % 16 for side in value):
             raise ValueError(f"setting 'size' is {value}; it must be height and width in pixels, multiples of 16, such as [64, 64]")
         return
+    if key == "precision" and value not in PRECISIONS:
+        raise ValueError(f"setting 'precision' is {value!r}; allowed are {', '.join(PRECISIONS)}")
     if type(value) not in (int, float):
         return
     at_least, at_most = AT_LEAST.get(key, 0), 1 if key in AT_MOST_ONE else math.inf

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -156,6 +157,8 @@ class StopSignal:
     def _handle(self, number: int, _) -> None:
         # A signal may come in the middle of another print, so this one goes straight to the file.
         if self._requested:
+            for worker in multiprocessing.active_children():
+                worker.kill()
             os.write(2, b"\nStopped at once; what was collected since the last checkpoint may be lost.\n")
             os._exit(128 + number)
         self._requested = True

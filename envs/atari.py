@@ -1,11 +1,11 @@
 """Atari games through ALE's own vector environment: `--task atari_<game>`, for example atari_pong or atari_ms_pacman."""
 
-import difflib
-
 import numpy as np
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
+
+from settings import unknown
 
 
 def make(game: str, count: int, config, training: bool) -> "Atari":
@@ -16,9 +16,7 @@ def make(game: str, count: int, config, training: bool) -> "Atari":
     """
     games = roms.get_all_rom_ids()
     if game not in games:
-        close = difflib.get_close_matches(game, games, 1)
-        hint = f"did you mean 'atari_{close[0]}'?" if close else f"there are {', '.join(sorted(games))}"
-        raise ValueError(f"unknown Atari game {game!r}; {hint}")
+        raise ValueError(unknown("Atari game", f"atari_{game}", [f"atari_{name}" for name in games]))
     for name, allowed in (("lives", ("unused", "discount", "reset")), ("actions", ("needed", "all"))):
         if config[name] not in allowed:
             raise ValueError(f"{name} is {config[name]!r}; allowed are {', '.join(allowed)}")

@@ -28,18 +28,19 @@ def _make_one(name: str, repeat: int) -> gymnasium.Env:
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 
-def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config):
+def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config, start: str | None = None):
     """`count` environments as a vector environment, in worker processes if there are several.
 
     Args:
         make_env: builds one that already repeats actions.
+        start: how processes start, as in `multiprocessing`; "spawn" for environments that cannot be forked.
     """
     steps = config.time_limit and max(1, config.time_limit // config.action_repeat)
     make_one = functools.partial(_make_wrapped, make_env, steps, tuple(config.size), config.grayscale)
     if count == 1:
         return InProcess([make_one])
     make_one().close()  # errors surface here, not in a worker
-    return AsyncVectorEnv([functools.partial(_make_in_worker, make_one)] * count)
+    return AsyncVectorEnv([functools.partial(_make_in_worker, make_one)] * count, context=start)
 
 
 def _make_wrapped(make_env: Callable[[], gymnasium.Env], time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:

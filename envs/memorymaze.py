@@ -20,7 +20,8 @@ def make(name: str, count: int, config):
     choose_renderer()
     import memory_maze  # noqa: F401 -- a missing package shows here, not in a worker
 
-    return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config)
+    # A maze draws as soon as it is built, and an open renderer would not survive a fork.
+    return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config, start="spawn")
 
 
 def _make_one(name: str, repeat: int) -> DmEnv:

@@ -43,10 +43,85 @@ def test_flags_are_read_as_people_write_them():
     assert type(config.steps) is int and type(config.kl_free) is float
 
 
+@pytest.mark.parametrize("key, text, value", [
+    ("steps", "1e6", 1_000_000), ("steps", "1_000", 1000), ("steps", "2E3", 2000), ("model_lr", "1e-4", 1e-4), ("model_lr", ".5", 0.5),
+    ("discount", "1", 1.0), ("norm", "true", True), ("norm", "True", True), ("norm", "FALSE", False), ("logdir", "null", None),
+    ("logdir", "None", None), ("logdir", "12", "12"), ("size", "[32, 48]", [32, 48]), ("size", "(32, 48)", [32, 48]), ("size", "32,48", [32, 48]),
+    ("grad_heads", "decoder", ["decoder"]), ("grad_heads", "(decoder, cont)", ["decoder", "cont"]), ("actor.std", "0.5", "0.5"),
+    ("precision", "32", "32"), ("task", "gym_CartPole-v1", "gym_CartPole-v1"),
+])
+def test_values_parse_as_people_write_them(key, text, value):
+    found = settings.flatten(tools.load_config([], {key: text}))[key]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("units", -3, "at least 1"), ("batch_length", 1, "at least 2"), ("imag_horizon", 1, "at least 2"), ("discount", 1.5, "at most 1"),
+    ("actor.lr", 0, "above 0"), ("model_lr", "inf", "model_lr"), ("model_lr", "-1e-4", "above 0"), ("seed", -1, "at least 0"),
+    ("size", [64], "multiples of 16"), ("size", [64, 60], "multiples of 16"), ("size", "[64, -64]", "multiples of 16"),
+    ("precision", "64", "32, bf16"), ("envs", 0, "at least 1"), ("steps", "[", "type int"),
+])
+def test_values_out_of_range_are_refused(key, value, words):
+    with pytest.raises(ValueError, match=words):
+        tools.load_config([], {key: value})
+
+
+def test_every_setting_has_a_comment_and_the_documentation_is_up_to_date():
+    described = {setting.name: setting for setting in settings.describe() if not setting.group.startswith("Suite")}
+    assert described.keys() == settings.flatten(settings.plain(tools.load_config([], {"task": "gym_CartPole-v1"}))).keys()
+    assert all(len(setting.comment) > 3 for setting in settings.describe())
+    assert settings.DOCS_FILE.read_text() == settings.markdown(), "run python settings.py"
+
+
+# The numbers of dreamerv3-torch's presets, and of its checkpoints where its configs.yaml has names that nothing reads.
+PRESETS = {
+    "dmc_proprio": {"steps": 500_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": ".*", "encoder.cnn_keys": "$^", "units": 512},
+    "dmc_vision": {"steps": 1_000_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": "$^", "encoder.cnn_keys": "image"},
+    "crafter": {"steps": 1_000_000, "task": "crafter_reward", "dyn_deter": 4096, "dyn_hidden": 1024, "units": 1024, "actor.layers": 5,
+                "reward_head.layers": 5, "cont_head.layers": 5, "critic.layers": 2, "encoder.cnn_depth": 96, "decoder.cnn_depth": 96,
+                "encoder.mlp_layers": 5, "decoder.mlp_units": 1024, "train_ratio": 512},
+    "memorymaze": {"steps": 100_000_000, "action_repeat": 2, "task": "memorymaze_9x9", "critic.layers": 2, "dyn_deter": 512},
+    "minecraft": {"steps": 100_000_000, "envs": 16, "train_ratio": 16, "eval_episode_num": 0, "dyn_deter": 4096, "dyn_hidden": 1024,
+                  "units": 1024, "actor.layers": 5, "critic.layers": 2, "encoder.cnn_depth": 96, "time_limit": 36000,
+                  "encoder.mlp_keys": "inventory|inventory_max|equipped|health|hunger|breath|obs_reward",
+                  "decoder.mlp_keys": "inventory|inventory_max|equipped|health|hunger|breath"},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_sizes_of_the_older_programs_checkpoints(preset):
+    found = settings.flatten(tools.load_config(["defaults", preset]))
+    assert {key: found[key] for key in PRESETS[preset]} == PRESETS[preset]
+
+
+def test_a_continued_run_may_change_a_rate_but_not_a_size(tmp_path):
+    stored = settings.plain(tools.load_config([], {"task": "gym_CartPole-v1", "logdir": "a"}))
+    config = tools.load_config([], {"task": "gym_CartPole-v1", "logdir": "b", "train_ratio": 64, "actor.lr": 1e-4})
+    assert settings.changes_of_run(stored, config, tmp_path) == [("train_ratio", "512.0", "64.0"), ("actor.lr", "3e-05", "0.0001")]
+    for key, value in {"dyn_deter": 8, "hierarchical_mode": True, "encoder.cnn_depth": 8, "size": [32, 32], "action_repeat": 2,
+                       "critic.layers": 3, "actor.std": 1, "initial": "zeros", "reward_head.dist": "mse", "act": "ELU"}.items():
+        with pytest.raises(ValueError, match=key):
+            settings.changes_of_run(stored, tools.load_config([], {"task": "gym_CartPole-v1", key: value}), tmp_path)
+    with pytest.raises(ValueError, match="task gym_CartPole-v1 -> gym_Pendulum-v1"):
+        settings.changes_of_run(stored, tools.load_config([], {"task": "gym_Pendulum-v1"}), tmp_path)
+    assert settings.changes_of_run({}, config, tmp_path) == []
+
+
+def test_settings_survive_a_file(tmp_path):
+    config = tools.load_config(["defaults", "minecraft", "small"])
+    with open(tmp_path / "config.yaml", "wb") as file:
+        settings.write_yaml(config, file)
+    assert settings.read_yaml(tmp_path / "config.yaml") == settings.plain(config)
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match="damaged"):
+        settings.read_yaml(tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize("overrides, words", [
     ({"dyn_stoch_botom": 3}, "did you mean 'dyn_stoch_bottom'"), ({"encoder.depth": 3}, "unknown setting 'encoder.depth'"),
-    ({"steps": "1.5"}, "type int"), ({"norm": "1"}, "type bool"), ({"units": True}, "type int"), ({"size": "64"}, "type list"),
-    ({"task": "dmc_walker"}, "suite"), ({"task": "atari"}, "suite"),
+    ({"steps": "1.5"}, "type int"), ({"norm": "1"}, "type bool"), ({"units": True}, "type int"), ({"size": "64"}, "height and width"),
+    ({"grad_heads": "a: b"}, "type list"),
+    ({"task": "dmlab_rooms"}, "suite"), ({"task": "atari"}, "suite"),
 ])
 def test_wrong_settings_are_refused_by_name(overrides, words):
     with pytest.raises(ValueError, match=words):
@@ -73,7 +148,11 @@ def test_entries_are_attributes_that_can_be_assigned_but_not_invented():
 
 def test_old_names_are_accepted_with_a_note(capsys):
     config = tools.load_config([], {"task": "atari_pong", "stickey": "true", "parallel": "true"})
-    assert config.sticky is True and "parallel is ignored" in capsys.readouterr().err
+    notes = capsys.readouterr().err
+    assert config.sticky is True and "parallel is ignored" in notes and "stickey is called sticky here" in notes
+    config = tools.load_config([], {"step": "1e8", "value.layers": 5, "precision": 16})
+    assert (config.steps, config.critic.layers, config.precision) == (100_000_000, 5, "bf16")
+    assert "bf16" in capsys.readouterr().err
 
 
 def test_every_calls_once_per_multiple_and_does_not_catch_up_after_a_resume():
