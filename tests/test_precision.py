@@ -1,0 +1,80 @@
+"""bfloat16: what must stay float32 does, and gradients stay near those of float32."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import models
+import networks
+import tools
+from dreamer import Dreamer
+
+
+def test_layer_norm_has_the_parameter_gradients_of_float64_for_bfloat16_inputs():
+    rows, size = 20_000, 64
+    x, upstream = torch.randn(rows, size).bfloat16(), torch.randn(rows, size).bfloat16()
+    gradients = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        norm = networks.LayerNorm(size, eps=networks.NORM_EPS)
+        norm = norm.double() if dtype == torch.float64 else norm
+        out = norm(x.to(dtype))
+        assert out.dtype == dtype
+        out.backward(upstream.to(dtype))
+        gradients[dtype] = torch.stack([norm.weight.grad, norm.bias.grad]).double()
+    error = (gradients[torch.bfloat16] - gradients[torch.float64]).norm() / gradients[torch.float64].norm()
+    assert error < 1e-3, error
+
+
+def test_a_recurrence_adds_up_its_weight_gradients_in_float32():
+    # The same step 256 times, so the sum is known: in bfloat16 small terms would be lost beside a large sum.
+    linear = torch.nn.Linear(8, 8, bias=False)
+    x = torch.randn(4, 8)
+    config = tools.load_config([], {"device": "cpu", "precision": "bf16"})
+
+    def gradient(times: int) -> torch.Tensor:
+        with models.autocast(config):
+            loss = sum(linear(x).float().sum() for _ in range(times))
+        return torch.autograd.grad(loss, linear.weight)[0]
+
+    torch.testing.assert_close(gradient(256), 256 * gradient(1), rtol=1e-5, atol=0.0)
+
+
+def test_gru_gates_and_state_are_float32():
+    cell = networks.GRUCell(6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = cell(torch.randn(3, 6), torch.randn(3, 5))
+    assert state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("presets", [["debug"], ["debug", "hdreamer"]], ids=["flat", "hierarchical"])
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
+def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act_space):
+    obs_space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9.0, 9.0, (4,), np.float32)})
+    results = {}
+    for precision in ("32", "bf16"):
+        torch.manual_seed(0)
+        config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "device": "cpu", "precision": precision})
+        agent = Dreamer(obs_space, act_space, config)
+        rng = np.random.default_rng(0)
+        batch = {"image": rng.integers(0, 256, (4, 8, 16, 16, 3)).astype(np.uint8), "vector": rng.normal(size=(4, 8, 4)).astype(np.float32),
+                 "action": agent.codec.random(rng, 32).reshape(4, 8, -1), "reward": rng.normal(size=(4, 8)).astype(np.float32),
+                 "is_first": np.zeros((4, 8), bool), "is_terminal": np.zeros((4, 8), bool)}
+        loss, _, metrics = agent._wm.loss(agent._wm.preprocess(batch), sample=False)
+        assert all(value.dtype == torch.float32 for value in metrics.values())
+        # Latents that flip between classes change gradients by more than rounding does, so the heads see the same features.
+        data = agent._wm.preprocess(batch)
+        feat = torch.randn(4, 8, agent._wm.dynamics.feat_size, generator=torch.Generator().manual_seed(1))
+        with models.autocast(config):
+            predictions = {**agent._wm.heads["decoder"](feat), "cont": agent._wm.heads["cont"](feat)}
+            head_loss = -sum(dist.log_prob(data[key]).mean() for key, dist in predictions.items())
+        head_loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in agent._wm.heads.parameters() if p.grad is not None])
+        results[precision] = loss.detach(), gradient
+        assert all(torch.isfinite(value) for value in agent.update(batch).values())
+        agent.act({key: batch[key][:, 0] for key in ("image", "vector", "is_first")})
+        assert all(p.dtype == torch.float32 for p in agent.parameters())
+    (loss, gradient), (loss16, gradient16) = results["32"], results["bf16"]
+    assert loss != loss16  # it did run in another precision
+    torch.testing.assert_close(loss16, loss, rtol=0.01, atol=0.0)
+    assert torch.cosine_similarity(gradient, gradient16, dim=0) > 0.999
