@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import latents
 
-SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 60.0
 RATES = {"time/fps": "frames/s", "time/updates_per_second": "updates/s", "time/updates": "updates"}
 NBSP = "\u00a0"
 
@@ -45,8 +45,8 @@ class Progress:
         self._began = self._printed = time.monotonic()
         self._bar = None
         if sys.stdout.isatty():
-            self._bar = tqdm(desc=phase, total=total, initial=self._start, unit=f" {unit}", unit_scale=True, file=sys.stdout,
-                             dynamic_ncols=True, miniters=1, smoothing=0.05, leave=not nested)
+            self._bar = tqdm(desc=phase, total=total, initial=self._start, unit=f" {unit}", unit_scale=total >= 10_000,
+                             file=sys.stdout, dynamic_ncols=True, miniters=1, smoothing=0.05, leave=not nested)
         else:
             say(f"{phase}: {self._start:,} of {total:,} {unit}")
 

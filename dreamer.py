@@ -380,8 +380,10 @@ def main(argv: list[str] | None = None) -> int:
     debug = False
     try:
         presets, flags = settings.parse_flags(argv)
-        debug = flags.get("debug", "").lower() == "true"
-        training = Training(settings.load_config(presets, flags))
+        debug = flags.get("debug", "").lower() == "true"  # before all else, since the other settings may be wrong
+        config = settings.load_config(presets, flags)
+        debug = config.debug
+        training = Training(config)
     except (ValueError, OSError, MemoryError) as error:
         if debug:
             raise

@@ -86,7 +86,9 @@ class Config(dict):
             raise AttributeError(unknown("setting", key, self)) from None
 
     def __setattr__(self, key: str, value) -> None:
-        self[key] = _coerce(key, value, self.__getattr__(key))
+        value = _coerce(key, value, self.__getattr__(key))
+        _check_range(key, value)
+        self[key] = value
 
 
 def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None = None) -> Config:
