@@ -61,6 +61,8 @@ class Dreamer(nn.Module):
     def _compile(self) -> None:
         """Compiles in place what `act` and `update` call, so that names in checkpoints stay the same."""
         tools.check_compiler(self.device)
+        # Actor and critic share a graph, which the first backward must leave whole.
+        torch._functorch.config.donated_buffer = False
         self._wm.dynamics.compile_steps()
         for module in self.modules():
             if isinstance(module, (ConvEncoder, ConvDecoder)):
@@ -180,7 +182,7 @@ class Training:
             console.say(console.table("Settings that change from here on", [(name, f"{old} -> {new}") for name, old, new in changes]))
         self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
                                    training=True)
-        self.should_eval = tools.Every(config.eval_every if self.eval_envs else 0, self.last_eval)
+        self.should_eval = tools.Every(config.eval_every, self.last_eval)
         self.should_save = tools.Timer(config.checkpoint_every)
         self.should_log = tools.Every(config.log_every, self.step)
         self.log_timer = tools.Timer(60.0)
@@ -284,13 +286,14 @@ class Training:
             self.logger.write(self.step)
 
     def evaluate(self) -> None:
-        """Plays evaluation episodes and draws open-loop predictions."""
-        episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, eval_seed(self.config.seed), self.stop)
-        if self.stop:
-            return  # after a resume the evaluation is made up for
+        """Plays evaluation episodes, unless there are none to play, and draws open-loop predictions."""
+        if self.eval_envs:
+            episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, eval_seed(self.config.seed), self.stop)
+            if self.stop:
+                return  # after a resume the evaluation is made up for
+            for episode in episodes:
+                self.logger.add(episode.metrics, prefix="eval")
         self.last_eval = self.step
-        for episode in episodes:
-            self.logger.add(episode.metrics, prefix="eval")
         if self.config.video_pred_log:
             batch = {key: value[:6] for key, value in self.replay.sample().items()}
             for key, video in self.agent.video_pred(batch).items():

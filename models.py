@@ -175,6 +175,8 @@ class WorldModel(nn.Module):
             for every decoded image a video (T, R H, B W, C) in [0, 1] with R rows, from above: truth, prediction, error (0.5: none),
             and with two levels a reconstruction of which only the top level saw the images, while the bottom came from its prior.
         """
+        if not self.heads["decoder"].image_keys:
+            return {}
         with autocast(self._config):
             data = self.preprocess(batch)
             predictions = [self._decode_images(self._open_loop(data, context))]

@@ -212,7 +212,8 @@ def describe_device(device: str) -> str:
     """A device for people, with the name of a GPU or the number of threads."""
     if device.startswith("cuda"):
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device == "cpu" else device
 
 
 def check_compiler(device: str) -> None:
