@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import random
+import shlex
 import shutil
 import zipfile
 
@@ -52,15 +53,22 @@ def load(path: pathlib.Path, required: frozenset[str] = RUN) -> dict:
         ValueError: for a damaged file, one without these entries, or one of a newer format.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load checks no sums
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"the checkpoint {path} is damaged or no checkpoint at all: it holds more than tensors and plain values. "
+                         f"{_way_back(path)}") from error
+    except Exception as error:  # a damaged file makes its readers raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {_way_back(path)}") from error
     missing = required - set(checkpoint if isinstance(checkpoint, dict) else ())
     if missing:
         raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}. {_way_back(path)}")
-    if checkpoint.get("version", VERSION) > VERSION:
-        raise ValueError(f"{path} has format version {checkpoint['version']}, this program reads up to {VERSION}; update hDreamer")
+    if str(checkpoint.get("version", VERSION)) != str(VERSION):
+        raise ValueError(f"{path} has format version {checkpoint['version']}, this program reads {VERSION}; update hDreamer")
     return checkpoint
 
 
@@ -69,7 +77,7 @@ def _way_back(path: pathlib.Path) -> str:
     if path != last_good and last_good.exists():
         try:
             step = load(last_good)["step"]
-            return f"The one before it is from frame {step:,}; to go on from there: mv {last_good} {path}"
+            return f"The one before it is from frame {step:,}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
         except ValueError:
             pass  # damaged too
     return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"

@@ -3,6 +3,8 @@
 Progress is a bar in a terminal, and plain lines in a file or pipe.
 """
 
+import contextlib
+import os
 import shutil
 import sys
 import textwrap
@@ -15,6 +17,40 @@ import latents
 SECONDS_BETWEEN_LINES = 60.0
 RATES = {"time/fps": "frames/s", "time/updates_per_second": "updates/s", "time/updates": "updates"}
 NBSP = "\u00a0"
+
+
+class _Tolerant:
+    """A stream that goes silent where its reader is gone or the disk is full, instead of ending the run that prints to it."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._going_silent():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._going_silent():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _going_silent(self):
+        try:
+            yield
+        except OSError:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def tolerant_output():
+    """Within this, a closed pipe or terminal stops what is printed, and nothing else."""
+    with contextlib.redirect_stdout(_Tolerant(sys.stdout)), contextlib.redirect_stderr(_Tolerant(sys.stderr)):
+        yield
 
 
 def say(text: str) -> None:
@@ -85,14 +121,16 @@ class Progress:
 
 def number(value: float) -> str:
     """Three digits, or all before the point with separators."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def metrics_lines(step: int, means: dict[str, float]) -> str:
     """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal."""
     train = {key.removeprefix("train/"): value for key, value in means.items() if key.startswith("train/")}
     losses = {key.removesuffix("_loss"): value for key, value in train.items() if key.endswith("_loss") or key.startswith("kl")}
-    losses = {key: value for key, value in losses.items() if key not in ("model", "dyn", "rep")}
+    levels = [level for level in ("flat", "top", "bottom") if f"prior_entropy_{level}" in train]
+    hidden = ("model", "dyn", "rep", *(f"kl_{level}" for level in levels))
+    losses = {key: value for key, value in losses.items() if key not in hidden}
     groups = [
         f"frame {step:,}",
         _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
@@ -101,8 +139,9 @@ def metrics_lines(step: int, means: dict[str, float]) -> str:
         " ".join(f"{number(means[key])}{NBSP}{unit}" for key, unit in RATES.items() if means.get(key)),
     ]
     lines = [" | ".join(group for group in groups if group)]
-    for level in [key.removeprefix("active_") for key in train if key.startswith("active_")]:
-        lines.append("    " + _pairs(f"{level} latents:", {name: train[f"{name}_{level}"] for name in latents.STATISTICS}))
+    for level in levels:
+        found = {name: train[f"{name}_{level}"] for name in latents.STATISTICS if f"{name}_{level}" in train}
+        lines.append("    " + _pairs(f"{level} latents:", found))
     if sys.stdout.isatty():
         width = max(20, shutil.get_terminal_size().columns)
         lines = [textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False) for line in lines]

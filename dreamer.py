@@ -301,7 +301,10 @@ class Training:
         self.logger.write(self.step)
 
     def save(self) -> None:
-        """Writes latest.pt."""
+        """Writes latest.pt, unless nothing has changed since the last time."""
+        if (self.step, self.agent.updates) == self.saved:
+            return
+        self.saved = (self.step, self.agent.updates)
         checkpoints.save(self.logdir / "latest.pt", {
             "agent_state_dict": self.agent.state_dict(),
             "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
@@ -320,18 +323,26 @@ class Training:
         stored_steps = self.replay.load(directory)
         self.step = self.last_eval = count_stored_steps(directory) * self.config.action_repeat  # frames
         path = self.logdir / "latest.pt"
+        self.saved = None
         if path.exists():
             checkpoint = checkpoints.load(path)
             checkpoints.check_fits(self.agent.state_dict(), checkpoint["agent_state_dict"], path)
-            self.agent.load_state_dict(checkpoint["agent_state_dict"])
-            for name, optimizer in self.agent.optimizers().items():
-                optimizer.load_state_dict(checkpoint["optims_state_dict"][name])
-            self.step, self.last_eval = max(self.step, checkpoint["step"]), checkpoint["last_eval"]
-            self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
-            checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
+            try:
+                self._restore(checkpoint)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"the checkpoint {path} is incomplete ({type(error).__name__}: {error}); use {checkpoints.previous(path)} "
+                                 "in its place, or give another --logdir") from error
         if self.step:
             console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
         return stored_steps
+
+    def _restore(self, checkpoint: dict) -> None:
+        self.agent.load_state_dict(checkpoint["agent_state_dict"])
+        for name, optimizer in self.agent.optimizers().items():
+            optimizer.load_state_dict(checkpoint["optims_state_dict"][name])
+        self.step, self.last_eval = max(self.step, checkpoint["step"]), checkpoint["last_eval"]
+        self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
+        checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
 
     def close(self) -> None:
         """Ends writers and environments."""
@@ -377,34 +388,42 @@ def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     argv = sys.argv[1:] if argv is None else argv
-    if "--help" in argv or "-h" in argv:
-        print(f"{__doc__}\n{settings.help_text(shutil.get_terminal_size().columns)}")
+    with console.tolerant_output():
+        if "--help" in argv or "-h" in argv:
+            print(f"{__doc__}\n{settings.help_text(shutil.get_terminal_size().columns)}")
+            return 0
+        debug = False
+        try:
+            presets, flags = settings.parse_flags(argv)
+            debug = str(flags.get("debug", "")).lower() == "true"  # before all else, since the other settings may be wrong
+            config = settings.load_config(presets, flags)
+            debug = config.debug
+            training = Training(config)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if debug:
+                raise
+            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("Stopped before the run began.", file=sys.stderr)
+            return 130
+        training.run()
+        console.say(how_to_continue(training, presets, flags))
         return 0
-    debug = False
-    try:
-        presets, flags = settings.parse_flags(argv)
-        debug = flags.get("debug", "").lower() == "true"  # before all else, since the other settings may be wrong
-        config = settings.load_config(presets, flags)
-        debug = config.debug
-        training = Training(config)
-    except (ValueError, OSError, MemoryError) as error:
-        if debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped before the run began.", file=sys.stderr)
-        return 130
-    training.run()
-    flags["logdir"] = str(training.logdir)
+
+
+def how_to_continue(training: Training, presets: list[str], flags: dict) -> str:
+    """Where a run ended, and the command that continues it."""
+    flags = {**flags, "logdir": str(training.logdir)}
     if training.step < training.config.steps:
-        print(f"Stopped at frame {training.step:,}, everything is saved. To continue:")
+        ended = f"Stopped at frame {training.step:,}, everything is saved. To continue:"
     else:
-        print(f"Finished at frame {training.step:,}. To train on, with more steps:")
+        ended = f"Finished at frame {training.step:,}. To train on, with more steps:"
         flags["steps"] = str(2 * training.config.steps)
-    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    print("    " + shlex.join(["python", "dreamer.py", "--configs", *presets, *words]))
-    return 0
+    words = ["python", "dreamer.py", "--configs", *presets]
+    for name, value in flags.items():
+        words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return f"{ended}\n    {shlex.join(words)}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from heads import MLP
 from networks import NORM_EPS, LayerNorm, activation, init_hidden, init_output
 
 
+VECTOR_DISTS = ("symlog_mse", "mse", "normal", "binary")
+
+
 def select_keys(shapes: dict[str, tuple[int, ...]], pattern: str, rank: int) -> dict[str, tuple[int, ...]]:
     """The observation keys that match a regular expression and whose shapes have this many dimensions."""
     return {key: shape for key, shape in shapes.items() if len(shape) == rank and re.match(pattern, key)}
@@ -159,6 +162,8 @@ class MultiDecoder(nn.Module):
         self._image_dist = image_dist
         self._images = image_groups(select_keys(shapes, cnn_keys, 3))
         self._vectors = select_keys(shapes, mlp_keys, 1)
+        if vector_dist not in VECTOR_DISTS:
+            raise ValueError(f"decoder.vector_dist is {vector_dist!r}; allowed are {', '.join(VECTOR_DISTS)}")
         if image_dist not in ("mse", "normal"):
             raise ValueError(f"decoder.image_dist is {image_dist!r}; allowed are 'mse' and 'normal'")
         for index, (size, channels) in enumerate(self._images.items()):

@@ -63,7 +63,11 @@ class Optimizer:
         return self._opt.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes up moments and step counts; learning rate, epsilon and decay stay as they were given to this optimizer."""
+        own = [{key: value for key, value in group.items() if key != "params"} for group in self._opt.param_groups]
         self._opt.load_state_dict(state)
+        for group, settings in zip(self._opt.param_groups, own):
+            group.update(settings)
 
 
 class WorldModel(nn.Module):
@@ -88,9 +92,9 @@ class WorldModel(nn.Module):
         self.heads = nn.ModuleDict({
             "decoder": encoders.MultiDecoder(feat_size, shapes, **config.decoder),
             "reward": heads.MLP(feat_size, (1,), config.reward_head.layers, name="Reward", dist=config.reward_head.dist,
-                                   outscale=config.reward_head.outscale, **mlp),
+                                outscale=config.reward_head.outscale, **mlp),
             "cont": heads.MLP(feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary",
-                                 outscale=config.cont_head.outscale, **mlp),
+                              outscale=config.cont_head.outscale, **mlp),
         })
         unknown = set(config.grad_heads) - set(self.heads)
         if unknown:
@@ -325,7 +329,7 @@ class ImagBehavior(nn.Module):
             min_std=actor.min_std, max_std=actor.max_std, unimix_ratio=actor.unimix_ratio, act=config.act, norm=config.norm,
             outscale=actor.outscale)
         self.value = heads.MLP(feat_size, (1,), critic.layers, config.units, name="Value", act=config.act, norm=config.norm,
-                                  dist=critic.dist, outscale=critic.outscale)
+                               dist=critic.dist, outscale=critic.outscale)
         if critic.slow_target:
             self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("ema_vals", torch.zeros(2))

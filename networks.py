@@ -54,7 +54,10 @@ def activation(name: str) -> nn.Module:
     choice = getattr(nn, name, None)
     if not (isinstance(choice, type) and choice.__module__ == nn.SiLU.__module__):
         raise ValueError(f"unknown activation {name!r}; give the name of one in torch.nn, for example SiLU, ELU or ReLU")
-    return choice()
+    try:
+        return choice()
+    except TypeError:
+        raise ValueError(f"the activation {name!r} needs arguments; give the name of one without, for example SiLU, ELU or ReLU") from None
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -471,7 +474,6 @@ class HierarchicalRSSM(RSSM):
         bottom = self._statistics("bottom", logit)
         bottom["stoch_bottom"] = draw("bottom", bottom)
         return {**top, **bottom}
-
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
         """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top."""

@@ -3,8 +3,6 @@
 import datetime
 import pathlib
 import uuid
-import zipfile
-import zlib
 
 import gymnasium
 import numpy as np
@@ -116,10 +114,13 @@ class Replay:
                 break
             try:
                 episode = load_episode(path)
+                missing = self._arrays.keys() - episode.keys()
+                if missing:
+                    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
                 for key, array in self._arrays.items():
                     if episode[key].shape[1:] != array.shape[2:]:
                         raise ValueError(f"{key} has shape {episode[key].shape[1:]}, expected {array.shape[2:]}")
-            except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            except Exception as error:  # a damaged file makes its readers raise nearly anything
                 console.warn(f"skipped the episode {path}, which cannot be read: {error}")
                 skipped += 1
                 continue

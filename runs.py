@@ -1,5 +1,6 @@
 """The folder of a run: its name, its settings, and what a continued run changed in them."""
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -12,14 +13,14 @@ import tools
 
 def new_logdir(task: str) -> pathlib.Path:
     """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
+    parent = pathlib.Path("logdir")
+    parent.mkdir(exist_ok=True)
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{task.replace('/', '_')}"
     for number in itertools.count(1):
-        logdir = pathlib.Path("logdir", name if number == 1 else f"{name}-{number}")
-        try:
-            logdir.mkdir(parents=True)
+        logdir = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            logdir.mkdir()
             return logdir
-        except FileExistsError:
-            continue
 
 
 def open_logdir(config: settings.Config) -> pathlib.Path:
@@ -40,12 +41,13 @@ def open_logdir(config: settings.Config) -> pathlib.Path:
 
 
 def stored_config(logdir: pathlib.Path) -> dict:
-    """The settings of the run in this folder; empty if there is none."""
+    """The settings of the run in this folder; empty if it holds neither weights nor episodes."""
+    weights = logdir / "latest.pt"
+    if not weights.exists() and not any(logdir.glob("train_eps/*.npz")):
+        return {}
     if (logdir / "config.yaml").exists():
         return settings.read_yaml(logdir / "config.yaml")
-    if (logdir / "latest.pt").exists():
-        return checkpoints.load(logdir / "latest.pt").get("config", {})
-    return {}
+    return checkpoints.load(weights).get("config", {}) if weights.exists() else {}
 
 
 def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:

@@ -32,7 +32,11 @@ RENAMED = {
     "actor_layers": "actor.layers",
     "actor_lr": "actor.lr",
     "actor_grad_clip": "actor.grad_clip",
+    "slow_target_update": "critic.slow_target_update",
+    "slow_target_fraction": "critic.slow_target_fraction",
     "actor_dist": "actor.dist",
+    "actor_min_std": "actor.min_std",
+    "actor_max_std": "actor.max_std",
     "actor_entropy": "actor.entropy",
     "reward_layers": "reward_head.layers",
     "reward_scale": "reward_head.loss_scale",
@@ -66,14 +70,17 @@ PRECISIONS = ("32", "bf16")
 # Numbers are never negative; these have a smaller range.
 AT_LEAST = {
     **dict.fromkeys(["steps", "envs", "eval_envs", "log_every", "action_repeat", "dataset_size", "batch_size", "dyn_deter",
-                     "dyn_hidden", "dyn_rec_depth", "units", "critic.slow_target_update"], 1),
-    **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_units")},
+                     "dyn_hidden", "dyn_rec_depth", "units", "critic.slow_target_update", "checkpoint_every"], 1),
+    **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_layers", "mlp_units")},
     "batch_length": 2,
     "imag_horizon": 2,
 }
 ABOVE_ZERO = ("train_ratio", "model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps", "grad_clip",
               "actor.grad_clip", "critic.grad_clip")
-AT_MOST_ONE = ("unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction")
+AT_MOST = {
+    **dict.fromkeys(["unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction"], 1),
+    **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2 ** 31 - 1),
+}
 
 
 class Config(dict):
@@ -133,12 +140,14 @@ def _sections() -> dict:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """A message that names the nearest known name; if none is near, all of them, or where they are listed."""
+    """A message that names the nearest known name; if none is near, all of them (for settings, where they are listed)."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     if close:
         return f"unknown {kind} {name!r}; did you mean {close[0]!r}?"
-    return f"unknown {kind} {name!r}; " + (f"known are {', '.join(known)}" if len(known) <= 30 else "--help lists all")
+    if kind == "setting":
+        return f"unknown setting {name!r}; --help lists all"
+    return f"unknown {kind} {name!r}; known are {', '.join(known)}"
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -190,9 +199,9 @@ def _coerce(key: str, value, default):
     kind = type(default)
     if isinstance(value, str) and kind is not str:
         value = _read(value, kind)
-    if kind is list and isinstance(value, (list, tuple)) and all(type(part) is type(default[0]) for part in value):
-        return list(value)
-    if default is None or (type(value) is kind and kind is not list):
+    if kind is list and isinstance(value, (list, tuple)):
+        return [_coerce(key, part, default[0]) for part in value]
+    if type(value) is kind or (default is None and isinstance(value, (str, type(None)))):
         return value
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
@@ -200,7 +209,8 @@ def _coerce(key: str, value, default):
         return float(value)
     if kind is str and type(value) in (int, float):
         return str(value)
-    raise ValueError(f"setting {key!r} is {value!r}; it must be of type {kind.__name__}, such as {_show(default)}")
+    wanted = "one name" if default is None else f"of type {kind.__name__}, such as {_show(default)}"
+    raise ValueError(f"setting {key!r} is {value!r}; it must be {wanted}")
 
 
 def _read(text: str, kind: type):
@@ -214,7 +224,7 @@ def _read(text: str, kind: type):
         text = text if text.startswith("[") else f"[{text}]"
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+    except (YAMLError, ValueError, KeyError):
         return text  # of the wrong type then, which the caller reports
 
 
@@ -223,26 +233,32 @@ def _check_range(key: str, value) -> None:
         if len(value) != 2 or any(type(side) is not int or side < 1 or side % 16 for side in value):
             raise ValueError(f"setting 'size' is {value}; it must be height and width in pixels, multiples of 16, such as [64, 64]")
         return
+    if key.endswith(("cnn_keys", "mlp_keys")):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, '$^' none") \
+                from error
     if key == "precision" and value not in PRECISIONS:
         raise ValueError(f"setting 'precision' is {value!r}; allowed are {', '.join(PRECISIONS)}")
     if type(value) not in (int, float):
         return
-    at_least, at_most = AT_LEAST.get(key, 0), 1 if key in AT_MOST_ONE else math.inf
+    at_least, at_most = AT_LEAST.get(key, 0), AT_MOST.get(key, math.inf)
     if not at_least <= value <= at_most or math.isinf(value) or (key in ABOVE_ZERO and value == 0):
         lower = "above 0" if key in ABOVE_ZERO else f"at least {at_least}"
-        raise ValueError(f"setting {key!r} is {value}; it must be {lower}" + (" and at most 1" if key in AT_MOST_ONE else ""))
+        raise ValueError(f"setting {key!r} is {value}; it must be {lower}" + (f" and at most {at_most}" if key in AT_MOST else ""))
 
 
 # The command line
 
 
 def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
-    """Splits a command line into presets (after --configs) and overrides by name.
+    """Splits a command line into presets (after --configs) and overrides by name, strings or lists of them; the last one counts.
 
     Raises:
         ValueError: for a word that belongs to no flag, or a flag without a value.
     """
-    words, flags = list(argv), {}
+    words, flags, presets = list(argv), {}, []
     while words:
         flag = words.pop(0)
         if not flag.startswith("--") or len(flag) < 3:
@@ -253,9 +269,11 @@ def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
             values.append(words.pop(0))
         if not values:
             raise ValueError(f"setting --{name} has no value; booleans are given as --{name} true")
-        flags[name] = values
-    presets = flags.pop("configs", ["defaults"])
-    return presets, {name: v[0] if len(v) == 1 else f"[{', '.join(v)}]" for name, v in flags.items()}
+        if name == "configs":
+            presets += values
+        else:
+            flags[name] = values[0] if len(values) == 1 else values
+    return presets or ["defaults"], flags
 
 
 class Setting(NamedTuple):
@@ -306,7 +324,7 @@ def _comments() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _show(value) -> str:
-    """A value as it stands in YAML."""
+    """A value in YAML, without the quotes that some strings need."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -350,13 +368,14 @@ def markdown() -> str:
              "others take the new value, which is printed and recorded in `config_changes.jsonl`.", "",
              "## Presets", "", "| preset | | settings |", "|---|---|---|"]
     for name, text, entries in describe_presets():
-        lines.append(f"| `{name}` | {text} | {', '.join(f'`{key}: {_show(value)}`' for key, value in entries.items())} |")
+        values = ", ".join(f"`{key}: {_show(value)}`" for key, value in entries.items())
+        lines.append(f"| `{name}` | {_cell(text)} | {_cell(values)} |")
     group = None
     for setting in describe():
         if setting.group != group:
             group = setting.group
             lines += ["", f"## {group}", "", "| setting | default | | |", "|---|---|---|---|"]
-        cells = [f"`{setting.name}`", f"`{_show(setting.default)}`", setting.comment.replace("|", "\\|"),
+        cells = [f"`{setting.name}`", f"`{_show(setting.default)}`", _cell(setting.comment),
                  "fixed" if FIXED.fullmatch(setting.name) else ""]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Names of dreamerv3-torch", "", "Accepted with a note on stderr.", "", "| its name | here |", "|---|---|"]
@@ -364,6 +383,10 @@ def markdown() -> str:
     lines += [f"| `{old}` | ignored: {why} |" for old, why in IGNORED.items()]
     lines += ["| `precision: 16` | `precision: bf16` |"]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "\\<")
 
 
 # Runs
@@ -408,7 +431,7 @@ def read_yaml(path: pathlib.Path) -> dict:
         config = YAML(typ="safe", pure=True).load(path)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); repair or delete it") from None
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or "task" not in config or not all(isinstance(key, str) for key in config):
         raise ValueError(f"{path} is damaged (it holds no settings); repair or delete it")
     return config
 

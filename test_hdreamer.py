@@ -97,7 +97,7 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_with_everything_saved(tm
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert f"everything is saved. To continue" in output
+    assert "everything is saved. To continue" in output
     checkpoint = checkpoints.load(tmp_path / "latest.pt")
     stored = sum(len(load_episode(path)["reward"]) - 1 for path in (tmp_path / "train_eps").glob("*.npz"))
     assert checkpoint["step"] == stored
@@ -110,6 +110,37 @@ def test_a_memory_smaller_than_the_prefill_is_not_filled_again_after_a_resume(tm
     run(tmp_path, "defaults", *flags, "--steps", "200")
     after = checkpoints.load(tmp_path / "latest.pt")
     assert after["step"] == 200 and after["updates"] - before in (8, 9)  # 50 steps, 4 replayed each, in batches of 24
+
+
+def test_a_continued_run_trains_with_the_rates_that_it_is_given(tmp_path):
+    flags = ["--task", "gym_CartPole-v1", "--eval_episode_num", "0"]
+    run(tmp_path, "defaults", *flags, "--steps", "100")
+    overrides = {"task": "gym_CartPole-v1", "logdir": str(tmp_path), "device": "cpu", "model_lr": 0.5, "actor.eps": 0.25, "weight_decay": 0.125}
+    training = dreamer.Training(tools.load_config(["defaults", "debug"], overrides))
+    training.close()
+    groups = {name: optimizer.state_dict()["param_groups"][0] for name, optimizer in training.agent.optimizers().items()}
+    assert groups["_wm._model_opt._opt"]["lr"] == 0.5 and groups["_task_behavior._actor_opt._opt"]["eps"] == 0.25
+    assert all(group["weight_decay"] == 0.125 for group in groups.values())
+    state = training.agent.optimizers()["_wm._model_opt._opt"].state_dict()["state"]
+    assert state and all(moments["step"] == training.agent.updates for moments in state.values())
+
+
+def test_the_checkpoint_before_the_last_one_is_an_earlier_one(tmp_path):
+    run(tmp_path, "defaults", "--task", "gym_CartPole-v1", "--steps", "200", "--eval_every", "100")
+    steps = [checkpoints.load(tmp_path / name)["step"] for name in ("previous.pt", "latest.pt")]
+    assert steps == [100, 200]
+
+
+def test_a_run_that_never_had_weights_or_episodes_binds_nobody(tmp_path):
+    (tmp_path / "config.yaml").write_text("task: atari_pong\ndyn_deter: 7\n")
+    assert runs.stored_config(tmp_path) == {}
+
+
+def test_a_folder_for_runs_that_points_nowhere_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logdir").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ValueError, match="--logdir"):
+        runs.open_logdir(tools.load_config())
 
 
 def test_two_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):

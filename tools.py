@@ -113,11 +113,14 @@ class Timer:
 def replacing(path: pathlib.Path):
     """Opens a file for writing that takes the place of `path` only when it is complete and on the disk."""
     partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Speed:
@@ -141,10 +144,10 @@ class StopSignal:
     """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager."""
 
     def __init__(self):
-        self._requested = False
+        self._requested_at = None
 
     def __bool__(self) -> bool:
-        return self._requested
+        return self._requested_at is not None
 
     def __enter__(self) -> "StopSignal":
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -155,14 +158,19 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _) -> None:
-        # A signal may come in the middle of another print, so this one goes straight to the file.
-        if self._requested:
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
+            self._tell("Stopping after this update; all is saved first (Ctrl-C again: stop at once).")
+        elif time.monotonic() - self._requested_at > 0.5:  # some programs send a signal twice in a row
             for worker in multiprocessing.active_children():
                 worker.kill()
-            os.write(2, b"\nStopped at once; what was collected since the last checkpoint may be lost.\n")
+            self._tell("Stopped at once; what was collected since the last checkpoint may be lost.")
             os._exit(128 + number)
-        self._requested = True
-        os.write(1, b"\nStopping after this update; all is saved first (Ctrl-C again: stop at once).\n")
+
+    def _tell(self, text: str) -> None:
+        # A signal may come in the middle of another print, so this goes straight to the file.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{text}\n".encode())
 
 
 class UpdateBudget:
@@ -225,7 +233,7 @@ def check_compiler(device: str) -> None:
     try:
         torch.compile(torch.add)(torch.ones(2, device=device), 1.0)
     except Exception as error:  # whatever a toolchain may fail with
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"compile is true, but torch.compile does not work here ({type(error).__name__}: {reason}); install a C++ "
                          "compiler such as g++ (on a GPU also Triton), or use --compile false") from error
 

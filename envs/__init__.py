@@ -4,7 +4,9 @@ import importlib
 
 import numpy as np
 
-SUITES = ("atari", "gym", "dmc", "crafter", "memorymaze")  # one file each, imported only when asked for
+# One file each, imported only when asked for.
+OPTIONAL = ("dmc", "crafter", "memorymaze")
+SUITES = ("atari", "gym", *OPTIONAL)
 
 
 def make_envs(config, count: int, training: bool) -> "EnvBatch":
@@ -26,8 +28,9 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
         module = importlib.import_module(f"envs.{suite}")
         envs = module.make(name, count, config, training) if suite == "atari" else module.make(name, count, config)
     except ImportError as error:
+        requirements = f"requirements/{suite}.txt" if suite in OPTIONAL else "requirements.txt"
         raise ValueError(f"task {config.task!r} needs a package that is not installed ({error}); run: "
-                         f"pip install -r requirements/{suite}.txt") from error
+                         f"pip install -r {requirements}") from error
     return EnvBatch(envs)
 
 

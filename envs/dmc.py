@@ -23,26 +23,30 @@ def make(name: str, count: int, config):
     Raises:
         ValueError: for an unknown task, or images without a library that renders them.
     """
-    choose_renderer()
+    wants_images = any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
+    choose_renderer(required=wants_images)
     from dm_control import suite
 
     tasks = {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     tasks.update({f"cup_{task}": (domain, task) for domain, task in suite.ALL_TASKS if domain == "ball_in_cup"})
     if name not in tasks:
         raise ValueError(unknown("task", f"dmc_{name}", [f"dmc_{task}" for task in tasks]))
-    wants_images = any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
-    if wants_images and os.environ.get("MUJOCO_GL") == "off":
-        raise ValueError("images of dmc tasks need a library that renders without a screen; install EGL or OSMesa (on Debian and Ubuntu: "
-                         "apt-get install libegl1), or learn from state vectors with --configs dmc_proprio")
     make_env = functools.partial(_make_one, *tasks[name], config.action_repeat, tuple(config.size) if wants_images else None)
     return vectorize(make_env, count, config)
 
 
-def choose_renderer() -> None:
-    """Lets MuJoCo render without a screen where there is none; an own choice in MUJOCO_GL is left alone."""
+def choose_renderer(required: bool) -> None:
+    """Lets MuJoCo render without a screen where there is none; an own choice in MUJOCO_GL is left alone.
+
+    Raises:
+        ValueError: if images are required and nothing can draw them.
+    """
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
         libraries = {"EGL": "egl", "OSMesa": "osmesa"}
         os.environ["MUJOCO_GL"] = next((name for library, name in libraries.items() if ctypes.util.find_library(library)), "off")
+    if required and os.environ.get("MUJOCO_GL", "").lower() in ("off", "disable", "disabled", "false", "0"):
+        raise ValueError("images of this task need a library that draws without a screen; install EGL or OSMesa (on Debian and Ubuntu: "
+                         "apt-get install libegl1); dmc tasks also learn from state vectors, with --configs dmc_proprio")
 
 
 def _make_one(domain: str, task: str, repeat: int, size: tuple[int, int] | None) -> "DmEnv":
@@ -85,6 +89,7 @@ class DmEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         if seed is not None:
+            self._env.close()
             self._env = self._make_env(seed)
         return self._observe(self._env.reset()), {}
 
@@ -97,6 +102,9 @@ class DmEnv(gymnasium.Env):
                 break
         ended = step.last() and step.discount == 0.0  # otherwise a time limit
         return self._observe(step), total, ended, step.last() and not ended, {}
+
+    def close(self) -> None:
+        self._env.close()
 
     def _observe(self, step) -> dict[str, np.ndarray]:
         obs = step.observation

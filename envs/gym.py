@@ -23,7 +23,7 @@ def make(name: str, count: int, config):
 def _make_one(name: str, repeat: int) -> gymnasium.Env:
     try:
         env = gymnasium.make(name)
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+    except Exception as error:  # an environment's constructor may raise anything
         raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}") from error
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
@@ -68,20 +68,22 @@ class InProcess(SyncVectorEnv):
 
 
 class ActionRepeat(gymnasium.Wrapper):
-    """Repeats each action and sums the rewards, until the episode ends."""
+    """Repeats each action and sums rewards and `log_` keys, until the episode ends."""
 
     def __init__(self, env: gymnasium.Env, repeat: int):
         super().__init__(env)
         self._repeat = repeat
 
     def step(self, action):
-        total = 0.0
+        total, logs = 0.0, {}
         for _ in range(self._repeat):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += reward
+            if isinstance(obs, dict):
+                logs = {key: value + logs.get(key, 0) for key, value in obs.items() if key.startswith("log_")}
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, info
+        return {**obs, **logs} if logs else obs, total, terminated, truncated, info
 
 
 class DictObservation(gymnasium.ObservationWrapper):

@@ -17,7 +17,7 @@ def make(name: str, count: int, config):
     """
     if name not in SIZES:
         raise ValueError(unknown("task", f"memorymaze_{name}", [f"memorymaze_{size}" for size in SIZES]))
-    choose_renderer()
+    choose_renderer(required=True)
     import memory_maze  # noqa: F401 -- a missing package shows here, not in a worker
 
     # A maze draws as soon as it is built, and an open renderer would not survive a fork.

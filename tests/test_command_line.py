@@ -211,6 +211,15 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert "Stopped at once" in rest and "Traceback" not in rest
 
 
+@pytest.mark.parametrize("reader", [["true"], ["head", "-n", "40"]], ids=" ".join)
+def test_a_reader_that_goes_away_takes_nothing_with_it(tmp_path, reader):
+    process = subprocess.Popen(command(*CARTPOLE, "--logdir", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    subprocess.run(reader, stdin=process.stdout, stdout=subprocess.DEVNULL, check=True)
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert checkpoints.load(tmp_path / "latest.pt")["step"] == 200
+
+
 # Bad input
 
 
@@ -229,6 +238,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     (["--task", "gym_LunarLander-v3"], ["LunarLander", "pip install"]),
     (["--dataset_size", "1e11", "--steps", "1e11"], ["replay memory", "set dataset_size to at most"]),
     (["--configs", "minecraft"], ["minecraft_diamond", "--task gym_<id>"]),
+    (["--logdir", "my", "run"], ["'logdir'", "one name"]),
+    (["--encoder.mlp_keys", "(", "--task", "gym_CartPole-v1"], ["'encoder.mlp_keys' is '('", "regular expression"]),
+    (["--act", "Threshold"], ["Threshold", "SiLU"]),
+    (["--decoder.vector_dist", "onehot"], ["onehot", "symlog_mse, mse, normal, binary"]),
+    (["--seed", "1e10"], ["'seed'", "at most 2147483647"]),
+    (["--configs", "debug", "--dyn_deter", "100000000"], ["allocate"]),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "")
 def test_bad_input_is_answered_in_one_line_with_the_way_out(tmp_path, flags, words):
     missing, folder = tmp_path / "missing", tmp_path / "folder"
@@ -287,9 +302,26 @@ def test_a_damaged_checkpoint_is_named_with_a_command_that_brings_back_the_last_
     assert 100 <= frame <= 200
     subprocess.run(shlex.split(re.search(r"mv .*$", error)[0]), check=True)
     assert "Continuing at frame 200" in run(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path)).stdout
+    # Wrong bytes inside a tensor, which only its checksum tells.
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle:middle + 200] = bytes(byte ^ 255 for byte in content[middle:middle + 200])
+    path.write_bytes(content)
+    assert "checksum" in error_of(*CARTPOLE, "--steps", "300", "--logdir", str(tmp_path))
     for name in ("latest.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"PK")
     assert "Move it away" in error_of(*CARTPOLE, "--steps", "300", "--logdir", str(tmp_path))
+
+
+def test_a_foreign_settings_file_and_an_incomplete_checkpoint_are_refused(tmp_path):
+    run(*CARTPOLE, "--logdir", str(tmp_path))
+    path = tmp_path / "latest.pt"
+    checkpoint = checkpoints.load(path)
+    checkpoint["random_state"] = {}
+    torch.save(checkpoint, path)
+    assert "incomplete" in error_of(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("1: b")
+    assert "config.yaml is damaged" in error_of(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path))
 
 
 def test_debug_shows_where_an_error_came_from():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import console
 import settings
 import tools
 
@@ -34,10 +35,10 @@ def test_hierarchical_presets_have_their_sizes_in_any_order(presets, sizes):
 
 def test_flags_are_read_as_people_write_them():
     presets, flags = settings.parse_flags(
-        ["--configs", "defaults", "small", "--steps", "1e4", "--grayscale", "True", "--size", "32", "48", "--encoder.cnn_depth=8",
+        ["--configs", "defaults", "--seed", "1", "--configs", "small", "--seed", "2", "--steps", "1e4", "--grayscale", "True", "--size", "32", "48", "--encoder.cnn_depth=8",
          "--actor.std", "0.5", "--model_lr", "3e-4", "--logdir", "runs/1", "--kl_free", "0"])
     config = tools.load_config(presets, flags)
-    assert presets == ["defaults", "small"]
+    assert presets == ["defaults", "small"] and config.seed == 2
     assert (config.steps, config.grayscale, config.size, config.encoder.cnn_depth) == (10_000, True, [32, 48], 8)
     assert (config.actor.std, config.model_lr, config.logdir, config.kl_free) == ("0.5", 3e-4, "runs/1", 0.0)
     assert type(config.steps) is int and type(config.kl_free) is float
@@ -120,7 +121,7 @@ def test_settings_survive_a_file(tmp_path):
 @pytest.mark.parametrize("overrides, words", [
     ({"dyn_stoch_botom": 3}, "did you mean 'dyn_stoch_bottom'"), ({"encoder.depth": 3}, "unknown setting 'encoder.depth'"),
     ({"steps": "1.5"}, "type int"), ({"norm": "1"}, "type bool"), ({"units": True}, "type int"), ({"size": "64"}, "height and width"),
-    ({"grad_heads": "a: b"}, "type list"),
+    ({"grad_heads": "a: b"}, "type str"),
     ({"task": "dmlab_rooms"}, "suite"), ({"task": "atari"}, "suite"),
 ])
 def test_wrong_settings_are_refused_by_name(overrides, words):
@@ -171,6 +172,13 @@ def test_updates_replay_every_step_as_often_as_asked():
     assert [updates(budget, 1) for _ in range(6)] == [0, 1, 0, 1, 0, 1]
     budget = tools.UpdateBudget(train_ratio=3.3, batch_steps=7)
     assert sum(updates(budget, step % 3) for step in range(1000)) == int(999 * 3.3 / 7)
+
+
+def test_console_lines_show_statistics_of_the_latents_and_nothing_that_looks_like_them():
+    means = {"train/active_units_loss": 1.0, "train/kl": 2.0, "train/kl_flat": 2.0, "train/prior_entropy_flat": 3.0,
+             "train/post_entropy_flat": 0.9996, "episode/return": 999.7, "episode/length": 5.0, "time/fps": 0.0}
+    assert console.metrics_lines(1234, means).splitlines() == [
+        "frame 1,234 | return 1,000 length 5 | loss active_units 1 kl 2", "    flat latents: kl 2 prior_entropy 3 post_entropy 1"]
 
 
 def test_logger_writes_means_lines_and_videos(tmp_path):

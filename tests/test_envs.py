@@ -14,6 +14,7 @@ import exploration
 import tools
 from collect import Collector
 from envs import make_envs
+from envs.gym import ActionRepeat
 from envs.spaces import ActionCodec, ObservationCodec
 from replay import Replay, load_episode
 
@@ -301,3 +302,11 @@ def test_unknown_environments_are_named(task, words):
 def test_wrong_atari_settings_are_refused():
     with pytest.raises(ValueError, match="unused, discount, reset"):
         atari(lives="ignored")
+
+
+def test_a_repeated_action_adds_up_rewards_and_logged_values_until_the_episode_ends():
+    env = ActionRepeat(Counter(length=5), 3)
+    env.reset()
+    for time, steps in ((3, 3.0), (5, 2.0)):
+        obs, reward, ended, _, _ = env.step(2)
+        assert (obs["time"][0], obs["log_steps"][0], reward, ended) == (time, steps, 102.0 * steps, time == 5)

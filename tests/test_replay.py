@@ -115,7 +115,7 @@ def test_loading_keeps_the_newest_episodes_that_fit_and_skips_damaged_ones(tmp_p
     names[4].write_bytes(names[4].read_bytes()[:100])
     memory = make(capacity=25)
     assert memory.load(tmp_path) == 3 * 9
-    assert names[4].name in capsys.readouterr().out
+    assert names[4].name in capsys.readouterr().err
     assert set(np.unique(memory.sample()["reward"] // 100)) == {2, 3, 5}
 
 

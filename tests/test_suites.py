@@ -36,6 +36,9 @@ class Countdown:
         self._time += 1
         return self._step(float(self._time))
 
+    def close(self):
+        pass
+
     def _step(self, reward):
         last = self._time == 3
         obs = {"count": np.float64(100 * self._start + self._time), "image": np.full((16, 16, 3), self._time, np.uint8)}
