@@ -179,7 +179,7 @@ class Training:
         self.logger = tools.Logger(self.logdir)
         runs.store_config(self.logdir, config, changes, self.step)
         if changes:
-            console.say(console.table("Settings that change from here on", [(name, f"{old} -> {new}") for name, old, new in changes]))
+            console.say(console.table("Settings that change from here on", _arrows(changes)))
         self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
                                    training=True)
         self.should_eval = tools.Every(config.eval_every, self.last_eval)
@@ -207,9 +207,8 @@ class Training:
             ("latent", levels),
             ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
         ])
-        differing = [(name, f"{old} -> {new}") for name, old, new in settings.changes_from_defaults(config)
-                     if name not in ("task", "logdir")]
-        return about + ("\n" + console.table("Settings that differ from the defaults", differing) if differing else "")
+        differing = [change for change in settings.changes_from_defaults(config) if change[0] not in ("task", "logdir")]
+        return about + ("\n" + console.table("Settings that differ from the defaults", _arrows(differing)) if differing else "")
 
     def _replay_capacity(self) -> int:
         """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
@@ -330,10 +329,11 @@ class Training:
             try:
                 self._restore(checkpoint)
             except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"the checkpoint {path} is incomplete ({type(error).__name__}: {error}); use {checkpoints.previous(path)} "
-                                 "in its place, or give another --logdir") from error
+                raise ValueError(f"the checkpoint {path} is incomplete ({type(error).__name__}: {error}); "
+                                 f"use {checkpoints.previous(path)} in its place, or give another --logdir") from error
         if self.step:
-            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
+            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
+                        "memory.")
         return stored_steps
 
     def _restore(self, checkpoint: dict) -> None:
@@ -349,6 +349,10 @@ class Training:
         self.logger.write(self.step)
         self.logger.close()
         self._opened.close()
+
+
+def _arrows(changes: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    return [(name, f"{old} -> {new}") for name, old, new in changes]
 
 
 def train_seed(seed: int, step: int) -> int:

@@ -14,7 +14,6 @@ import distributions as dists
 from heads import MLP
 from networks import NORM_EPS, LayerNorm, activation, init_hidden, init_output
 
-
 VECTOR_DISTS = ("symlog_mse", "mse", "normal", "binary")
 
 

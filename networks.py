@@ -57,7 +57,7 @@ def activation(name: str) -> nn.Module:
     try:
         return choice()
     except TypeError:
-        raise ValueError(f"the activation {name!r} needs arguments; give the name of one without, for example SiLU, ELU or ReLU") from None
+        raise ValueError(f"the activation {name!r} needs arguments; give one without, for example SiLU, ELU or ReLU") from None
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -282,7 +282,8 @@ class RSSM(nn.Module):
             deter = self._cell(x, deter)
         return deter
 
-    def _posterior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, embed_share: Tensor, noise: Tensor | None) -> State:
+    def _posterior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, embed_share: Tensor,
+                        noise: Tensor | None) -> State:
         """The state after an observation, from latents and deter before it."""
         deter = self._advance(stoch, action_share, deter)
         x = self._obs_out_layers.step(deter, embed_share)

@@ -237,8 +237,8 @@ def _check_range(key: str, value) -> None:
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, '$^' none") \
-                from error
+            raise ValueError(f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, "
+                             "'$^' none") from error
     if key == "precision" and value not in PRECISIONS:
         raise ValueError(f"setting 'precision' is {value!r}; allowed are {', '.join(PRECISIONS)}")
     if type(value) not in (int, float):
@@ -362,8 +362,8 @@ def _table(rows: Iterable[tuple[str, str]], indent: int, width: int) -> list[str
 def markdown() -> str:
     """The contents of docs/configuration.md."""
     lines = ["# Configuration", "",
-             "Made from `configs.yaml` by `python settings.py`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults come "
-             "first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
+             "Made from `configs.yaml` by `python settings.py`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults "
+             "come first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
              "A *fixed* setting cannot change when a run is continued in its folder, since stored weights or episodes depend on it; "
              "others take the new value, which is printed and recorded in `config_changes.jsonl`.", "",
              "## Presets", "", "| preset | | settings |", "|---|---|---|"]

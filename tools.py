@@ -211,8 +211,8 @@ def pick_device(name: str) -> str:
     if name == "mps" and not mps:
         raise ValueError("device is 'mps', but PyTorch finds no Apple GPU here; use --device auto or --device cpu")
     if name.startswith("cuda") and int(match[2] or 0) >= gpus:
-        raise ValueError(f"device is {name!r}, but PyTorch finds {gpus} CUDA GPUs here; use --device auto or --device cpu, or install a "
-                         "PyTorch that is built for CUDA")
+        raise ValueError(f"device is {name!r}, but PyTorch finds {gpus} CUDA GPUs here; use --device auto or --device cpu, or "
+                         "install a PyTorch that is built for CUDA")
     return name
 
 

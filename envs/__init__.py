@@ -20,8 +20,8 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
     """
     suite, _, name = config.task.partition("_")
     if suite == "minecraft":
-        raise ValueError(f"task {config.task!r}: MineRL cannot be installed everywhere, so there is no minecraft adapter; register your "
-                         "environment with gymnasium and use it with --configs minecraft --task gym_<id>")
+        raise ValueError(f"task {config.task!r}: MineRL cannot be installed everywhere, so there is no minecraft adapter; register "
+                         "your environment with gymnasium and use it with --configs minecraft --task gym_<id>")
     if suite not in SUITES:
         raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are {', '.join(SUITES)}")
     try:

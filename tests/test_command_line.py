@@ -205,6 +205,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         output.append(line)
         if line.startswith("Stopping after this update"):
             break
+    time.sleep(1.0)
     os.killpg(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=20)
     assert process.returncode == 130, output
