@@ -115,7 +115,8 @@ def test_a_memory_smaller_than_the_prefill_is_not_filled_again_after_a_resume(tm
 def test_a_continued_run_trains_with_the_rates_that_it_is_given(tmp_path):
     flags = ["--task", "gym_CartPole-v1", "--eval_episode_num", "0"]
     run(tmp_path, "defaults", *flags, "--steps", "100")
-    overrides = {"task": "gym_CartPole-v1", "logdir": str(tmp_path), "device": "cpu", "model_lr": 0.5, "actor.eps": 0.25, "weight_decay": 0.125}
+    overrides = {"task": "gym_CartPole-v1", "logdir": str(tmp_path), "device": "cpu", "model_lr": 0.5, "actor.eps": 0.25,
+                 "weight_decay": 0.125}
     training = dreamer.Training(tools.load_config(["defaults", "debug"], overrides))
     training.close()
     groups = {name: optimizer.state_dict()["param_groups"][0] for name, optimizer in training.agent.optimizers().items()}

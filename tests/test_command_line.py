@@ -48,8 +48,8 @@ def error_of(*flags: str, **settings) -> str:
 def finished(tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A short hierarchical Pong run, started in a pipe: its folder and what it printed."""
     logdir = tmp_path_factory.mktemp("run") / "pong"
-    result = run("--configs", "defaults", "debug", "hdreamer", "--task", "atari_pong", "--device", "cpu", "--steps", "600", "--eval_every", "400",
-                 "--debug_hierarchical", "true", "--logdir", str(logdir))
+    result = run("--configs", "defaults", "debug", "hdreamer", "--task", "atari_pong", "--device", "cpu", "--steps", "600",
+                 "--eval_every", "400", "--debug_hierarchical", "true", "--logdir", str(logdir))
     return logdir, result.stdout
 
 
@@ -77,7 +77,8 @@ def test_the_command_of_the_older_programs_readme_is_accepted(tmp_path):
 
 
 def test_old_names_get_a_note_and_the_resolved_settings_are_stored(tmp_path):
-    result = run(*CARTPOLE, "--steps", "1e2", "--parallel", "True", "--value.layers", "1", "--precision", "16", "--logdir", str(tmp_path))
+    result = run(*CARTPOLE, "--steps", "1e2", "--parallel", "True", "--value.layers", "1", "--precision", "16", "--logdir",
+                 str(tmp_path))
     assert "note: parallel is ignored" in result.stderr and "note: value.layers is called critic.layers here" in result.stderr
     assert "bf16" in result.stderr
     stored = settings.read_yaml(tmp_path / "config.yaml")
@@ -100,7 +101,8 @@ def test_a_continued_run_refuses_other_sizes_and_records_other_rates(tmp_path):
     output = run(*CARTPOLE, "--logdir", str(tmp_path), "--steps", "300", "--train_ratio", "2").stdout
     assert "Continuing at frame 200" in output and re.search(r"train_ratio +4.0 -> 2.0\n", output)
     changes = [json.loads(line) for line in (tmp_path / "config_changes.jsonl").read_text().splitlines()]
-    assert [(c["step"], c["setting"], c["from"], c["to"]) for c in changes] == [(200, "steps", "200", "300"), (200, "train_ratio", "4.0", "2.0")]
+    assert [(change["step"], change["setting"], change["from"], change["to"]) for change in changes] == [
+        (200, "steps", "200", "300"), (200, "train_ratio", "4.0", "2.0")]
     assert settings.read_yaml(tmp_path / "config.yaml")["train_ratio"] == 2.0
 
 
@@ -110,15 +112,16 @@ def test_a_continued_run_refuses_other_sizes_and_records_other_rates(tmp_path):
 def test_a_pipe_gets_a_summary_and_plain_lines(finished):
     logdir, output = finished
     assert "\r" not in output and "\x1b" not in output
-    counts = {name: int(number.replace(",", "")) for name, number in
-              re.findall(r"(encoder|dynamics|decoder|reward|cont|actor|critic|slow critic) ([\d,]+\d)", " ".join(output.split()))}
+    modules = r"(encoder|dynamics|decoder|reward|cont|actor|critic|slow critic) ([\d,]+\d)"
+    counts = {name: int(number.replace(",", "")) for name, number in re.findall(modules, " ".join(output.split()))}
     total = int(re.search(r"parameters +([\d,]+):", output)[1].replace(",", ""))
     tensors = checkpoints.load(logdir / "latest.pt")["agent_state_dict"]
     assert sum(counts.values()) == total == sum(tensor.numel() for tensor in tensors.values()) - 2  # without the range of returns
     assert counts["dynamics"] == sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("_wm.dynamics"))
     assert re.search(r"device +cpu \(\d+ threads?\), precision 32\n", output)
     assert re.search(r"replay +[\d,]+ steps, [\d,]+ bytes", output) and "1 to train, 2 to evaluate" in output
-    for line in ("prefill: 50 of 50 steps in", "pretrain: 2 of 2 updates in", "train: 600 of 600 frames in", "evaluate: 2 of 2 episodes in"):
+    for line in ("prefill: 50 of 50 steps in", "pretrain: 2 of 2 updates in", "train: 600 of 600 frames in",
+                 "evaluate: 2 of 2 episodes in"):
         assert line in output
     line = re.search(r"^frame 600 \| .*$", output, re.MULTILINE)[0]
     assert re.search(r"\| return -\d.* length 100 \| loss image [\d,]+ reward [\d.]+ cont .* \| \d.* frames/s \d.* updates/s \d+ updates$", line)
@@ -148,8 +151,8 @@ def test_a_terminal_gets_bars_with_rate_and_time_left_that_fit_its_width(tmp_pat
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(command(*CARTPOLE, "--prefill", "100", "--logdir", str(tmp_path)), stdin=theirs, stdout=theirs, stderr=theirs,
-                               env=environment, close_fds=True)
+    process = subprocess.Popen(command(*CARTPOLE, "--prefill", "100", "--logdir", str(tmp_path)), stdin=theirs, stdout=theirs,
+                               stderr=theirs, env=environment, close_fds=True)
     os.close(theirs)
     chunks, deadline = [], time.monotonic() + 200
     while time.monotonic() < deadline:
@@ -174,7 +177,8 @@ def test_a_terminal_gets_bars_with_rate_and_time_left_that_fit_its_width(tmp_pat
 
 def test_a_deterministic_run_repeats_and_a_compiled_one_stores_the_same_names(tmp_path):
     results = {}
-    for name, flags in {"a": ["--deterministic_run", "true"], "b": ["--deterministic_run", "true"], "compiled": ["--compile", "true"]}.items():
+    repeating = ["--deterministic_run", "true"]
+    for name, flags in {"a": repeating, "b": repeating, "compiled": ["--compile", "true"]}.items():
         output = run(*CARTPOLE, "--task", "gym_Pendulum-v1", "--eval_every", "0", *flags, "--logdir", str(tmp_path / name)).stdout
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         results[name] = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
@@ -191,8 +195,8 @@ def test_a_deterministic_run_repeats_and_a_compiled_one_stores_the_same_names(tm
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     # One update takes far longer than the time that is allowed here.
-    process = subprocess.Popen(command(*CARTPOLE, "--steps", "100000", "--prefill", "200", "--batch_size", "4000", "--batch_length", "64",
-                                       "--train_ratio", "1e6", "--logdir", str(tmp_path)),
+    process = subprocess.Popen(command(*CARTPOLE, "--steps", "100000", "--prefill", "200", "--batch_size", "4000",
+                                       "--batch_length", "64", "--train_ratio", "1e6", "--logdir", str(tmp_path)),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     output = []
     for line in process.stdout:

@@ -47,7 +47,8 @@ def test_flags_are_read_as_people_write_them():
 @pytest.mark.parametrize("key, text, value", [
     ("steps", "1e6", 1_000_000), ("steps", "1_000", 1000), ("steps", "2E3", 2000), ("model_lr", "1e-4", 1e-4), ("model_lr", ".5", 0.5),
     ("discount", "1", 1.0), ("norm", "true", True), ("norm", "True", True), ("norm", "FALSE", False), ("logdir", "null", None),
-    ("logdir", "None", None), ("logdir", "12", "12"), ("size", "[32, 48]", [32, 48]), ("size", "(32, 48)", [32, 48]), ("size", "32,48", [32, 48]),
+    ("logdir", "None", None), ("logdir", "12", "12"), ("size", "[32, 48]", [32, 48]),
+    ("size", "(32, 48)", [32, 48]), ("size", "32,48", [32, 48]),
     ("grad_heads", "decoder", ["decoder"]), ("grad_heads", "(decoder, cont)", ["decoder", "cont"]), ("actor.std", "0.5", "0.5"),
     ("precision", "32", "32"), ("task", "gym_CartPole-v1", "gym_CartPole-v1"),
 ])
@@ -76,7 +77,8 @@ def test_every_setting_has_a_comment_and_the_documentation_is_up_to_date():
 
 # The numbers of dreamerv3-torch's presets, and of its checkpoints where its configs.yaml has names that nothing reads.
 PRESETS = {
-    "dmc_proprio": {"steps": 500_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": ".*", "encoder.cnn_keys": "$^", "units": 512},
+    "dmc_proprio": {"steps": 500_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": ".*", "encoder.cnn_keys": "$^",
+                    "units": 512},
     "dmc_vision": {"steps": 1_000_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": "$^", "encoder.cnn_keys": "image"},
     "crafter": {"steps": 1_000_000, "task": "crafter_reward", "dyn_deter": 4096, "dyn_hidden": 1024, "units": 1024, "actor.layers": 5,
                 "reward_head.layers": 5, "cont_head.layers": 5, "critic.layers": 2, "encoder.cnn_depth": 96, "decoder.cnn_depth": 96,
