@@ -150,7 +150,8 @@ class Training:
         self.config = config = copy.deepcopy(config)
         changes = []
         if config.logdir:
-            self.logdir = pathlib.Path(config.logdir)
+            self.logdir = pathlib.Path(config.logdir).expanduser()
+            config.logdir = str(self.logdir)
             changes = settings.changes_of_run(runs.stored_config(self.logdir), config, self.logdir)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
@@ -343,6 +344,7 @@ class Training:
         self.step, self.last_eval = max(self.step, checkpoint["step"]), checkpoint["last_eval"]
         self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
         checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
+        self.saved = (checkpoint["step"], checkpoint["updates"])
 
     def close(self) -> None:
         """Ends writers and environments."""

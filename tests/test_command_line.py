@@ -124,7 +124,8 @@ def test_a_pipe_gets_a_summary_and_plain_lines(finished):
                  "evaluate: 2 of 2 episodes in"):
         assert line in output
     line = re.search(r"^frame 600 \| .*$", output, re.MULTILINE)[0]
-    assert re.search(r"\| return -\d.* length 100 \| loss image [\d,]+ reward [\d.]+ cont .* \| \d.* frames/s \d.* updates/s \d+ updates$", line)
+    assert re.search(r"\| return -\d.* length 100 \| loss image [\d,]+ reward [\d.]+ cont .* \| \d.* frames/s \d.* updates/s \d+ updates$",
+                     line)
     assert "Finished at frame 600" in output
 
 

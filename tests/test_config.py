@@ -35,7 +35,8 @@ def test_hierarchical_presets_have_their_sizes_in_any_order(presets, sizes):
 
 def test_flags_are_read_as_people_write_them():
     presets, flags = settings.parse_flags(
-        ["--configs", "defaults", "--seed", "1", "--configs", "small", "--seed", "2", "--steps", "1e4", "--grayscale", "True", "--size", "32", "48", "--encoder.cnn_depth=8",
+        ["--configs", "defaults", "--seed", "1", "--configs", "small", "--seed", "2", "--steps", "1e4", "--grayscale", "True",
+         "--size", "32", "48", "--encoder.cnn_depth=8",
          "--actor.std", "0.5", "--model_lr", "3e-4", "--logdir", "runs/1", "--kl_free", "0"])
     config = tools.load_config(presets, flags)
     assert presets == ["defaults", "small"] and config.seed == 2
@@ -45,7 +46,8 @@ def test_flags_are_read_as_people_write_them():
 
 
 @pytest.mark.parametrize("key, text, value", [
-    ("steps", "1e6", 1_000_000), ("steps", "1_000", 1000), ("steps", "2E3", 2000), ("model_lr", "1e-4", 1e-4), ("model_lr", ".5", 0.5),
+    ("steps", "1e6", 1_000_000), ("steps", "1_000", 1000), ("steps", "2E3", 2000), ("model_lr", "1e-4", 1e-4),
+    ("model_lr", ".5", 0.5),
     ("discount", "1", 1.0), ("norm", "true", True), ("norm", "True", True), ("norm", "FALSE", False), ("logdir", "null", None),
     ("logdir", "None", None), ("logdir", "12", "12"), ("size", "[32, 48]", [32, 48]),
     ("size", "(32, 48)", [32, 48]), ("size", "32,48", [32, 48]),
