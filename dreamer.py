@@ -225,22 +225,7 @@ class Training:
         with self.stop, contextlib.closing(self):
             self.prefill()
             self.pretrain()
-            with console.Progress("train", self.config.steps, "frames", self.step) as progress:
-                while self.step < self.config.steps and not self.stop:
-                    self.collector.send(self.agent)
-                    for _ in range(self.budget.take()):
-                        self.logger.add(self.agent.update(), prefix="train")
-                    new_steps, finished = self.collector.receive()
-                    self.budget.add(new_steps)
-                    self.advance(new_steps, finished)
-                    progress.update(self.step)
-                    if finished:
-                        progress.note(f"return {finished[-1].sums['return']:.4g}")
-                    if self.should_eval(self.step):
-                        self.evaluate()
-                        self.save()
-                    if self.should_save():
-                        self.save()
+            self.train()
             self.collector.close_episodes()
             self.save()
 
@@ -260,13 +245,34 @@ class Training:
 
     def pretrain(self) -> None:
         """Trains on the prefilled memory before the agent first acts."""
-        if self.agent.updates >= self.config.pretrain:
+        if self.agent.updates >= self.config.pretrain or self.stop:
             return
         with console.Progress("pretrain", self.config.pretrain, "updates", self.agent.updates) as progress:
             while self.agent.updates < self.config.pretrain and not self.stop:
                 self.logger.add(self.agent.update(), prefix="train")
                 self.log()
                 progress.update(self.agent.updates)
+                if self.should_save():
+                    self.save()
+
+    def train(self) -> None:
+        """Acts and updates by turns; updates run while the environments step."""
+        if self.stop:
+            return
+        with console.Progress("train", self.config.steps, "frames", self.step) as progress:
+            while self.step < self.config.steps and not self.stop:
+                self.collector.send(self.agent)
+                for _ in range(self.budget.take()):
+                    self.logger.add(self.agent.update(), prefix="train")
+                new_steps, finished = self.collector.receive()
+                self.budget.add(new_steps)
+                self.advance(new_steps, finished)
+                progress.update(self.step)
+                if finished:
+                    progress.note(f"return {finished[-1].sums['return']:.4g}")
+                if self.should_eval(self.step):
+                    self.evaluate()
+                    self.save()
                 if self.should_save():
                     self.save()
 
