@@ -199,21 +199,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     process = subprocess.Popen(command(*CARTPOLE, "--steps", "100000", "--prefill", "200", "--batch_size", "4000",
                                        "--batch_length", "64", "--train_ratio", "1e6", "--logdir", str(tmp_path)),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if line.startswith("pretrain"):
-            break
-    time.sleep(2.0)
-    os.killpg(process.pid, signal.SIGINT)
-    for line in process.stdout:
-        output.append(line)
-        if line.startswith("Stopping after this update"):
-            break
-    time.sleep(1.0)
-    os.killpg(process.pid, signal.SIGINT)
+    for awaited, pause in (("pretrain", 2.0), ("Stopping after this update", 1.0)):
+        assert any(line.startswith(awaited) for line in process.stdout)  # reads on until then
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=20)
-    assert process.returncode == 130, output
+    assert process.returncode == 130
     assert "Stopped at once" in rest and "Traceback" not in rest
 
 

@@ -1,4 +1,9 @@
-"""bfloat16: what must stay float32 does, and gradients stay near those of float32."""
+"""bfloat16: what must stay float32 does, and gradients stay near those of float32.
+
+And what `compile` and `deterministic_run` reach.
+"""
+
+import collections
 
 import numpy as np
 import pytest
@@ -9,6 +14,8 @@ import models
 import networks
 import tools
 from dreamer import Dreamer
+
+OBS_SPACE = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9.0, 9.0, (4,), np.float32)})
 
 
 def test_layer_norm_has_the_parameter_gradients_of_float64_for_bfloat16_inputs():
@@ -50,12 +57,11 @@ def test_gru_gates_and_state_are_float32():
 @pytest.mark.parametrize("presets", [["debug"], ["debug", "hdreamer"]], ids=["flat", "hierarchical"])
 @pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
 def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act_space):
-    obs_space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9.0, 9.0, (4,), np.float32)})
     results = {}
     for precision in ("32", "bf16"):
         torch.manual_seed(0)
         config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "device": "cpu", "precision": precision})
-        agent = Dreamer(obs_space, act_space, config)
+        agent = Dreamer(OBS_SPACE, act_space, config)
         rng = np.random.default_rng(0)
         batch = {"image": rng.integers(0, 256, (4, 8, 16, 16, 3)).astype(np.uint8), "vector": rng.normal(size=(4, 8, 4)).astype(np.float32),
                  "action": agent.codec.random(rng, 32).reshape(4, 8, -1), "reward": rng.normal(size=(4, 8)).astype(np.float32),
@@ -78,3 +84,47 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act
     assert loss != loss16  # it did run in another precision
     torch.testing.assert_close(loss16, loss, rtol=0.01, atol=0.0)
     assert torch.cosine_similarity(gradient, gradient16, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("presets", [["debug"], ["debug", "hdreamer"]], ids=["flat", "hierarchical"])
+def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkeypatch):
+    calls = collections.Counter()
+
+    def counting(function, *_, **__):
+        owner = getattr(function, "__self__", None)
+
+        def call(*args, **kwargs):
+            calls[owner if function.__name__ == "_call_impl" else function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counting)
+    config = tools.load_config(["defaults", *presets],
+                               {"task": "gym_CartPole-v1", "device": "cpu", "compile": True, "imag_horizon": 6})
+    with torch._functorch.config.patch(donated_buffer=True):  # undoes what building changes
+        agent = Dreamer(OBS_SPACE, spaces.Discrete(3), config)
+    batch = {"image": np.zeros((2, 4, 16, 16, 3), np.uint8), "vector": np.zeros((2, 4, 4), np.float32),
+             "action": np.zeros((2, 4, 3), np.float32), "reward": np.zeros((2, 4), np.float32),
+             "is_first": np.zeros((2, 4), bool), "is_terminal": np.zeros((2, 4), bool)}
+    calls.clear()
+    agent.update(batch)
+    assert calls["_posterior_step"] == 4 and calls["_prior_step"] == 5  # T steps, and H - 1
+    wm, behavior = agent._wm, agent._task_behavior
+    networks_used = [wm.encoder._cnn, wm.encoder._mlp.layers, wm.heads["decoder"]._cnn, wm.heads["decoder"]._mlp.layers,
+                     wm.heads["reward"].layers, wm.heads["cont"].layers, behavior.actor.layers, behavior.value.layers,
+                     behavior._slow_value.layers]
+    assert all(calls[module] for module in networks_used)
+    calls.clear()
+    agent.act({key: batch[key][:, 0] for key in ("image", "vector", "is_first")})
+    assert all(calls[part] == 1 for part in ("_posterior_step", wm.encoder._cnn, wm.encoder._mlp.layers, behavior.actor.layers))
+
+
+def test_a_deterministic_run_asks_pytorch_for_operations_that_repeat():
+    try:
+        tools.set_seed(0, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        tools.set_seed(0)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
