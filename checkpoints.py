@@ -1,11 +1,9 @@
 """Checkpoints on disk: written at once or not at all, read without running code."""
 
-import os
 import pathlib
 import pickle
 import random
 import shlex
-import shutil
 import zipfile
 
 import numpy as np
@@ -14,8 +12,9 @@ import torch
 import tools
 
 VERSION = 1
-# What a run needs to go on.
-RUN = frozenset(["version", "agent_state_dict", "optims_state_dict", "step", "last_eval", "updates", "update_credit", "random_state"])
+AGENT = frozenset(["agent_state_dict", "optims_state_dict"])  # all that dreamerv3-torch stores
+# What a run of this program needs to go on.
+RUN = AGENT | {"version", "step", "last_eval", "updates", "update_credit", "random_state"}
 
 
 def save(path: pathlib.Path, checkpoint: dict) -> None:
@@ -26,7 +25,7 @@ def save(path: pathlib.Path, checkpoint: dict) -> None:
     with tools.replacing(path) as file:
         torch.save({"version": VERSION, **checkpoint}, file)
         if path.exists():
-            _keep(path, previous(path))
+            tools.link(path, previous(path))
 
 
 def previous(path: pathlib.Path) -> pathlib.Path:
@@ -34,24 +33,19 @@ def previous(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"previous{path.suffix}")
 
 
-def _keep(path: pathlib.Path, copy: pathlib.Path) -> None:
-    partial = copy.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, partial)
-    os.replace(partial, copy)
-
-
-def load(path: pathlib.Path, required: frozenset[str] = RUN) -> dict:
-    """Reads a checkpoint onto the CPU; nothing in it can run code.
+def load(path: pathlib.Path, way_out: str | None = None) -> dict:
+    """Reads a checkpoint of this program or of dreamerv3-torch onto the CPU; nothing in it can run code.
 
     Args:
-        required: entries that it must have.
+        way_out: what to do if it cannot be read, for the error; None for what helps a run whose own checkpoint it is.
+    Returns:
+        a dict with the entries `RUN`, or without a "version" and with the entries `AGENT` alone, if dreamerv3-torch wrote it.
     Raises:
         ValueError: for a damaged file, one without these entries, or one of a newer format.
     """
+    way_out = way_out or _way_back(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}. {way_out}")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -60,13 +54,14 @@ def load(path: pathlib.Path, required: frozenset[str] = RUN) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"the checkpoint {path} is damaged or no checkpoint at all: it holds more than tensors and plain values. "
-                         f"{_way_back(path)}") from error
+                         f"{way_out}") from error
     except Exception as error:  # a damaged file makes its readers raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {_way_back(path)}") from error
-    missing = required - set(checkpoint if isinstance(checkpoint, dict) else ())
+        raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {way_out}") from error
+    entries = set(checkpoint) if isinstance(checkpoint, dict) else set()
+    missing = (RUN if "version" in entries else AGENT) - entries
     if missing:
-        raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}. {_way_back(path)}")
+        raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}. {way_out}")
     if str(checkpoint.get("version", VERSION)) != str(VERSION):
         raise ValueError(f"{path} has format version {checkpoint['version']}, this program reads {VERSION}; update hDreamer")
     return checkpoint
@@ -76,27 +71,11 @@ def _way_back(path: pathlib.Path) -> str:
     last_good = previous(path)
     if path != last_good and last_good.exists():
         try:
-            step = load(last_good)["step"]
+            step = load(last_good).get("step", 0)
             return f"The one before it is from frame {step:,}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
         except ValueError:
             pass  # damaged too
     return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"
-
-
-def check_fits(own: dict, loaded: dict, path: pathlib.Path) -> None:
-    """Compares names and shapes of an agent's tensors with those of a checkpoint.
-
-    Raises:
-        ValueError: if they differ, with the first few that do.
-    """
-    problems = [f"{name} is missing" for name in own if name not in loaded]
-    problems += [f"{name} is unknown" for name in loaded if name not in own]
-    problems += [f"{name} has shape {tuple(loaded[name].shape)}, not {tuple(tensor.shape)}" for name, tensor in own.items()
-                 if name in loaded and loaded[name].shape != tensor.shape]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"the checkpoint {path} does not fit this agent: {'; '.join(problems[:3])}{more}. Use the settings that it "
-                         "was trained with, or give another --logdir")
 
 
 def random_state(replay_rng: np.random.Generator) -> dict:

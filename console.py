@@ -153,6 +153,12 @@ def _pairs(title: str, values: dict[str, float]) -> str:
     return " ".join([title, *(f"{name}{NBSP}{number(value)}" for name, value in values.items())]).strip() if values else ""
 
 
+def first(texts: list[str], separator: str = ", ", count: int = 3) -> str:
+    """The first few of many texts, and how many there are beside them."""
+    more = f" and {len(texts) - count} more" if len(texts) > count else ""
+    return separator.join(texts[:count]) + more
+
+
 def table(title: str, rows: list[tuple[str, str]]) -> str:
     """A title and rows of a name and a value, aligned."""
     indent = 2 + max((len(name) for name, _ in rows), default=0) + 2

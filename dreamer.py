@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 import checkpoints
 import console
@@ -25,6 +26,7 @@ import exploration
 import runs
 import settings
 import tools
+import weights
 from collect import Collector, Finished
 from encoders import ConvDecoder, ConvEncoder
 from envs import EnvBatch, make_envs
@@ -43,6 +45,9 @@ class Dreamer(nn.Module):
         config: settings, from `tools.load_config`.
         logger: where an agent may log by itself; this one returns its metrics instead. May be None.
         dataset: iterator of batches that `update` draws from, for example a `Replay`; may be None.
+    Attributes:
+        exploring: whether the exploring behavior (`expl_behavior`) acts in training, or the task's.
+        updates: how many there have been.
     """
 
     def __init__(self, obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space, config: settings.Config, logger=None,
@@ -54,6 +59,8 @@ class Dreamer(nn.Module):
         self.codec = ActionCodec(act_space)
         self._wm = WorldModel(obs_space, self.codec.size, config)
         self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.size, self.codec.classes, config)
+        self._expl_behavior = exploration.make_behavior(self._wm, self.codec, config)
+        self.exploring = True
         self.updates = 0
         if config.compile:
             self._compile()
@@ -92,7 +99,9 @@ class Dreamer(nn.Module):
         else:
             latent, action = {key: value for key, value in state.items() if key != "action"}, state["action"]
         latent, _ = self._wm.dynamics.obs_step(latent, action, embed, is_first)
-        policy = self._task_behavior.actor(self._wm.dynamics.get_feat(latent))
+        explores = training and self.exploring and self._expl_behavior is not None
+        behavior = self._expl_behavior if explores else self._task_behavior
+        policy = behavior.actor(self._wm.dynamics.get_feat(latent))
         action = policy.sample() if training else policy.mode
         return self.codec.decode(action.cpu().numpy()), {**latent, "action": action}
 
@@ -112,6 +121,8 @@ class Dreamer(nn.Module):
         data = self._wm.preprocess(batch)
         post, metrics = self._wm.update(data)
         metrics.update(self._task_behavior.update(self._wm, post, data["cont"], self.updates))
+        if isinstance(self._expl_behavior, exploration.Plan2Explore):
+            metrics.update(self._expl_behavior.update(self._wm, post, data, self.updates))
         self.updates += 1
         return metrics
 
@@ -126,15 +137,62 @@ class Dreamer(nn.Module):
                    "critic": behavior.value}
         if self._config.critic.slow_target:
             modules["slow critic"] = behavior._slow_value
+        if isinstance(self._expl_behavior, exploration.Plan2Explore):
+            modules["explorer"] = self._expl_behavior
         return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
 
     def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by the names that they have in checkpoints."""
-        return {
-            "_wm._model_opt._opt": self._wm._model_opt,
-            "_task_behavior._actor_opt._opt": self._task_behavior._actor_opt,
-            "_task_behavior._value_opt._opt": self._task_behavior._value_opt,
-        }
+        optimizers = {"_wm._model_opt._opt": self._wm._model_opt}
+        behaviors = {"_task_behavior": self._task_behavior}
+        if isinstance(self._expl_behavior, exploration.Plan2Explore):
+            optimizers["_expl_behavior._expl_opt._opt"] = self._expl_behavior._expl_opt
+            behaviors["_expl_behavior._behavior"] = self._expl_behavior._behavior
+        for name, behavior in behaviors.items():
+            optimizers |= {f"{name}._actor_opt._opt": behavior._actor_opt, f"{name}._value_opt._opt": behavior._value_opt}
+        return optimizers
+
+    def latent_readers(self) -> list[nn.Linear]:
+        """Every layer whose first inputs are latents."""
+        explorer = self._expl_behavior.latent_readers() if isinstance(self._expl_behavior, exploration.Plan2Explore) else []
+        return self._wm.latent_readers() + self._task_behavior.latent_readers() + explorer
+
+    def latent_writers(self) -> list[nn.Linear]:
+        """Every layer beside the dynamics whose first outputs are latents."""
+        return self._expl_behavior.latent_writers() if isinstance(self._expl_behavior, exploration.Plan2Explore) else []
+
+    def checkpoint(self) -> dict:
+        """Weights and optimizers, as `load_checkpoint` takes them up."""
+        return {"agent_state_dict": self.state_dict(),
+                "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}}
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
+        """Takes up weights: this agent's own, or those of a flat agent, written by this program or by dreamerv3-torch.
+
+        Flat weights are converted so that an agent with two levels computes the same; see `models.flat_sources`.
+
+        Args:
+            state_dict: tensors by name, the entry "agent_state_dict" of a checkpoint.
+            strict, assign: only what PyTorch has as defaults.
+        Raises:
+            ValueError: if they do not fit; then nothing has changed.
+        """
+        if not strict or assign:
+            raise ValueError("an agent's weights are loaded whole and copied: leave strict and assign out")
+        weights.load(self, state_dict)
+        return _IncompatibleKeys([], [])
+
+    def load_checkpoint(self, checkpoint: dict) -> dict[str, str]:
+        """Takes up weights as `load_state_dict` does, and the optimizers' moments, which follow them.
+
+        Args:
+            checkpoint: with the entries "agent_state_dict" and "optims_state_dict".
+        Returns:
+            what was found and what was done with it, texts by topic.
+        Raises:
+            ValueError: if something does not fit; then nothing has changed.
+        """
+        return weights.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
 
 
 class Training:
@@ -178,6 +236,8 @@ class Training:
         console.say(self.summary())
         self.missing_steps = self._missing_prefill(self.resume())
         self.logger = tools.Logger(self.logdir)
+        if self.imported == self.logdir / "latest.pt":
+            console.say(f"The file itself is kept as {runs.keep_original(self.imported)}.")
         runs.store_config(self.logdir, config, changes, self.step)
         if changes:
             console.say(console.table("Settings that change from here on", _arrows(changes)))
@@ -188,6 +248,8 @@ class Training:
         self.should_log = tools.Every(config.log_every, self.step)
         self.log_timer = tools.Timer(60.0)
         self.speed = tools.Speed(fps=self.step, updates_per_second=self.agent.updates)
+        if self.imported:
+            self.save()
 
     def summary(self) -> str:
         """What runs where, and the settings that are not the defaults, for the console."""
@@ -230,10 +292,11 @@ class Training:
             self.save()
 
     def prefill(self) -> None:
-        """Collects the first steps with random actions."""
+        """Collects the first steps, with random actions unless the agent has been trained before."""
         if self.missing_steps <= 0:
             return
-        policy = exploration.Random(self.agent.codec, train_seed(self.config.seed, self.step))
+        trained = self.agent.updates > 0  # elsewhere, and its episodes are not here
+        policy = self.agent if trained else exploration.Random(self.agent.codec, train_seed(self.config.seed, self.step))
         with console.Progress("prefill", self.missing_steps, "steps") as progress:
             collected = 0
             while collected < self.missing_steps and self.step < self.config.steps and not self.stop:
@@ -261,6 +324,7 @@ class Training:
             return
         with console.Progress("train", self.config.steps, "frames", self.step) as progress:
             while self.step < self.config.steps and not self.stop:
+                self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
                 self.collector.send(self.agent)
                 for _ in range(self.budget.take()):
                     self.logger.add(self.agent.update(), prefix="train")
@@ -312,8 +376,7 @@ class Training:
             return
         self.saved = (self.step, self.agent.updates)
         checkpoints.save(self.logdir / "latest.pt", {
-            "agent_state_dict": self.agent.state_dict(),
-            "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
+            **self.agent.checkpoint(),
             "step": self.step,
             "last_eval": self.last_eval,
             "updates": self.agent.updates,
@@ -324,33 +387,53 @@ class Training:
         self.should_save.restart()
 
     def resume(self) -> int:
-        """Continues from what the logdir holds: episodes, and latest.pt if there is one; returns the agent steps in memory."""
-        directory = self.logdir / "train_eps"
+        """Continues from what the logdir holds, episodes and latest.pt, or begins with `from_checkpoint`; returns the steps in memory."""
+        directory, own = self.logdir / "train_eps", self.logdir / "latest.pt"
+        other = pathlib.Path(self.config.from_checkpoint).expanduser() if self.config.from_checkpoint else None
+        self.saved, self.imported = None, None
+        checkpoint = None
+        if own.exists():
+            if other:
+                console.warn(f"from_checkpoint is not read, since {self.logdir} has a checkpoint of its own")
+            checkpoint = self._load(own, None)
+        elif other:
+            other = other / "latest.pt" if other.is_dir() else other
+            checkpoint = self._load(other, "Give another --from_checkpoint")
+            runs.take_over_episodes(other.parent / "train_eps", directory)
         stored_steps = self.replay.load(directory)
         self.step = self.last_eval = count_stored_steps(directory) * self.config.action_repeat  # frames
-        path = self.logdir / "latest.pt"
-        self.saved = None
-        if path.exists():
-            checkpoint = checkpoints.load(path)
-            checkpoints.check_fits(self.agent.state_dict(), checkpoint["agent_state_dict"], path)
-            try:
-                self._restore(checkpoint)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"the checkpoint {path} is incomplete ({type(error).__name__}: {error}); "
-                                 f"use {checkpoints.previous(path)} in its place, or give another --logdir") from error
-        if self.step:
+        if checkpoint:
+            self._restore(checkpoint)
+        if self.step or checkpoint:
             console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
                         "memory.")
         return stored_steps
 
+    def _load(self, path: pathlib.Path, way_out: str | None) -> dict:
+        """Takes up weights and optimizers of a checkpoint, and says what they were if another run or program wrote it."""
+        checkpoint = checkpoints.load(path, way_out)
+        try:
+            found = self.agent.load_checkpoint(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. {way_out or 'Or give another --logdir'}") from error
+        if way_out or "version" not in checkpoint:
+            self.imported = path
+            console.say(console.table("Agent taken over", [("from", str(path)), *found.items()]))
+        return checkpoint
+
     def _restore(self, checkpoint: dict) -> None:
-        self.agent.load_state_dict(checkpoint["agent_state_dict"])
-        for name, optimizer in self.agent.optimizers().items():
-            optimizer.load_state_dict(checkpoint["optims_state_dict"][name])
-        self.step, self.last_eval = max(self.step, checkpoint["step"]), checkpoint["last_eval"]
-        self.agent.updates, self.budget.credit = checkpoint["updates"], checkpoint["update_credit"]
-        checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
-        self.saved = (checkpoint["step"], checkpoint["updates"])
+        """Sets counters, and random states if the run goes on in its own folder."""
+        try:
+            self.agent.updates = int(checkpoint.get("updates", weights.updates_of(checkpoint["optims_state_dict"])))
+            self.step = self.last_eval = max(self.step, int(checkpoint.get("step", 0)))
+            if not self.imported:
+                self.last_eval, self.budget.credit = checkpoint["last_eval"], checkpoint["update_credit"]
+                checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
+                self.saved = (checkpoint["step"], checkpoint["updates"])
+        except (KeyError, TypeError, AttributeError) as error:
+            path = self.imported or self.logdir / "latest.pt"
+            raise ValueError(f"the checkpoint {path} is incomplete ({type(error).__name__}: {error}); "
+                             f"use {checkpoints.previous(path)} in its place, or give another --logdir") from error
 
     def close(self) -> None:
         """Ends writers and environments."""
@@ -427,6 +510,7 @@ def main(argv: list[str] | None = None) -> int:
 def how_to_continue(training: Training, presets: list[str], flags: dict) -> str:
     """Where a run ended, and the command that continues it."""
     flags = {**flags, "logdir": str(training.logdir)}
+    flags.pop("from_checkpoint", None)  # the folder has all of it now
     if training.step < training.config.steps:
         ended = f"Stopped at frame {training.step:,}, everything is saved. To continue:"
     else:

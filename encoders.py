@@ -173,6 +173,11 @@ class MultiDecoder(nn.Module):
             self._mlp = MLP(feat_size, self._vectors, mlp_layers, mlp_units, name="Decoder", act=act, norm=norm, dist=vector_dist,
                             outscale=outscale)
 
+    def input_layers(self) -> list[nn.Linear]:
+        """The layers that read the features."""
+        layers = [getattr(self, _cnn_name(index))._linear_layer for index in range(len(self._images))]
+        return layers + (self._mlp.input_layers() if self._vectors else [])
+
     @property
     def image_keys(self) -> list[str]:
         """Keys of the images that are predicted."""

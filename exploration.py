@@ -1,9 +1,32 @@
-"""Behaviours that explore."""
+"""Behaviors that explore.
+
+Shapes: B batch, T time, H imagination horizon, N imagined rollouts, A action, F feature.
+"""
+
+import functools
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+import distributions as dists
 from envs.spaces import ActionCodec
+from heads import MLP
+from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
+from networks import State
+
+BEHAVIORS = ("greedy", "random", "plan2explore")
+
+
+def make_behavior(world_model: WorldModel, codec: ActionCodec, config):
+    """What acts while exploring, as `expl_behavior` says: something with `actor(feat) -> distribution`, None for the task's own."""
+    if config.expl_behavior == "greedy":
+        return None
+    elif config.expl_behavior == "random":
+        return Uniform(codec)
+    elif config.expl_behavior == "plan2explore":
+        return Plan2Explore(world_model, codec, config)
+    raise ValueError(f"expl_behavior is {config.expl_behavior!r}; allowed are {', '.join(BEHAVIORS)}")
 
 
 class Random:
@@ -22,3 +45,116 @@ class Random:
         """Actions for N environments, and a state that holds only the action vectors (N, A)."""
         vectors = self._codec.random(self._rng, len(obs["is_first"]))
         return self._codec.decode(vectors), {"action": torch.as_tensor(vectors)}
+
+
+class Uniform:
+    """An actor that takes every action with the same probability, whatever the features."""
+
+    def __init__(self, codec: ActionCodec):
+        self._codec = codec
+
+    def actor(self, feat: Tensor):
+        """(..., F) -> a distribution over action vectors (..., A)."""
+        if self._codec.classes is None:
+            return torch.distributions.Uniform(feat.new_full((*feat.shape[:-1], self._codec.size), -1.0), 1.0)
+        return dists.Joint([dists.OneHot(feat.new_zeros(*feat.shape[:-1], count)) for count in self._codec.classes])
+
+
+class Plan2Explore(nn.Module):
+    """Seeks states about which an ensemble of one-step models disagrees (Sekar et al. 2020).
+
+    It has an actor and a critic of its own, which learn in imagination with the disagreement as reward.
+
+    Args:
+        world_model: whose latents and features it works on; `update` must be given the same.
+        codec: of the environment's actions.
+        config: settings, see configs.yaml.
+    """
+
+    def __init__(self, world_model: WorldModel, codec: ActionCodec, config):
+        super().__init__()
+        dynamics = world_model.dynamics
+        sizes = {"embed": world_model.encoder.outdim, "stoch": dynamics.stoch_size, "deter": dynamics.deter_size,
+                 "feat": dynamics.feat_size}
+        if config.disag_target not in sizes:
+            raise ValueError(f"disag_target is {config.disag_target!r}; allowed are {', '.join(sizes)}")
+        if config.disag_offset >= config.batch_length:
+            raise ValueError(f"disag_offset is {config.disag_offset}; it must be smaller than batch_length, {config.batch_length}")
+        self._config = config
+        self._behavior = ImagBehavior(dynamics.feat_size, codec.size, codec.classes, config)
+        inputs = dynamics.feat_size + (codec.size if config.disag_action_cond else 0)
+        self._networks = nn.ModuleList(
+            MLP(inputs, (sizes[config.disag_target],), config.disag_layers, config.disag_units, name="NoName", act=config.act,
+                dist="normal") for _ in range(config.disag_models))
+        self.to(config.device)
+        self._expl_opt = Optimizer("explorer", self._networks.parameters(), lr=config.model_lr, eps=config.opt_eps,
+                                   clip=config.grad_clip, weight_decay=config.weight_decay)
+
+    @property
+    def actor(self) -> nn.Module:
+        """The policy that explores."""
+        return self._behavior.actor
+
+    def latent_readers(self) -> list[nn.Linear]:
+        """Every layer whose first inputs are latents."""
+        return self._behavior.latent_readers() + [layer for network in self._networks for layer in network.input_layers()]
+
+    def latent_writers(self) -> list[nn.Linear]:
+        """Every layer whose first outputs are latents: those that predict them."""
+        if self._config.disag_target not in ("stoch", "feat"):
+            return []
+        return [network.mean_layer for network in self._networks]
+
+    def update(self, world_model: WorldModel, post: State, data: dict[str, Tensor], updates: int) -> Metrics:
+        """One optimizer step of the ensemble, and of the explorer's actor and critic.
+
+        Args:
+            post: posterior states (B, T, ...), constants.
+            data: the preprocessed batch they come from.
+            updates: how many there have been.
+        """
+        with autocast(self._config):
+            loss = self.ensemble_loss(world_model, post, data)
+        metrics = self._expl_opt.step(loss)
+        behavior = self._behavior.update(world_model, post, data["cont"], updates, functools.partial(self.reward, world_model))
+        return {**metrics, **{f"expl_{key}": value for key, value in behavior.items()}}
+
+    def ensemble_loss(self, world_model: WorldModel, post: State, data: dict[str, Tensor]) -> Tensor:
+        """Negative log-likelihood of what happens `disag_offset` steps later, mean over networks and steps, a scalar.
+
+        Pairs of steps with the start of an episode between them are left out.
+        """
+        config, offset = self._config, self._config.disag_offset
+        feat = world_model.dynamics.get_feat(post)  # (B, T, F)
+        inputs = feat[:, :-offset]
+        if config.disag_action_cond:  # what is done at a step is stored with the next one
+            inputs = torch.cat([inputs, data["action"][:, 1:feat.shape[1] - offset + 1]], -1)
+        if config.disag_target == "embed":
+            with torch.no_grad():
+                target = world_model.encoder(data)
+        else:
+            target = {"stoch": world_model.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat}[config.disag_target]
+        log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
+        episode = data["is_first"].cumsum(1)
+        same = (episode[:, offset:] == episode[:, :-offset]).float()
+        return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
+
+    def reward(self, world_model: WorldModel, feat: Tensor, action: Tensor) -> Tensor:
+        """The explorer's reward: how much predictions differ between networks (their standard deviation), at every imagined state.
+
+        Args:
+            feat: (H, N, F).
+            action: what is done in all of them but the last, (H - 1, N, A).
+        Returns:
+            (H, N, 1).
+        """
+        config, inputs = self._config, feat
+        if config.disag_action_cond:
+            last = self.actor(feat[-1:].detach()).sample()
+            inputs = torch.cat([feat, torch.cat([action, last])], -1)
+        predictions = torch.stack([network(inputs).mode for network in self._networks])  # (M, H, N, n)
+        disagreement = predictions.std(0).mean(-1, keepdim=True)
+        reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)
+        if config.expl_extr_scale:
+            reward = reward + config.expl_extr_scale * world_model.reward(feat, action)
+        return reward

@@ -63,6 +63,11 @@ class MLP(nn.Module):
             return dists.SymlogDisc.BINS
         return math.prod(shape)
 
+    def input_layers(self) -> list[nn.Linear]:
+        """The layers that read the input: the first hidden one, or the outputs where nothing is hidden."""
+        linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        return linear[:1] if len(self.layers) else linear
+
     def hidden(self, x: Tensor) -> Tensor:
         """Output of the hidden blocks, (..., units)."""
         return self.layers(dists.symlog(x) if self._symlog_inputs else x)

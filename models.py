@@ -4,6 +4,8 @@ Shapes: B batch, T time, H imagination horizon, N = B * T imagined rollouts, A a
 """
 
 import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -63,11 +65,21 @@ class Optimizer:
         return self._opt.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes up moments and step counts; learning rate, epsilon and decay stay as they were given to this optimizer."""
-        own = [{key: value for key, value in group.items() if key != "params"} for group in self._opt.param_groups]
-        self._opt.load_state_dict(state)
-        for group, settings in zip(self._opt.param_groups, own):
-            group.update(settings)
+        """Takes up what `state_dict` gave, see `load_moments`."""
+        self.load_moments([state["state"].get(number) for number in range(len(self._params))])
+
+    def load_moments(self, moments: list[dict[str, Tensor] | None]) -> None:
+        """Takes up copies of step count and moments of every parameter, None for those that have none yet.
+
+        Learning rate, epsilon and decay stay as they were given to this optimizer.
+        """
+        state = {}
+        for number, (parameter, slots) in enumerate(zip(self._params, moments, strict=True)):
+            if slots is not None:
+                # The fused step walks through parameter and moments in the order of memory, which must be the same.
+                state[number] = {key: slots[key].clone() if key == "step" else torch.empty_like(parameter).copy_(slots[key])
+                                 for key in ("step", "exp_avg", "exp_avg_sq")}
+        self._opt.load_state_dict({"state": state, "param_groups": self._opt.state_dict()["param_groups"]})
 
 
 class WorldModel(nn.Module):
@@ -161,6 +173,14 @@ class WorldModel(nn.Module):
         elif len(self.dynamics.levels) > 1:
             metrics = {f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()}
         return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}
+
+    def reward(self, feat: Tensor, action: Tensor | None = None) -> Tensor:
+        """Predicted rewards (..., 1) of states with these features (..., F), whatever is done there."""
+        return self.heads["reward"](feat).mode
+
+    def latent_readers(self) -> list[nn.Linear]:
+        """Every layer whose first inputs are latents."""
+        return [self.dynamics._img_in_layers[0], *(layer for head in self.heads.values() for layer in head.input_layers())]
 
     def update(self, data: dict[str, Tensor]) -> tuple[State, Metrics]:
         """One optimizer step; returns the posterior that imagination starts from, and scalar metrics."""
@@ -360,22 +380,30 @@ class ImagBehavior(nn.Module):
                 feats.append(dynamics.get_feat(state))
         return torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions)
 
-    def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int) -> Metrics:
+    def latent_readers(self) -> list[nn.Linear]:
+        """Every layer whose first inputs are latents."""
+        heads = [self.actor, self.value] + ([self._slow_value] if self._config.critic.slow_target else [])
+        return [layer for head in heads for layer in head.input_layers()]
+
+    def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int,
+               reward_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> Metrics:
         """One optimizer step of actor and critic.
 
         Args:
             start: posterior states (B, T, ...), constants.
             start_cont: continue flags of these steps, (B, T, 1).
             updates: how many there have been.
+            reward_of: rewards (H, N, 1) from imagined features (H, N, F) and actions (H - 1, N, A); None for the world model's.
         """
         self._update_slow_value(updates)
         with autocast(self._config):
-            policy_loss, value_loss, metrics = self.losses(world_model, start, start_cont)
+            policy_loss, value_loss, metrics = self.losses(world_model, start, start_cont, reward_of)
         metrics.update(self._actor_opt.step(policy_loss, retain_graph=self.gradient == "dynamics"))
         metrics.update(self._value_opt.step(value_loss))
         return metrics
 
-    def losses(self, world_model: WorldModel, start: State, start_cont: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+    def losses(self, world_model: WorldModel, start: State, start_cont: Tensor,
+               reward_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Metrics]:
         """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
 
         One evaluation of the critic serves both: through its input for the actor, through its parameters for the critic. So each
@@ -385,7 +413,7 @@ class ImagBehavior(nn.Module):
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
         feat, stats, action = self.imagine(world_model.dynamics, start, config.imag_horizon)
         with torch.set_grad_enabled(self.gradient == "dynamics"):
-            reward = world_model.heads["reward"](feat).mode  # (H, N, 1)
+            reward = (reward_of or world_model.reward)(feat, action)  # (H, N, 1)
             discount = config.discount * world_model.heads["cont"](feat).mean
         value_stats = self.value.stats(feat)
         value = self.value.dist(value_stats).mode  # (H, N, 1)
@@ -408,3 +436,163 @@ class ImagBehavior(nn.Module):
         config = self._config.critic
         if config.slow_target and updates % config.slow_target_update == 0:
             torch._foreach_lerp_(list(self._slow_value.parameters()), list(self.value.parameters()), config.slow_target_fraction)
+
+
+# Checkpoints of a flat model in one with two levels
+#
+# The flat latent's S categoricals of K classes fill the slots [top, bottom] in order, so its S * K entries are the first ones of
+# the new latent, and only what follows them is new. Then the loaded model computes what the flat one does: the top posterior is
+# direct as the flat one is, the bottom posterior is with d = -1 and Up = Uq = 0, and nothing reads the new slots yet.
+
+
+class Source(NamedTuple):
+    """Where a tensor comes from in a checkpoint.
+
+    Along `dim`, entry i is entry index[i] of the stored tensor `name`, which has `size` of them, or new where that is -1; without
+    an index all is the same.
+    """
+
+    name: str
+    dim: int = 0
+    index: Tensor | None = None
+    size: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What happens to the tensor: copied, split (a part of it) or widened (with new entries)."""
+        if self.index is None:
+            return "copied"
+        return "widened" if (self.index < 0).any() else "split"
+
+    def stored_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """The shape that the stored tensor must have, if the one here has this shape."""
+        return tuple(shape) if self.index is None else (*shape[:self.dim], self.size, *shape[self.dim + 1:])
+
+    def take(self, stored: Tensor, new: Tensor | float) -> Tensor:
+        """The tensor here, from the stored one and from `new` where that has no entry."""
+        if self.index is None:
+            return stored
+        is_new = (self.index < 0).view([-1 if dim == self.dim else 1 for dim in range(stored.ndim)])
+        return torch.where(is_new, new, stored.index_select(self.dim, self.index.clamp(min=0)))
+
+
+def sources_of(agent: nn.Module, stored: list[tuple[int, int]]) -> dict[str, Source | None]:
+    """The source of every tensor of an agent in a checkpoint, None for those that are new.
+
+    Args:
+        stored: (latents, classes) of the checkpoint's levels.
+    Raises:
+        ValueError: if its latents do not fit, with settings that would.
+    """
+    own = [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()]
+    if own == stored:
+        return {name: Source(name) for name in agent.state_dict()}
+    told = f"the checkpoint's latent is {describe_levels(stored)}, this agent's {describe_levels(own)}"
+    (slots, classes), *others = stored
+    if others:
+        raise ValueError(f"{told}; two levels load into the same two alone: hierarchical_mode true, dyn_stoch_top {slots}, "
+                         f"dyn_discrete_top {classes}, dyn_stoch_bottom {others[0][0]}, dyn_discrete_bottom {others[0][1]}")
+    if classes == 1:
+        raise ValueError(f"{told}; set dyn_stoch and dyn_discrete to what it was trained with")
+    if classes == 0 or len(own) == 1:
+        raise ValueError(f"{told}; set hierarchical_mode false, dyn_stoch {slots}, dyn_discrete {classes}"
+                         + (", since two levels need categoricals" if classes == 0 and len(own) == 2 else ""))
+    (top, top_classes), (bottom, bottom_classes) = own
+    filled = [top_classes] + ([bottom_classes] if slots > top else [])
+    if top + bottom < slots or set(filled) != {classes}:
+        half = max(1, slots // 2)
+        raise ValueError(f"{told}. A flat latent fills the slots [top, bottom] in order, so there must be at least {slots} of them, and "
+                         f"a level that it fills must have {classes} classes. It fits into dyn_stoch_top {half}, dyn_discrete_top "
+                         f"{classes}, dyn_stoch_bottom {max(1, slots - half)}, dyn_discrete_bottom {classes}, or into dyn_stoch_top "
+                         f"{slots}, dyn_discrete_top {classes} and a bottom of any size")
+    return flat_sources(agent, slots * classes)
+
+
+def describe_levels(levels: list[tuple[int, int]]) -> str:
+    """(latents, classes) of each level in words."""
+    names = {0: "{} Gaussians", 1: "{} entries (categoricals times classes)"}
+    return " + ".join(names.get(classes, "{} categoricals of {} classes").format(slots, classes) for slots, classes in levels)
+
+
+def flat_sources(agent: nn.Module, entries: int) -> dict[str, Source | None]:
+    """The source of every tensor of an agent with two levels in a flat checkpoint, None for those that are new.
+
+    Args:
+        entries: S * K, the entries of the flat latent.
+
+    | here | there |
+    |---|---|
+    | `_imgs_stat_layer.<level>`, `_obs_stat_layer.<level>` (Wpt, Wqt, Wpb, Wqb) | the level's rows of the same without a level |
+    | `_top_summary`, `_top_to_prior`, `_top_to_post`, `_prior_weight` (Wc, Up, Uq, d) | new |
+    | weights that read latents: recurrence, decoder, reward, continue, actor, critics, ensemble | the same; columns of new slots |
+    | weights and biases that predict latents: ensemble | the same; rows of new slots |
+    | all others | the same |
+    """
+    dynamics = agent._wm.dynamics
+    names = {module: name for name, module in agent.named_modules()}
+    sources = {name: Source(name) for name in agent.state_dict()}
+    added = dynamics.stoch_size - entries
+
+    def widened(name: str, dim: int, size: int) -> Source:
+        """A tensor with latents first along `dim`, and with the new ones behind those that are filled."""
+        index = torch.cat([torch.arange(entries), torch.full((added,), -1), torch.arange(entries, size - added)])
+        return Source(name, dim, index, size - added) if added else Source(name)
+
+    for layer in agent.latent_readers():
+        name = f"{names[layer]}.weight"
+        sources[name] = widened(name, 1, layer.in_features)
+    for layer in agent.latent_writers():
+        for name in (f"{names[layer]}.weight", f"{names[layer]}.bias"):
+            sources[name] = widened(name, 0, layer.out_features)
+    start = 0
+    for level_name, level in dynamics.levels.items():
+        rows = torch.arange(start, start + level.size)
+        rows = None if level.size == entries and start == 0 else torch.where(rows < entries, rows, -1)
+        for layer in ("_imgs_stat_layer", "_obs_stat_layer"):
+            for part in ("weight", "bias"):
+                flat = Source(f"_wm.dynamics.{layer}.{part}", 0, rows, entries)
+                sources[f"_wm.dynamics.{layer}.{level_name}.{part}"] = flat if start < entries else None
+        start += level.size
+    for name in sources:
+        if name.startswith(("_wm.dynamics._top_", "_wm.dynamics._prior_weight")):
+            sources[name] = None
+    return sources
+
+
+def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
+    """What a flat checkpoint lacks of an agent's latents, by name: as on a new model, but with little to say.
+
+    The KL of the new slots stays below the free nats. The bottom's posterior is its prior plus a delta, so a small delta is enough;
+    a new slot of the top has no such base, so there prior and posterior are both nearly uniform.
+    """
+    config = copy.deepcopy(agent._config)
+    config.dyn_deter = 1  # the recurrence is not used
+    dynamics = make_dynamics(config, num_actions=1, embed=1)
+    with torch.no_grad():
+        for layer in (dynamics._imgs_stat_layer["top"], dynamics._obs_stat_layer["top"], dynamics._obs_stat_layer["bottom"]):
+            layer.weight.mul_(0.1)
+        dynamics._prior_weight[:max(0, entries - dynamics.levels["top"].size)] = -1.0
+    latents = ("_imgs_stat_layer", "_obs_stat_layer", "_top_", "_prior_weight")
+    return {f"_wm.dynamics.{name}": tensor for name, tensor in dynamics.state_dict().items() if name.startswith(latents)}
+
+
+def convert_weights(sources: dict[str, Source | None], flat: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an agent with two levels; entries that are neither in `flat` nor in `new` are zero."""
+    return {name: new[name] if source is None else source.take(flat[source.name], new.get(name, 0.0))
+            for name, source in sources.items()}
+
+
+def convert_moments(sources: dict[str, Source | None], flat: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Adam's moments of an agent with two levels, by parameter name; wholly new parameters have none.
+
+    New entries of a parameter start with the mean of its others' second moment: from zero, their first steps would be far too long.
+    """
+    moments = {}
+    for name, source in sources.items():
+        if source is not None and source.name in flat:
+            slots = flat[source.name]
+            filled = None if source.index is None else source.index[source.index >= 0]
+            square = slots["exp_avg_sq"] if filled is None else slots["exp_avg_sq"].index_select(source.dim, filled)
+            moments[name] = {"step": slots["step"], "exp_avg": source.take(slots["exp_avg"], 0.0),
+                             "exp_avg_sq": source.take(slots["exp_avg_sq"], square.mean())}
+    return moments

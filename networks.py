@@ -162,6 +162,11 @@ class Level(NamedTuple):
         return self.stoch * max(self.discrete, 1)
 
 
+def _note_levels(rssm: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:
+    """Adds the sizes of the latents to a state dict's metadata, since 32 of 32 and 64 of 16 have the same tensors."""
+    metadata["levels"] = [[level.stoch, level.discrete] for level in rssm.levels.values()]
+
+
 class RSSM(nn.Module):
     """Recurrent state-space model with one group of latents, as in DreamerV3.
 
@@ -210,6 +215,7 @@ class RSSM(nn.Module):
             self.W = nn.Parameter(torch.zeros(1, deter))
         else:
             self.register_buffer("W", torch.zeros(1, deter), persistent=False)
+        self.register_state_dict_post_hook(_note_levels)
 
     def _make_levels(self, *, stoch: int, discrete: int) -> dict[str, Level]:
         if stoch < 1 or discrete < 0 or discrete == 1:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import filecmp
 import itertools
 import json
 import pathlib
@@ -38,6 +39,24 @@ def open_logdir(config: settings.Config) -> pathlib.Path:
     except OSError as error:
         raise ValueError(f"cannot write into the folder of the run: {error}; give another one with --logdir") from error
     return logdir
+
+
+def keep_original(path: pathlib.Path) -> pathlib.Path:
+    """Gives a checkpoint of dreamerv3-torch a second name beside it, under which it stays; returns that."""
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.stem}.dreamerv3-torch{'' if number == 1 else f'-{number}'}{path.suffix}")
+        if not kept.exists():
+            tools.link(path, kept)
+            return kept
+        if filecmp.cmp(path, kept, shallow=False):
+            return kept
+
+
+def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Links the episodes of another run into a folder."""
+    for path in sorted(source.glob("*.npz")):
+        directory.mkdir(parents=True, exist_ok=True)
+        tools.link(path, directory / path.name)
 
 
 def stored_config(logdir: pathlib.Path) -> dict:

@@ -63,7 +63,7 @@ FIXED = re.compile(r"""
     task | size | grayscale | action_repeat | sticky | actions | lives |
     hierarchical_mode | dyn_(?!scale).* | initial | units | act | norm |
     (encoder|decoder)\.(?!outscale|image_dist).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
-    actor\.(layers|dist|std|min_std|max_std)
+    actor\.(layers|dist|std|min_std|max_std) | expl_behavior | disag_(?!log|offset).*
 """, re.VERBOSE)
 
 PRECISIONS = ("32", "bf16")
@@ -74,6 +74,9 @@ AT_LEAST = {
     **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_layers", "mlp_units")},
     "batch_length": 2,
     "imag_horizon": 2,
+    "disag_models": 2,
+    "disag_units": 1,
+    "disag_offset": 1,
 }
 ABOVE_ZERO = ("train_ratio", "model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps", "grad_clip",
               "actor.grad_clip", "critic.grad_clip")

@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -121,6 +122,17 @@ def replacing(path: pathlib.Path):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def link(path: pathlib.Path, other: pathlib.Path) -> None:
+    """Gives a file that is not written to again a second name, which it takes over at once; a copy where there are no links."""
+    partial = other.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copyfile(path, partial)
+    os.replace(partial, other)
 
 
 class Speed:
