@@ -143,13 +143,13 @@ class Dreamer(nn.Module):
 
     def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by the names that they have in checkpoints."""
-        optimizers = {"_wm._model_opt._opt": self._wm._model_opt}
-        behaviors = {"_task_behavior": self._task_behavior}
-        if isinstance(self._expl_behavior, exploration.Plan2Explore):
-            optimizers["_expl_behavior._expl_opt._opt"] = self._expl_behavior._expl_opt
-            behaviors["_expl_behavior._behavior"] = self._expl_behavior._behavior
-        for name, behavior in behaviors.items():
-            optimizers |= {f"{name}._actor_opt._opt": behavior._actor_opt, f"{name}._value_opt._opt": behavior._value_opt}
+        task, explorer = self._task_behavior, self._expl_behavior
+        optimizers = {"_wm._model_opt._opt": self._wm._model_opt, "_task_behavior._actor_opt._opt": task._actor_opt,
+                      "_task_behavior._value_opt._opt": task._value_opt}
+        if isinstance(explorer, exploration.Plan2Explore):
+            optimizers |= {"_expl_behavior._expl_opt._opt": explorer._expl_opt,
+                           "_expl_behavior._behavior._actor_opt._opt": explorer._behavior._actor_opt,
+                           "_expl_behavior._behavior._value_opt._opt": explorer._behavior._value_opt}
         return optimizers
 
     def latent_readers(self) -> list[nn.Linear]:

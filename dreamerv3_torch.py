@@ -33,14 +33,14 @@ class Stored(NamedTuple):
     Attributes:
         origin: the program that wrote it.
         weights: tensors by name, each once.
-        moments: of every optimizer by its name; None if the optimizers were not given.
+        optimizers: the state of every optimizer by its name; None if they were not given.
         levels: (latents, classes) of each level, where the file says so.
         ignored: what was left out, and why.
     """
 
     origin: str
     weights: dict[str, Tensor]
-    moments: dict[str, Moments] | None
+    optimizers: dict[str, dict] | None
     levels: list[tuple[int, int]] | None
     ignored: list[str]
 
@@ -63,11 +63,10 @@ def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
         ignored.append(f"{len(aliases)} tensors that are stored again under another name"
                        + (f", of which {other} differ from the first" if other else ""))
     weights = {name: tensor for name, tensor in weights.items() if name not in aliases}
-    moments = None
     if optimizers is not None:
-        moments = {name: _moments(name, state, weights) for name, state in _optimizers(optimizers).items()}
+        optimizers = _current_names(optimizers)
         ignored.append("learning rates and other settings of the optimizers: those of this run hold")
-    return Stored(origin, weights, moments, _noted_levels(state_dict), ignored)
+    return Stored(origin, weights, optimizers, _noted_levels(state_dict), ignored)
 
 
 def _noted_levels(state_dict: dict) -> list[tuple[int, int]] | None:
@@ -112,18 +111,25 @@ def trained(optimizer: str, names) -> list[str]:
     return []
 
 
-def _optimizers(stored: dict) -> dict[str, dict]:
+def _current_names(stored: dict) -> dict[str, dict]:
+    """Optimizers without what compilation adds to the path on which they were found."""
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise ValueError("the checkpoint's optimizers are no dict of states by name")
     return {".".join(part for part in name.split(".") if part not in ("forward", "_orig_mod")): state
             for name, state in stored.items()}
 
 
-def _moments(optimizer: str, stored: dict, weights: dict[str, Tensor]) -> Moments:
-    """Adam's moments by parameter name; the file numbers them in the order of the weights."""
-    names = trained(optimizer, weights)
+def moments(optimizer: str, stored: Stored) -> Moments:
+    """Adam's moments by parameter name; the file numbers them in the order of the weights.
+
+    Raises:
+        ValueError: if they are missing or do not fit the weights.
+    """
+    if optimizer not in stored.optimizers:
+        raise ValueError(f"the checkpoint lacks the state of the optimizer {optimizer}; it has {first(list(stored.optimizers)) or 'none'}")
+    weights, names = stored.weights, trained(optimizer, stored.weights)
     try:
-        groups, state = stored["param_groups"], stored["state"]
+        groups, state = stored.optimizers[optimizer]["param_groups"], stored.optimizers[optimizer]["state"]
         order = [number for group in groups for number in group["params"]]
         if len(order) != len(names) or not state.keys() <= set(order):
             raise ValueError(f"the optimizer {optimizer} has moments of {len(order)} parameters, the weights have {len(names)}")

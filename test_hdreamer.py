@@ -192,9 +192,11 @@ def test_a_state_dict_loads_into_a_new_agent_that_then_acts_the_same(tmp_path, p
         assert torch.equal(answers[0][key], answers[1][key]), key
 
 
-def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path):
-    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "critic.slow_target_update": 2}
-    config = tools.load_config(["defaults", "debug", "hdreamer"], overrides)
+@pytest.mark.parametrize("explorer", ["greedy", "plan2explore"])
+@pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
+def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path, preset, explorer):
+    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "critic.slow_target_update": 2, "expl_behavior": explorer}
+    config = tools.load_config(["defaults", "debug", preset], overrides)
     rng = np.random.default_rng(0)
     batch = {"vector": rng.normal(size=(2, 8, 4)).astype(np.float32),
              "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
@@ -203,21 +205,18 @@ def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path):
     agent = agent_for(config)
     for _ in range(3):
         agent.update(batch)
-    state = {"agent_state_dict": agent.state_dict(), "updates": agent.updates, "rng": checkpoints.random_state(rng),
-             "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in agent.optimizers().items()}}
-    checkpoints.save(tmp_path / "latest.pt", state)
-    for _ in range(3):
+    checkpoints.save(tmp_path / "latest.pt", {
+        **agent.checkpoint(), "updates": agent.updates, "random_state": checkpoints.random_state(rng), "step": 0, "last_eval": 0,
+        "update_credit": 0.0})
+    for _ in range(5):
         agent.update(batch)
-    resumed, loaded = agent_for(config), checkpoints.load(tmp_path / "latest.pt", required=frozenset())
-    resumed.load_state_dict(loaded["agent_state_dict"])
+    resumed, loaded = agent_for(config), checkpoints.load(tmp_path / "latest.pt")
+    resumed.load_checkpoint(loaded)
     resumed.updates = loaded["updates"]
-    for name, optimizer in resumed.optimizers().items():
-        optimizer.load_state_dict(loaded["optims_state_dict"][name])
-    checkpoints.restore_random_state(loaded["rng"], rng)
-    for _ in range(3):
+    checkpoints.restore_random_state(loaded["random_state"], rng)
+    for _ in range(5):
         resumed.update(batch)
-    for (name, a), b in zip(agent.state_dict().items(), resumed.state_dict().values()):
-        assert torch.equal(a, b), name
+    assert_same(agent.checkpoint(), resumed.checkpoint())
 
 
 def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):

@@ -77,9 +77,7 @@ def _moments(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str
     parameters = [name for name, _ in agent.named_parameters()]
     moments = {}
     for optimizer in agent.optimizers():
-        if optimizer not in stored.moments:
-            raise ValueError(f"the checkpoint lacks the state of the optimizer {optimizer}; it has {first(list(stored.moments)) or 'none'}")
-        flat = stored.moments[optimizer]
+        flat = dreamerv3_torch.moments(optimizer, stored)
         check_finite({f"{key} of {name}": tensor for name, slots in flat.items() for key, tensor in slots.items()})
         names = dreamerv3_torch.trained(optimizer, parameters)
         converted = models.convert_moments({name: sources[name] for name in names}, flat)
@@ -140,7 +138,11 @@ def _classes_from_moments(stored: dreamerv3_torch.Stored, entries: int) -> int |
     A softmax does not change if all its logits grow alike, so the gradients of the K logits of a latent add up to zero, and so do
     their running means.
     """
-    slots = (stored.moments or {}).get("_wm._model_opt._opt", {}).get("_wm.dynamics._obs_stat_layer.weight")
+    try:
+        moments = dreamerv3_torch.moments("_wm._model_opt._opt", stored) if stored.optimizers else {}
+    except ValueError:  # refused later
+        return None
+    slots = moments.get("_wm.dynamics._obs_stat_layer.weight")
     if slots is None:
         return None
     moment = slots["exp_avg"].double()

@@ -1,0 +1,157 @@
+"""Behaviors that explore: what Plan2Explore's ensemble learns, its reward, and when who acts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import dreamer
+import exploration
+import tools
+from dreamer import Dreamer
+from envs.spaces import ActionCodec
+
+OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
+
+
+def make_agent(act_space=spaces.Discrete(3), **settings) -> Dreamer:
+    config = tools.load_config(["defaults", "debug"], {
+        "task": "gym_CartPole-v1", "device": "cpu", "expl_behavior": "plan2explore", "disag_models": 3, "disag_layers": 1,
+        "disag_units": 8, **settings})
+    return Dreamer(OBS_SPACE, act_space, config)
+
+
+def make_batch(agent: Dreamer, batch: int = 3, time: int = 6) -> dict:
+    rng = np.random.default_rng(0)
+    first = np.zeros((batch, time), bool)
+    first[1, 3] = True
+    return {"vector": rng.normal(size=(batch, time, 4)).astype(np.float32), "is_terminal": np.zeros((batch, time), bool),
+            "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
+            "reward": rng.normal(size=(batch, time)).astype(np.float32), "is_first": first}
+
+
+both_levels = pytest.mark.parametrize("hierarchical", [False, True], ids=["flat", "hierarchical"])
+
+
+@both_levels
+@pytest.mark.parametrize("target", ["stoch", "deter", "feat", "embed"])
+@pytest.mark.parametrize("offset, action_cond", [(1, False), (1, True), (2, True)])
+def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical, target, offset, action_cond):
+    agent = make_agent(hierarchical_mode=hierarchical, disag_target=target, disag_offset=offset, disag_action_cond=action_cond)
+    wm, explorer = agent._wm, agent._expl_behavior
+    data = wm.preprocess(make_batch(agent))
+    with torch.no_grad():
+        _, post, _ = wm.loss(data)
+        actual = explorer.ensemble_loss(wm, post, data)
+        feat = wm.dynamics.get_feat(post)
+        targets = {"stoch": wm.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat, "embed": wm.encoder(data)}[target]
+        terms = []
+        for row in range(3):
+            for t in range(6 - offset):
+                if row == 1 and t < 3 <= t + offset:
+                    continue  # a new episode begins between the two
+                inputs = torch.cat([feat[row, t], data["action"][row, t + 1]]) if action_cond else feat[row, t]
+                for network in explorer._networks:
+                    error = (network.mean_layer(network.hidden(inputs)) - targets[row, t + offset]).double()
+                    terms.append((0.5 * error ** 2 + 0.5 * math.log(2 * math.pi)).sum().item())
+    np.testing.assert_allclose(actual, np.mean(terms), rtol=1e-5)
+
+
+@both_levels
+@pytest.mark.parametrize("log, extr, action_cond", [(True, 0.0, False), (False, 0.5, False), (True, 0.5, True)])
+def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, extr, action_cond):
+    agent = make_agent(hierarchical_mode=hierarchical, disag_log=log, expl_extr_scale=extr, expl_intr_scale=2.0,
+                       disag_action_cond=action_cond)
+    explorer, wm = agent._expl_behavior, agent._wm
+    with torch.no_grad():
+        wm.heads["reward"].mean_layer.weight.normal_()
+        feat, action = torch.randn(4, 5, wm.dynamics.feat_size), torch.eye(3)[torch.randint(3, (3, 5))]
+        actual = explorer.reward(wm, feat, action)
+        assert actual.shape == (4, 5, 1)
+        inputs = torch.cat([feat[:-1], action], -1) if action_cond else feat[:-1]
+        outputs = np.stack([network.mean_layer(network.hidden(inputs)).double().numpy() for network in explorer._networks])
+        spread = np.sqrt(((outputs - outputs.mean(0)) ** 2).sum(0) / 2).mean(-1, keepdims=True)
+        expected = 2.0 * (np.log(spread) if log else spread) + extr * wm.heads["reward"](feat[:-1]).mode.double().numpy()
+    np.testing.assert_allclose(actual[:-1], expected, rtol=1e-4, atol=1e-5)
+
+
+@both_levels
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
+def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hierarchical, act_space):
+    def updated(**settings) -> tuple[dict, dict]:
+        torch.manual_seed(0)
+        agent = make_agent(act_space, hierarchical_mode=hierarchical, **settings)
+        before = {key: value.clone() for key, value in agent.state_dict().items()}
+        torch.manual_seed(1)
+        agent.update(make_batch(agent))
+        return before, agent.state_dict()
+
+    before, after = updated()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    for part in ("_expl_behavior._networks.0.", "_expl_behavior._networks.2.", "_expl_behavior._behavior.actor.",
+                 "_expl_behavior._behavior.value."):
+        assert any(key.startswith(part) for key in changed), part
+    _, alone = updated(expl_behavior="greedy")
+    for key in alone:
+        assert torch.equal(after[key], alone[key]), key
+
+
+def test_the_ensemble_learns_to_predict():
+    agent = make_agent()
+    batch = make_batch(agent)
+    losses = [agent.update(batch)["explorer_loss"].item() for _ in range(100)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+def test_the_explorer_acts_in_training_while_it_is_to_explore():
+    agent = make_agent()
+    with torch.no_grad():  # policies that always do one thing
+        for behavior, action in ((agent._task_behavior, 0), (agent._expl_behavior, 2)):
+            behavior.actor.mean_layer.bias[action] += 1e3
+    obs = {"vector": np.zeros((200, 4), np.float32), "is_first": np.ones(200, bool)}
+    taken = []
+    for agent.exploring, training in ((True, True), (False, True), (True, False)):
+        taken.append(np.bincount(agent.act(obs, training=training)[0], minlength=3).argmax())
+    assert taken == [2, 0, 0]
+
+
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1.0, 1.0, (2,))])
+def test_random_exploration_is_uniform(act_space):
+    codec = ActionCodec(act_space)
+    actions = exploration.Uniform(codec).actor(torch.zeros(4000, 5)).sample()
+    assert actions.shape == (4000, codec.size)
+    if codec.classes is None:
+        np.testing.assert_allclose([actions.mean(), actions.std()], [0.0, 1 / math.sqrt(3)], atol=0.03)
+    else:
+        np.testing.assert_allclose(actions.mean(0), [1 / count for count in codec.classes for _ in range(count)], atol=0.03)
+    agent = make_agent(act_space, expl_behavior="random")
+    assert len(agent.act({"vector": np.zeros((7, 4), np.float32), "is_first": np.ones(7, bool)}, training=True)[0]) == 7
+
+
+def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
+    seen = []
+    act = Dreamer.act
+
+    def watched(agent, obs, state=None, training=False):
+        seen.append((training, agent.exploring))
+        return act(agent, obs, state, training)
+
+    monkeypatch.setattr(Dreamer, "act", watched)
+    assert dreamer.main(["--configs", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--steps", "150", "--eval_every", "0",
+                         "--expl_behavior", "plan2explore", "--disag_units", "8", "--expl_until", "90", "--logdir", str(tmp_path)]) == 0
+    exploring = [explores for training, explores in seen if training]
+    assert exploring[0] and not exploring[-1] and exploring == sorted(exploring, reverse=True)
+    assert abs(sum(exploring) - (90 - 50)) <= 6  # frames after the 50 of the prefill, and the resets among them
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    assert '"train/explorer_loss"' in metrics and '"train/expl_actor_loss"' in metrics
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"expl_behavior": "curious"}, "greedy, random, plan2explore"), ({"disag_target": "top"}, "embed, stoch, deter, feat"),
+    ({"disag_offset": 12}, "smaller than batch_length, 12"), ({"disag_models": 1}, "at least 2"), ({"disag_offset": 0}, "at least 1"),
+])
+def test_wrong_settings_name_what_is_allowed(settings, words):
+    with pytest.raises(ValueError, match=words):
+        make_agent(**settings)
