@@ -424,7 +424,7 @@ class Training:
     def _restore(self, checkpoint: dict) -> None:
         """Sets counters, and random states if the run goes on in its own folder."""
         try:
-            self.agent.updates = int(checkpoint.get("updates", weights.updates_of(checkpoint["optims_state_dict"])))
+            self.agent.updates = int(checkpoint.get("updates", weights.updates_of(self.agent)))
             self.step = self.last_eval = max(self.step, int(checkpoint.get("step", 0)))
             if not self.imported:
                 self.last_eval, self.budget.credit = checkpoint["last_eval"], checkpoint["update_credit"]

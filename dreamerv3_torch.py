@@ -181,7 +181,7 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
         state |= behavior(explorer, explorer, f"_world_model.{wrapped}")
         state |= module(f"{explorer}actor.", "_expl_behavior.actor.")
         state |= module("_expl_behavior._networks.", "_expl_behavior._networks.")
-    else:
+    elif checkpoint.get("config", {}).get("expl_behavior") != "random":
         state |= behavior("_task_behavior.", f"_expl_behavior.{wrapped}", "_world_model.")
     optimizers = {}
     for name, optimizer in checkpoint["optims_state_dict"].items():

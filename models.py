@@ -476,44 +476,6 @@ class Source(NamedTuple):
         return torch.where(is_new, new, stored.index_select(self.dim, self.index.clamp(min=0)))
 
 
-def sources_of(agent: nn.Module, stored: list[tuple[int, int]]) -> dict[str, Source | None]:
-    """The source of every tensor of an agent in a checkpoint, None for those that are new.
-
-    Args:
-        stored: (latents, classes) of the checkpoint's levels.
-    Raises:
-        ValueError: if its latents do not fit, with settings that would.
-    """
-    own = [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()]
-    if own == stored:
-        return {name: Source(name) for name in agent.state_dict()}
-    told = f"the checkpoint's latent is {describe_levels(stored)}, this agent's {describe_levels(own)}"
-    (slots, classes), *others = stored
-    if others:
-        raise ValueError(f"{told}; two levels load into the same two alone: hierarchical_mode true, dyn_stoch_top {slots}, "
-                         f"dyn_discrete_top {classes}, dyn_stoch_bottom {others[0][0]}, dyn_discrete_bottom {others[0][1]}")
-    if classes == 1:
-        raise ValueError(f"{told}; set dyn_stoch and dyn_discrete to what it was trained with")
-    if classes == 0 or len(own) == 1:
-        raise ValueError(f"{told}; set hierarchical_mode false, dyn_stoch {slots}, dyn_discrete {classes}"
-                         + (", since two levels need categoricals" if classes == 0 and len(own) == 2 else ""))
-    (top, top_classes), (bottom, bottom_classes) = own
-    filled = [top_classes] + ([bottom_classes] if slots > top else [])
-    if top + bottom < slots or set(filled) != {classes}:
-        half = max(1, slots // 2)
-        raise ValueError(f"{told}. A flat latent fills the slots [top, bottom] in order, so there must be at least {slots} of them, and "
-                         f"a level that it fills must have {classes} classes. It fits into dyn_stoch_top {half}, dyn_discrete_top "
-                         f"{classes}, dyn_stoch_bottom {max(1, slots - half)}, dyn_discrete_bottom {classes}, or into dyn_stoch_top "
-                         f"{slots}, dyn_discrete_top {classes} and a bottom of any size")
-    return flat_sources(agent, slots * classes)
-
-
-def describe_levels(levels: list[tuple[int, int]]) -> str:
-    """(latents, classes) of each level in words."""
-    names = {0: "{} Gaussians", 1: "{} entries (categoricals times classes)"}
-    return " + ".join(names.get(classes, "{} categoricals of {} classes").format(slots, classes) for slots, classes in levels)
-
-
 def flat_sources(agent: nn.Module, entries: int) -> dict[str, Source | None]:
     """The source of every tensor of an agent with two levels in a flat checkpoint, None for those that are new.
 

@@ -180,7 +180,9 @@ def plain(config: Config) -> dict:
 def _current_names(overrides: dict) -> dict:
     current = {}
     for key, value in flatten(overrides).items():
-        if key in IGNORED:
+        if key in ("offline_traindir", "offline_evaldir") and value in ("", None):
+            continue  # its value there for training from an environment, which is the only way here
+        elif key in IGNORED:
             _note(f"{key} is ignored: {IGNORED[key]}")
         elif key == "precision" and str(value) == "16":
             _note("precision 16 is bf16 here, which has float32's range and needs no scaling of gradients")

@@ -26,7 +26,7 @@ def load(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> 
     """
     stored = dreamerv3_torch.read(state_dict, optimizers)
     levels = latent_sizes(stored, agent._config)
-    sources = models.sources_of(agent, levels)
+    sources = find_sources(agent, levels)
     weights, ignored = _without_explorer(agent, stored)
     own = agent.state_dict()
     for name in set(own) - set(weights):
@@ -45,18 +45,18 @@ def load(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> 
 
     kinds = collections.Counter(source.kind if source else "new" for source in sources.values())
     report = {
-        "format": f"{stored.origin}; latent of {models.describe_levels(levels)}",
+        "format": f"{stored.origin}; latent of {_describe(levels)}",
         "weights": "tensors " + ", ".join(f"{kinds[kind]} {kind}" for kind in ("copied", "split", "widened", "new")),
         "optimizers": f"moments of {sum(slots is not None for state in moments.values() for slots in state)} tensors, after "
-                      f"{updates_of(optimizers):,} updates" if optimizers is not None else "",
+                      f"{updates_of(agent):,} updates" if moments else "",
         "ignored": "; ".join(ignored),
     }
     return {topic: text for topic, text in report.items() if text}
 
 
-def updates_of(optimizers: dict) -> int:
-    """How many updates optimizers have made, from the step counts that Adam keeps."""
-    states = [slots for optimizer in optimizers.values() for slots in optimizer["state"].values()]
+def updates_of(agent: nn.Module) -> int:
+    """How many updates an agent has seen, from the step counts that Adam keeps."""
+    states = [slots for optimizer in agent.optimizers().values() for slots in optimizer.state_dict()["state"].values()]
     return max((int(slots["step"]) for slots in states), default=0)
 
 
@@ -152,6 +152,43 @@ def _classes_from_moments(stored: dreamerv3_torch.Stored, entries: int) -> int |
             if rest < 0.01 * moment.abs().sum():  # rounding; other groupings leave a tenth and more
                 return classes
     return None
+
+
+def find_sources(agent: nn.Module, stored: list[tuple[int, int]]) -> dict[str, models.Source | None]:
+    """The source of every tensor of an agent in a checkpoint, None for those that are new.
+
+    Args:
+        stored: (latents, classes) of the checkpoint's levels.
+    Raises:
+        ValueError: if its latents do not fit, with settings that would.
+    """
+    own = [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()]
+    if own == stored:
+        return {name: models.Source(name) for name in agent.state_dict()}
+    told = f"the checkpoint's latent is {_describe(stored)}, this agent's {_describe(own)}"
+    (slots, classes), *others = stored
+    if others:
+        raise ValueError(f"{told}; two levels load into the same two alone: hierarchical_mode true, dyn_stoch_top {slots}, "
+                         f"dyn_discrete_top {classes}, dyn_stoch_bottom {others[0][0]}, dyn_discrete_bottom {others[0][1]}")
+    if classes == 1:
+        raise ValueError(f"{told}; set dyn_stoch and dyn_discrete to what it was trained with")
+    if classes == 0 or len(own) == 1:
+        raise ValueError(f"{told}; set hierarchical_mode false, dyn_stoch {slots}, dyn_discrete {classes}"
+                         + (", since two levels need categoricals" if classes == 0 and len(own) == 2 else ""))
+    (top, top_classes), (bottom, bottom_classes) = own
+    filled = [top_classes] + ([bottom_classes] if slots > top else [])
+    if top + bottom < slots or set(filled) != {classes}:
+        half = max(1, slots // 2)
+        raise ValueError(f"{told}. A flat latent fills the slots [top, bottom] in order, so there must be at least {slots} of them, and "
+                         f"a level that it fills must have {classes} classes. It fits into dyn_stoch_top {half}, dyn_discrete_top "
+                         f"{classes}, dyn_stoch_bottom {max(1, slots - half)}, dyn_discrete_bottom {classes}, or into dyn_stoch_top "
+                         f"{slots}, dyn_discrete_top {classes} and a bottom of any size")
+    return models.flat_sources(agent, slots * classes)
+
+
+def _describe(levels: list[tuple[int, int]]) -> str:
+    names = {0: "{} Gaussians", 1: "{} entries (categoricals times classes)"}
+    return " + ".join(names.get(classes, "{} categoricals of {} classes").format(slots, classes) for slots, classes in levels)
 
 
 def check_fits(needed: dict[str, tuple[int, ...]], loaded: dict[str, torch.Tensor]) -> None:

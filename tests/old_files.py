@@ -28,7 +28,8 @@ def stored_settings(name: str) -> dict:
     """Those settings of its config.json that this program has too, but not compiled, which takes long and changes no number."""
     stored = settings.flatten(json.loads((DATA / name / "config.json").read_text()))
     skipped = {"task", "logdir", "device", "compile", "actor.dist"} | ({"actor.std"} if stored["actor.std"] == "none" else set())
-    return {key: stored[key] for key in settings.flatten(tools.load_config()).keys() - skipped if key in stored}
+    known = settings.flatten(tools.load_config([], {"task": "gym_X-v0"}))  # without settings that only one suite has
+    return {key: stored[key] for key in known.keys() - skipped if key in stored}
 
 
 def make_agent(name: str, **overrides) -> Dreamer:
