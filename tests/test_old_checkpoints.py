@@ -2,9 +2,8 @@
 
 import copy
 import pathlib
-import pickle
+import re
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -12,13 +11,11 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoints
-import dreamerv3_torch
 import models
 import tools
-import weights
 from dreamer import Dreamer
 from old_files import DATA, NAMES, answers, batch, checkpoint, close, levels, make_agent, recorded, same
+from settings import parse_flags
 
 S, K = 6, 4  # the latent of every file
 CATEGORICAL = [name for name in NAMES if name != "gaussian"]
@@ -102,6 +99,33 @@ def test_new_latents_stay_below_the_free_nats_and_nothing_reads_them():
         assert len(agent.latent_readers()) == 7
         for layer in agent.latent_readers():
             assert (layer.weight[:, 32 * 32:size] == 0).all() and (layer.weight[:, :32 * 32] != 0).any()
+
+
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text().split("What fits")[1].split("The loaded agent")[0]
+ROWS = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (refused)?", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("setting, refused", ROWS)
+def test_the_readmes_table_says_what_fits(setting, refused):
+    presets, flags = chosen_in(setting)
+    space = spaces.Dict({"vector": spaces.Box(-1, 1, (4,))})
+    small = {"device": "cpu", "task": "gym_X-v0", "dyn_deter": 8, "dyn_hidden": 8, "units": 8, "encoder.mlp_units": 8, "decoder.mlp_units": 8}
+    flat = Dreamer(space, spaces.Discrete(3), tools.load_config([], small))
+    agent = Dreamer(space, spaces.Discrete(3), tools.load_config(["defaults", *presets], {**small, **flags}))
+    if refused:
+        with pytest.raises(ValueError, match="32 categoricals of 32 classes"):
+            agent.load_checkpoint(flat.checkpoint())
+    else:
+        agent.load_checkpoint(flat.checkpoint())
+
+
+def chosen_in(setting: str) -> tuple[list[str], dict]:
+    """Presets and overrides of a line of the table; flags there stand beside the preset hdreamer."""
+    return (["hdreamer"], parse_flags(setting.split())[1]) if setting.startswith("--") else ([setting], {})
+
+
+def test_the_table_has_all_its_lines():
+    assert len(ROWS) == 6 and sum(refused == "refused" for _, refused in ROWS) == 2
 
 
 # Training goes on
