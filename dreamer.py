@@ -121,8 +121,8 @@ class Dreamer(nn.Module):
         data = self._wm.preprocess(batch)
         post, metrics = self._wm.update(data)
         metrics.update(self._task_behavior.update(self._wm, post, data["cont"], self.updates))
-        if isinstance(self._expl_behavior, exploration.Plan2Explore):
-            metrics.update(self._expl_behavior.update(self._wm, post, data, self.updates))
+        if self._explorer:
+            metrics.update(self._explorer.update(self._wm, post, data, self.updates))
         self.updates += 1
         return metrics
 
@@ -137,16 +137,21 @@ class Dreamer(nn.Module):
                    "critic": behavior.value}
         if self._config.critic.slow_target:
             modules["slow critic"] = behavior._slow_value
-        if isinstance(self._expl_behavior, exploration.Plan2Explore):
-            modules["explorer"] = self._expl_behavior
+        if self._explorer:
+            modules["explorer"] = self._explorer
         return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
+
+    @property
+    def _explorer(self) -> exploration.Plan2Explore | None:
+        """The exploring behavior, if it is one that learns."""
+        return self._expl_behavior if isinstance(self._expl_behavior, exploration.Plan2Explore) else None
 
     def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by the names that they have in checkpoints."""
-        task, explorer = self._task_behavior, self._expl_behavior
+        task, explorer = self._task_behavior, self._explorer
         optimizers = {"_wm._model_opt._opt": self._wm._model_opt, "_task_behavior._actor_opt._opt": task._actor_opt,
                       "_task_behavior._value_opt._opt": task._value_opt}
-        if isinstance(explorer, exploration.Plan2Explore):
+        if explorer:
             optimizers |= {"_expl_behavior._expl_opt._opt": explorer._expl_opt,
                            "_expl_behavior._behavior._actor_opt._opt": explorer._behavior._actor_opt,
                            "_expl_behavior._behavior._value_opt._opt": explorer._behavior._value_opt}
@@ -154,12 +159,12 @@ class Dreamer(nn.Module):
 
     def latent_readers(self) -> list[nn.Linear]:
         """Every layer whose first inputs are latents."""
-        explorer = self._expl_behavior.latent_readers() if isinstance(self._expl_behavior, exploration.Plan2Explore) else []
+        explorer = self._explorer.latent_readers() if self._explorer else []
         return self._wm.latent_readers() + self._task_behavior.latent_readers() + explorer
 
     def latent_writers(self) -> list[nn.Linear]:
         """Every layer beside the dynamics whose first outputs are latents."""
-        return self._expl_behavior.latent_writers() if isinstance(self._expl_behavior, exploration.Plan2Explore) else []
+        return self._explorer.latent_writers() if self._explorer else []
 
     def checkpoint(self) -> dict:
         """Weights and optimizers, as `load_checkpoint` takes them up."""
@@ -192,6 +197,10 @@ class Dreamer(nn.Module):
         Raises:
             ValueError: if something does not fit; then nothing has changed.
         """
+        missing = checkpoints.AGENT - (checkpoint.keys() if isinstance(checkpoint, dict) else set())
+        if missing:
+            raise ValueError(f"a checkpoint is a dict with the entries {', '.join(sorted(checkpoints.AGENT))}; {', '.join(sorted(missing))} "
+                             "is missing")
         return weights.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
 
 

@@ -314,7 +314,7 @@ def tiny_answers(agent: Dreamer, entries: int) -> list[torch.Tensor]:
                 dynamics.imagine_with_action(action, {key: value[:, -1] for key, value in post.items()}, sample=False)["deter"]]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(s=small, k=classes, top=small, top_k=classes, bottom=small, bottom_k=classes, data=st.data())
 def test_any_flat_latent_loads_where_it_fits_and_is_refused_elsewhere(s, k, top, top_k, bottom, bottom_k, data):
     if data.draw(st.booleans()):  # mostly sizes that fit
