@@ -33,6 +33,19 @@ def previous(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"previous{path.suffix}")
 
 
+def locate(path: str) -> pathlib.Path:
+    """The checkpoint that a user names: a file, or a folder with a latest.pt.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = pathlib.Path(path).expanduser()
+    found = found / "latest.pt" if found.is_dir() and path else found
+    if not found.is_file():
+        raise ValueError(f"there is no checkpoint {str(found)!r}; give a file, or a folder with a latest.pt")
+    return found
+
+
 def load(path: pathlib.Path, way_out: str | None = None) -> dict:
     """Reads a checkpoint of this program or of dreamerv3-torch onto the CPU; nothing in it can run code.
 
@@ -44,8 +57,6 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
         ValueError: for a damaged file, one without these entries, or one of a newer format.
     """
     way_out = way_out or _way_back(path)
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}. {way_out}")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -71,8 +82,9 @@ def _way_back(path: pathlib.Path) -> str:
     last_good = previous(path)
     if path != last_good and last_good.exists():
         try:
-            step = load(last_good).get("step", 0)
-            return f"The one before it is from frame {step:,}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
+            before = load(last_good)
+            origin = f"from frame {before['step']:,}" if "version" in before else "dreamerv3-torch's"
+            return f"The one before it is {origin}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
         except ValueError:
             pass  # damaged too
     return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+import console
+import tools
 from envs import EnvBatch
 from replay import Replay, save_episode
 
@@ -113,3 +115,22 @@ class Collector:
         episode, self._episodes[env] = self._episodes[env], []
         if episode:
             save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]})
+
+
+def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False) -> list[Finished]:
+    """Plays episodes with a policy that is not exploring.
+
+    Each environment plays a fixed share of them: to take whichever end first would favour short episodes.
+    """
+    collector = Collector(envs, seed=seed, training=False)
+    progress = console.Progress("evaluate", episodes, "episodes", nested=True)
+    share = [episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)]
+    results = []
+    with progress:
+        while any(share) and not stop:
+            for episode in collector.step(policy)[1]:
+                if share[episode.env]:
+                    share[episode.env] -= 1
+                    results.append(episode)
+            progress.update(len(results))
+    return results

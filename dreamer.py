@@ -27,9 +27,9 @@ import runs
 import settings
 import tools
 import weights
-from collect import Collector, Finished
+from collect import Collector, Finished, play_episodes
 from encoders import ConvDecoder, ConvEncoder
-from envs import EnvBatch, make_envs
+from envs import make_envs
 from envs.spaces import ActionCodec
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
@@ -167,8 +167,8 @@ class Dreamer(nn.Module):
         return self._explorer.latent_writers() if self._explorer else []
 
     def checkpoint(self) -> dict:
-        """Weights and optimizers, as `load_checkpoint` takes them up."""
-        return {"agent_state_dict": self.state_dict(),
+        """Weights and optimizers, as `load_checkpoint` takes them up, and settings."""
+        return {"agent_state_dict": self.state_dict(), "config": settings.plain(self._config),
                 "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}}
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
@@ -188,7 +188,7 @@ class Dreamer(nn.Module):
         return _IncompatibleKeys([], [])
 
     def load_checkpoint(self, checkpoint: dict) -> dict[str, str]:
-        """Takes up weights as `load_state_dict` does, and the optimizers' moments, which follow them.
+        """Takes up weights as `load_state_dict` does, and the optimizers' moments, which follow them, with the count of updates.
 
         Args:
             checkpoint: with the entries "agent_state_dict" and "optims_state_dict".
@@ -197,11 +197,14 @@ class Dreamer(nn.Module):
         Raises:
             ValueError: if something does not fit; then nothing has changed.
         """
-        missing = checkpoints.AGENT - (checkpoint.keys() if isinstance(checkpoint, dict) else set())
+        entries = checkpoint if isinstance(checkpoint, dict) else {}
+        missing = [name for name in sorted(checkpoints.AGENT) if not isinstance(entries.get(name), dict)]
         if missing:
-            raise ValueError(f"a checkpoint is a dict with the entries {', '.join(sorted(checkpoints.AGENT))}; {', '.join(sorted(missing))} "
-                             "is missing")
-        return weights.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+            raise ValueError(f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; "
+                             f"{' and '.join(missing)} is none")
+        found = weights.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+        self.updates = weights.updates_of(self)
+        return found
 
 
 class Training:
@@ -220,6 +223,8 @@ class Training:
             self.logdir = pathlib.Path(config.logdir).expanduser()
             config.logdir = str(self.logdir)
             changes = settings.changes_of_run(runs.stored_config(self.logdir), config, self.logdir)
+        # The checkpoint of another run or program that this one begins with.
+        self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
         self.stop = tools.StopSignal()
@@ -239,17 +244,16 @@ class Training:
             self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
             batch_size=config.batch_size, batch_length=config.batch_length, seed=config.seed)
         self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
+        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
+        self.step, self.last_eval, self.saved = 0, 0, None
+        checkpoint, found = self.take_up_agent()
         self.logdir = runs.open_logdir(config)
         config.logdir = str(self.logdir)
-        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
         console.say(self.summary())
-        self.missing_steps = self._missing_prefill(self.resume())
+        if self.origin:
+            self._report(checkpoint, found)
+        self.missing_steps = self._missing_prefill(self.resume(checkpoint))
         self.logger = tools.Logger(self.logdir)
-        if self.imported == self.logdir / "latest.pt":
-            console.say(f"The file itself is kept as {runs.keep_original(self.imported)}.")
-        runs.store_config(self.logdir, config, changes, self.step)
-        if changes:
-            console.say(console.table("Settings that change from here on", _arrows(changes)))
         self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
                                    training=True)
         self.should_eval = tools.Every(config.eval_every, self.last_eval)
@@ -257,8 +261,15 @@ class Training:
         self.should_log = tools.Every(config.log_every, self.step)
         self.log_timer = tools.Timer(60.0)
         self.speed = tools.Speed(fps=self.step, updates_per_second=self.agent.updates)
-        if self.imported:
+        self.set_exploring()
+        if self.origin == self.logdir / "latest.pt":
+            console.say(f"The file itself is kept as {runs.keep_original(self.origin)}.")
+        if self.origin:
             self.save()
+        # Last, since from now on these settings bind whoever continues the run.
+        runs.store_config(self.logdir, config, changes, self.step)
+        if changes:
+            console.say(console.table("Settings that change from here on", _arrows(changes)))
 
     def summary(self) -> str:
         """What runs where, and the settings that are not the defaults, for the console."""
@@ -333,7 +344,6 @@ class Training:
             return
         with console.Progress("train", self.config.steps, "frames", self.step) as progress:
             while self.step < self.config.steps and not self.stop:
-                self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
                 self.collector.send(self.agent)
                 for _ in range(self.budget.take()):
                     self.logger.add(self.agent.update(), prefix="train")
@@ -352,9 +362,14 @@ class Training:
     def advance(self, new_steps: int, finished: list[Finished]) -> None:
         """Counts collected steps and logs finished episodes."""
         self.step += new_steps * self.config.action_repeat
+        self.set_exploring()
         for episode in finished:
             self.logger.add(episode.metrics, prefix="episode")
         self.log()
+
+    def set_exploring(self) -> None:
+        """Lets the exploring behavior act until `expl_until`."""
+        self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
 
     def log(self) -> None:
         """Writes metrics every `log_every` frames or 60 seconds."""
@@ -395,54 +410,63 @@ class Training:
         })
         self.should_save.restart()
 
-    def resume(self) -> int:
-        """Continues from what the logdir holds, episodes and latest.pt, or begins with `from_checkpoint`; returns the steps in memory."""
-        directory, own = self.logdir / "train_eps", self.logdir / "latest.pt"
-        other = pathlib.Path(self.config.from_checkpoint).expanduser() if self.config.from_checkpoint else None
-        self.saved, self.imported = None, None
-        checkpoint = None
-        if own.exists():
-            if other:
+    def take_up_agent(self) -> tuple[dict | None, dict[str, str]]:
+        """Loads weights and optimizers: from latest.pt if the logdir has one, else from `from_checkpoint`.
+
+        Returns:
+            the checkpoint, None if there is none; and what was found in it, see `Dreamer.load_checkpoint`.
+        """
+        own = self.logdir / "latest.pt" if self.config.logdir else None
+        if own and own.exists():
+            if self.origin:
                 console.warn(f"from_checkpoint is not read, since {self.logdir} has a checkpoint of its own")
-            checkpoint = self._load(own, None)
-        elif other:
-            other = other / "latest.pt" if other.is_dir() else other
-            checkpoint = self._load(other, "Give another --from_checkpoint")
-            runs.take_over_episodes(other.parent / "train_eps", directory)
-        stored_steps = self.replay.load(directory)
-        self.step = self.last_eval = count_stored_steps(directory) * self.config.action_repeat  # frames
-        if checkpoint:
+            self.origin, path, way_out = None, own, None
+        elif self.origin:
+            path, way_out = self.origin, "Give another --from_checkpoint"
+        else:
+            return None, {}
+        checkpoint = checkpoints.load(path, way_out)
+        if "version" not in checkpoint:
+            self.origin = path
+        try:
+            found = self.agent.load_checkpoint(checkpoint)
             self._restore(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. {way_out or 'Or give another --logdir'}") from error
+        return checkpoint, found
+
+    def _restore(self, checkpoint: dict) -> None:
+        """Sets counters, and random states if the run goes on in its own folder."""
+        try:
+            self.step = self.last_eval = int(checkpoint.get("step", 0))
+            self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
+            if not self.origin:
+                self.last_eval, self.budget.credit = checkpoint["last_eval"], checkpoint["update_credit"]
+                self.saved = (self.step, self.agent.updates)
+                checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"it is incomplete or damaged ({type(error).__name__}: {' '.join(str(error).split())})") from error
+
+    def resume(self, checkpoint: dict | None) -> int:
+        """Loads the episodes that belong to what was taken up; returns the agent steps in memory."""
+        directory = self.logdir / "train_eps"
+        if self.origin:
+            runs.take_over_episodes(self.origin.parent / "train_eps", directory)
+        stored_steps = self.replay.load(directory)
+        self.step = max(self.step, count_stored_steps(directory) * self.config.action_repeat)  # frames
+        if self.origin or not checkpoint:
+            self.last_eval = self.step
         if self.step or checkpoint:
             console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
                         "memory.")
         return stored_steps
 
-    def _load(self, path: pathlib.Path, way_out: str | None) -> dict:
-        """Takes up weights and optimizers of a checkpoint, and says what they were if another run or program wrote it."""
-        checkpoint = checkpoints.load(path, way_out)
-        try:
-            found = self.agent.load_checkpoint(checkpoint)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}. {way_out or 'Or give another --logdir'}") from error
-        if way_out or "version" not in checkpoint:
-            self.imported = path
-            console.say(console.table("Agent taken over", [("from", str(path)), *found.items()]))
-        return checkpoint
-
-    def _restore(self, checkpoint: dict) -> None:
-        """Sets counters, and random states if the run goes on in its own folder."""
-        try:
-            self.agent.updates = int(checkpoint.get("updates", weights.updates_of(self.agent)))
-            self.step = self.last_eval = max(self.step, int(checkpoint.get("step", 0)))
-            if not self.imported:
-                self.last_eval, self.budget.credit = checkpoint["last_eval"], checkpoint["update_credit"]
-                checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
-                self.saved = (checkpoint["step"], checkpoint["updates"])
-        except (KeyError, TypeError, AttributeError) as error:
-            path = self.imported or self.logdir / "latest.pt"
-            raise ValueError(f"the checkpoint {path} is incomplete ({type(error).__name__}: {error}); "
-                             f"use {checkpoints.previous(path)} in its place, or give another --logdir") from error
+    def _report(self, checkpoint: dict, found: dict[str, str]) -> None:
+        """Says what was taken over from another run or program, and how its settings differ, if it tells."""
+        console.say(console.table("Agent taken over", [("from", str(self.origin)), *found.items()]))
+        differing = settings.changes_of_model(checkpoint.get("config"), self.config)
+        if differing:
+            console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
 
     def close(self) -> None:
         """Ends writers and environments."""
@@ -468,25 +492,6 @@ def eval_seed(seed: int) -> int:
 def _derived_seed(*keys: int) -> int:
     # Environments add their index and want 31 bits.
     return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 2)
-
-
-def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False) -> list[Finished]:
-    """Plays episodes with a policy that is not exploring.
-
-    Each environment plays a fixed share of them: to take whichever end first would favour short episodes.
-    """
-    collector = Collector(envs, seed=seed, training=False)
-    progress = console.Progress("evaluate", episodes, "episodes", nested=True)
-    share = [episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)]
-    results = []
-    with progress:
-        while any(share) and not stop:
-            for episode in collector.step(policy)[1]:
-                if share[episode.env]:
-                    share[episode.env] -= 1
-                    results.append(episode)
-            progress.update(len(results))
-    return results
 
 
 def main(argv: list[str] | None = None) -> int:

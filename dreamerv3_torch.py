@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import checkpoints
+import tools
 from console import first
 
 # The parameters that an optimizer trains, by the last attributes of its name; they lie below the module that owns it.
@@ -46,13 +47,15 @@ class Stored(NamedTuple):
 
 
 def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
-    """Brings `agent_state_dict` and `optims_state_dict` of a checkpoint into this program's names. Nothing is copied.
+    """Brings `agent_state_dict` and `optims_state_dict` of a checkpoint into this program's names.
+
+    What is float32 on the CPU already is not copied.
 
     Raises:
         ValueError: if they do not hold what an agent's checkpoint holds.
     """
     _check_is_state_dict(state_dict)
-    weights = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in state_dict.items()}
+    weights = {name.replace("_orig_mod.", ""): _plain(tensor) for name, tensor in state_dict.items()}
     aliases = _aliases(weights)
     origin = "hDreamer"
     if aliases:
@@ -73,7 +76,7 @@ def _noted_levels(state_dict: dict) -> list[tuple[int, int]] | None:
     """The sizes of the latents that this program leaves in a state dict's metadata."""
     try:
         return [(int(stoch), int(discrete)) for stoch, discrete in state_dict._metadata["_wm.dynamics"]["levels"]] or None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         return None  # from another program, or copied into a plain dict
 
 
@@ -82,10 +85,19 @@ def _check_is_state_dict(state_dict: dict) -> None:
         raise ValueError(f"an agent's weights are a dict of tensors by name; this is of type {type(state_dict).__name__}")
     if "agent_state_dict" in state_dict:
         raise ValueError("this is a whole checkpoint; its weights are the entry 'agent_state_dict'")
-    others = [str(name) for name, tensor in state_dict.items() if not isinstance(name, str) or not torch.is_tensor(tensor)]
-    others += [name for name, tensor in state_dict.items() if torch.is_tensor(tensor) and not tensor.is_floating_point()]
+    others = [str(name) for name, tensor in state_dict.items() if not isinstance(name, str) or not _is_plain(tensor)]
     if others:
         raise ValueError(f"an agent's weights are a dict of tensors of floats by name; this one has other entries: {first(others)}")
+
+
+def _is_plain(value) -> bool:
+    """Whether this is an ordinary tensor of floats."""
+    return (torch.is_tensor(value) and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+            and value.layout == torch.strided and not value.is_meta)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32)
 
 
 def _aliases(names) -> dict[str, str]:
@@ -131,34 +143,40 @@ def moments(optimizer: str, stored: Stored) -> Moments:
     try:
         groups, state = stored.optimizers[optimizer]["param_groups"], stored.optimizers[optimizer]["state"]
         order = [number for group in groups for number in group["params"]]
-        if len(order) != len(names) or not state.keys() <= set(order):
-            raise ValueError(f"the optimizer {optimizer} has moments of {len(order)} parameters, the weights have {len(names)}")
+        if len(set(order)) != len(names) or not state.keys() <= set(order):
+            raise ValueError(f"the optimizer {optimizer} numbers {len(set(order))} parameters and keeps moments of {len(state)}, "
+                             f"the weights have {len(names)}")
         by_name = {name: state[number] for name, number in zip(names, order) if number in state}
         for name, slots in by_name.items():
-            if set(slots) != set(MOMENTS):
-                raise ValueError(f"the optimizer {optimizer} is not Adam: of {name} it keeps {', '.join(map(str, slots))}, not "
-                                 f"{', '.join(MOMENTS)}; load the weights alone")
+            kept = list(map(str, slots)) if isinstance(slots, dict) else [type(slots).__name__]
+            if set(kept) != set(MOMENTS):
+                raise ValueError(f"the optimizer {optimizer} is not Adam: of {name} it keeps {first(kept)}, not {', '.join(MOMENTS)}; "
+                                 "load the weights alone")
             for key in MOMENTS:
                 shape = () if key == "step" else weights[name].shape
-                if not torch.is_tensor(slots[key]) or slots[key].shape != shape:
+                if not _is_plain(slots[key]) or slots[key].shape != shape:
                     raise ValueError(f"the optimizer {optimizer} has a {key} of {name} that does not fit its shape")
-    except (KeyError, TypeError, AttributeError) as error:
+                if key != "exp_avg" and (slots[key] < 0).any():
+                    raise ValueError(f"the optimizer {optimizer} has a negative {key} of {name}, which cannot be")
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"the state of the optimizer {optimizer} is incomplete ({type(error).__name__}: {error})") from error
-    return by_name
+    return {name: {key: _plain(slots[key]) for key in MOMENTS} for name, slots in by_name.items()}
 
 
 def export(checkpoint: dict, compiled: bool = False) -> dict:
     """A flat agent's checkpoint as dreamerv3-torch writes it.
 
     Args:
-        checkpoint: with "agent_state_dict" and "optims_state_dict", as in latest.pt or from `Dreamer.checkpoint`.
+        checkpoint: as in latest.pt or from `Dreamer.checkpoint`; or one of dreamerv3-torch, to change `compiled`.
         compiled: as saved by a run with its setting `compile: True`, which is its default; it reads a file only if this agrees.
     Returns:
         "agent_state_dict" and "optims_state_dict"; tensors on the CPU, shared where the same one has several names.
     Raises:
         ValueError: if the agent has two latent levels.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint["agent_state_dict"].items()}
+    stored, config = read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), checkpoint.get("config", {})
+    weights = {name: tensor.contiguous() for name, tensor in stored.weights.items()
+               if config.get("reward_EMA", True) or not name.endswith(".ema_vals")}  # registered there only if it is used
     if any("._top_summary." in name for name in weights):
         raise ValueError("the agent has two latent levels, which dreamerv3-torch does not know; only flat agents can be exported")
     wrapped = "_orig_mod." if compiled else ""
@@ -171,8 +189,8 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
     def behavior(name: str, prefix: str, world_model: str) -> dict[str, Tensor]:
         """A behavior as it lies there: the range of returns, the world model again, actor, critic, slow critic."""
         own = module(name, prefix)
-        first = {key: tensor for key, tensor in own.items() if key == f"{prefix}ema_vals"}
-        return first | module("_wm.", prefix + world_model) | own
+        range_of_returns = {key: tensor for key, tensor in own.items() if key == f"{prefix}ema_vals"}
+        return range_of_returns | module("_wm.", prefix + world_model) | own
 
     state = module("_wm.", f"_wm.{wrapped}")
     state |= behavior("_task_behavior.", f"_task_behavior.{wrapped}", "_world_model.")
@@ -181,10 +199,10 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
         state |= behavior(explorer, explorer, f"_world_model.{wrapped}")
         state |= module(f"{explorer}actor.", "_expl_behavior.actor.")
         state |= module("_expl_behavior._networks.", "_expl_behavior._networks.")
-    elif checkpoint.get("config", {}).get("expl_behavior") != "random":
+    elif config.get("expl_behavior") != "random":
         state |= behavior("_task_behavior.", f"_expl_behavior.{wrapped}", "_world_model.")
     optimizers = {}
-    for name, optimizer in checkpoint["optims_state_dict"].items():
+    for name, optimizer in stored.optimizers.items():
         wraps = compiled and name.startswith(("_wm.", "_task_behavior."))
         optimizers[name.replace(".", ".forward.", 1) if wraps else name] = _adam(optimizer)
     return {"agent_state_dict": state, "optims_state_dict": optimizers}
@@ -201,15 +219,17 @@ def _adam(optimizer: dict) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Writes a flat run's checkpoint as dreamerv3-torch does; returns the exit code."""
     parser = argparse.ArgumentParser(description="Writes a flat agent's checkpoint as dreamerv3-torch does.")
-    parser.add_argument("checkpoint", type=pathlib.Path, help="a flat run's latest.pt")
+    parser.add_argument("checkpoint", help="a flat run's latest.pt, or its folder")
     parser.add_argument("output", type=pathlib.Path, help="the file to write, for example latest.pt in a folder for dreamerv3-torch")
     parser.add_argument("--compiled", action="store_true", help="for a run with its setting compile: True, its default")
     arguments = parser.parse_args(argv)
     try:
         if arguments.output.exists():
             raise ValueError(f"{arguments.output} exists; give another name")
-        exported = export(checkpoints.load(arguments.checkpoint), arguments.compiled)
-        torch.save(exported, arguments.output)
+        checkpoint = checkpoints.load(checkpoints.locate(arguments.checkpoint), "Give another file")
+        exported = export(checkpoint, arguments.compiled)
+        with tools.replacing(arguments.output.expanduser()) as file:
+            torch.save(exported, file)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -142,16 +142,19 @@ class Plan2Explore(nn.Module):
     def reward(self, world_model: WorldModel, feat: Tensor, action: Tensor) -> Tensor:
         """The explorer's reward: how much predictions differ between networks (their standard deviation), at every imagined state.
 
+        If they depend on the action too, the reward of a state is the disagreement about what the action led to: about itself,
+        then, from the state before.
+
         Args:
             feat: (H, N, F).
             action: what is done in all of them but the last, (H - 1, N, A).
         Returns:
-            (H, N, 1).
+            (H, N, 1); the first one, which no return counts, is that of the second with `disag_action_cond`.
         """
         config, inputs = self._config, feat
         if config.disag_action_cond:
-            last = self.actor(feat[-1:].detach()).sample()
-            inputs = torch.cat([feat, torch.cat([action, last])], -1)
+            inputs = torch.cat([feat[:-1], action], -1)
+            inputs = torch.cat([inputs[:1], inputs])
         predictions = torch.stack([network(inputs).mode for network in self._networks])  # (M, H, N, n)
         disagreement = predictions.std(0).mean(-1, keepdim=True)
         reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)

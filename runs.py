@@ -66,7 +66,8 @@ def stored_config(logdir: pathlib.Path) -> dict:
         return {}
     if (logdir / "config.yaml").exists():
         return settings.read_yaml(logdir / "config.yaml")
-    return checkpoints.load(weights).get("config", {}) if weights.exists() else {}
+    stored = checkpoints.load(weights).get("config") if weights.exists() else None
+    return stored if isinstance(stored, dict) else {}
 
 
 def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:

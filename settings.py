@@ -76,6 +76,7 @@ AT_LEAST = {
     "imag_horizon": 2,
     "disag_models": 2,
     "disag_units": 1,
+    "disag_layers": 1,
     "disag_offset": 1,
 }
 ABOVE_ZERO = ("train_ratio", "model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps", "grad_clip",
@@ -412,13 +413,20 @@ def changes_from_defaults(config: Config) -> list[tuple[str, str, str]]:
     return changes({**suite, **sections["defaults"]}, plain(config))
 
 
+def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:
+    """How settings that say what weights mean differ from those stored with them, see `changes`; sizes of latents may."""
+    latent = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
+    return [change for change in changes(stored if isinstance(stored, dict) else {}, plain(config))
+            if FIXED.fullmatch(change[0]) and not latent.fullmatch(change[0]) and "-" not in change[1:]]
+
+
 def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[tuple[str, str, str]]:
     """What a continued run changes, see `changes`.
 
     Raises:
         ValueError: if a fixed setting is among it.
     """
-    found = [change for change in changes(stored, plain(config)) if change[0] != "logdir" and "-" not in change[1:]]
+    found = [change for change in changes(stored, plain(config)) if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]]
     fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]
     if fixed:
         raise ValueError(f"{folder} holds a run with other settings that its weights or episodes depend on: {'; '.join(fixed)}. "

@@ -126,13 +126,18 @@ def replacing(path: pathlib.Path):
 
 def link(path: pathlib.Path, other: pathlib.Path) -> None:
     """Gives a file that is not written to again a second name, which it takes over at once; a copy where there are no links."""
+    if other.exists() and other.samefile(path):
+        return
     partial = other.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     try:
-        os.link(path, partial)
-    except OSError:
-        shutil.copyfile(path, partial)
-    os.replace(partial, other)
+        try:
+            os.link(path.resolve(), partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+        os.replace(partial, other)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Speed:

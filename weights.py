@@ -97,17 +97,19 @@ def latent_sizes(stored: dreamerv3_torch.Stored, config) -> list[tuple[int, int]
     """
     weights, prefix = stored.weights, "_wm.dynamics."
     needed = [f"{prefix}_img_in_layers.0.weight", f"{prefix}_obs_stat_layer.weight", "_task_behavior.actor.mean_layer.weight"]
-    if f"{prefix}_top_summary.0.weight" in weights:
+    two_levels = f"{prefix}_top_summary.0.weight" in weights
+    if two_levels:
         needed = [f"{prefix}_top_summary.0.weight", f"{prefix}_top_to_prior.weight"]
-    missing = [name for name in needed if name not in weights or weights[name].ndim != 2]
+    missing = [name for name in needed if name not in weights or weights[name].ndim != 2 or not weights[name].numel()]
     if missing:
         raise ValueError(f"this holds no agent of hDreamer or dreamerv3-torch: {first(missing)} is missing. It has "
                          f"{first(list(weights)) or 'no tensors'}")
     if stored.levels:
         return stored.levels
-    if len(needed) == 2:
+    if two_levels:
         (top, top_entries), (bottom_entries, _) = weights[needed[0]].shape, weights[needed[1]].shape
-        return [(top, top_entries // top), (bottom_entries // config.dyn_discrete_bottom, config.dyn_discrete_bottom)]
+        classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.bottom.weight") or config.dyn_discrete_bottom
+        return [(top, top_entries // top), (bottom_entries // classes, classes)]
     inputs, statistics, actions = (weights[needed[0]].shape[1], weights[needed[1]].shape[0], weights[needed[2]].shape[0])
     entries = inputs - actions
     if statistics == 2 * entries:
@@ -115,7 +117,7 @@ def latent_sizes(stored: dreamerv3_torch.Stored, config) -> list[tuple[int, int]
     if statistics != entries or entries < 1:
         raise ValueError(f"this is damaged: its recurrence reads {inputs} numbers, which are not {statistics} latent entries and "
                          f"{actions} of an action")
-    classes = _classes_from_moments(stored, entries)
+    classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.weight")
     if classes is None:
         classes = _classes_from_settings(config, entries)
     return [(entries // classes, classes) if entries % classes == 0 else (entries, 1)]
@@ -132,8 +134,8 @@ def _classes_from_settings(config, entries: int) -> int:
     return config.dyn_discrete_top
 
 
-def _classes_from_moments(stored: dreamerv3_torch.Stored, entries: int) -> int | None:
-    """The class count K of the latent, from the first moment of the posterior's weights; None if that does not tell.
+def _classes_from_moments(stored: dreamerv3_torch.Stored, name: str) -> int | None:
+    """The class count K of a latent, from the first moment of its posterior's weights; None if that does not tell.
 
     A softmax does not change if all its logits grow alike, so the gradients of the K logits of a latent add up to zero, and so do
     their running means.
@@ -142,10 +144,10 @@ def _classes_from_moments(stored: dreamerv3_torch.Stored, entries: int) -> int |
         moments = dreamerv3_torch.moments("_wm._model_opt._opt", stored) if stored.optimizers else {}
     except ValueError:  # refused later
         return None
-    slots = moments.get("_wm.dynamics._obs_stat_layer.weight")
-    if slots is None:
+    if name not in moments:
         return None
-    moment = slots["exp_avg"].double()
+    moment = moments[name]["exp_avg"].double()
+    entries = len(moment)
     for classes in range(2, entries + 1):
         if entries % classes == 0:
             rest = moment.unflatten(0, (-1, classes)).sum(1).abs().sum()

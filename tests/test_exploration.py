@@ -70,11 +70,11 @@ def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, e
         feat, action = torch.randn(4, 5, wm.dynamics.feat_size), torch.eye(3)[torch.randint(3, (3, 5))]
         actual = explorer.reward(wm, feat, action)
         assert actual.shape == (4, 5, 1)
-        inputs = torch.cat([feat[:-1], action], -1) if action_cond else feat[:-1]
+        inputs = torch.cat([feat[:-1], action], -1) if action_cond else feat[1:]
         outputs = np.stack([network.mean_layer(network.hidden(inputs)).double().numpy() for network in explorer._networks])
         spread = np.sqrt(((outputs - outputs.mean(0)) ** 2).sum(0) / 2).mean(-1, keepdims=True)
-        expected = 2.0 * (np.log(spread) if log else spread) + extr * wm.heads["reward"](feat[:-1]).mode.double().numpy()
-    np.testing.assert_allclose(actual[:-1], expected, rtol=1e-4, atol=1e-5)
+        expected = 2.0 * (np.log(spread) if log else spread) + extr * wm.heads["reward"](feat[1:]).mode.double().numpy()
+    np.testing.assert_allclose(actual[1:], expected, rtol=1e-4, atol=1e-5)
 
 
 @both_levels
@@ -130,6 +130,16 @@ def test_random_exploration_is_uniform(act_space):
     assert len(agent.act({"vector": np.zeros((7, 4), np.float32), "is_first": np.ones(7, bool)}, training=True)[0]) == 7
 
 
+def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory_again(tmp_path):
+    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "expl_behavior": "plan2explore", "expl_until": 90, "eval_every": 0,
+                 "logdir": str(tmp_path), "steps": 60}
+    dreamer.Training(tools.load_config(["defaults", "debug"], overrides)).run()
+    for steps, exploring in ((80, True), (120, True), (121, False)):
+        training = dreamer.Training(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
+        assert training.agent.exploring == exploring
+        training.run()
+
+
 def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
     seen = []
     act = Dreamer.act
@@ -150,7 +160,7 @@ def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings, words", [
     ({"expl_behavior": "curious"}, "greedy, random, plan2explore"), ({"disag_target": "top"}, "embed, stoch, deter, feat"),
-    ({"disag_offset": 12}, "smaller than batch_length, 12"), ({"disag_models": 1}, "at least 2"), ({"disag_offset": 0}, "at least 1"),
+    ({"disag_layers": 0}, "at least 1"), ({"disag_offset": 12}, "smaller than batch_length, 12"), ({"disag_models": 1}, "at least 2"), ({"disag_offset": 0}, "at least 1"),
 ])
 def test_wrong_settings_name_what_is_allowed(settings, words):
     with pytest.raises(ValueError, match=words):

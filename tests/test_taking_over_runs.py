@@ -1,10 +1,13 @@
 """Runs that begin with another program's or another run's checkpoint, the way back, full size, and what is refused."""
 
 import copy
+import functools
 import json
 import os
 import pathlib
 import pickle
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from gymnasium import spaces
 import checkpoints
 import dreamer
 import dreamerv3_torch
+import runs
 import tools
 from dreamer import Dreamer
 from old_files import DATA, NAMES, batch, checkpoint, levels, make_agent, same, stored_settings
@@ -116,12 +120,15 @@ def test_a_new_run_begins_with_a_checkpoint_from_elsewhere(old_run, tmp_path, ki
 
     result = run(old_run, *flags, steps=420, **KINDS[kind])
     assert "Continuing at frame 400" in result.stdout and "from_checkpoint is not read" in result.stderr
+    if kind == "flat":
+        assert "from_checkpoint" not in run(old_run, "--logdir", str(new), steps=420).stdout
 
 
 def test_a_flat_run_of_this_program_goes_on_with_two_levels(old_run, tmp_path):
     flat, split = tmp_path / "flat", tmp_path / "split"
     run(old_run, "--from_checkpoint", str(old_run), "--logdir", str(flat), steps=400)
-    output = run(old_run, "--from_checkpoint", str(flat), "--logdir", str(split), steps=440, **KINDS["split"]).stdout
+    output = run(old_run, "--from_checkpoint", str(flat), "--logdir", str(split), steps=440, **KINDS["split"], act="ReLU").stdout
+    assert re.search(r"differ from those it was trained with\n +act +SiLU -> ReLU\nContinuing", output)
     assert "hDreamer; latent of 6 categoricals of 4 classes" in found(output)
     updates = checkpoints.load(flat / "latest.pt")["updates"]
     assert f"Continuing at frame 400 after {updates} updates" in output
@@ -148,6 +155,36 @@ def test_a_trained_agent_fills_the_memory_with_its_own_policy(old_run, tmp_path,
     assert training.step == 90 and len(acted) == 90 - 81
 
 
+def test_a_stop_before_the_first_own_checkpoint_leaves_every_choice_open(old_run, monkeypatch):
+    monkeypatch.syspath_prepend(str(old_run.parent))
+    overrides = {**stored_settings("atari"), "task": "gym_game:Game-v0", "device": "cpu", "eval_every": 0, "logdir": str(old_run)}
+    with monkeypatch.context() as patched:
+        patched.setattr(dreamer.Training, "save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dreamer.Training(tools.load_config([], overrides))
+    dreamer.Training(tools.load_config([], {**overrides, **KINDS["split"]})).close()
+    assert (old_run / "latest.dreamerv3-torch.pt").read_bytes() == (DATA / "atari" / "latest.pt").read_bytes()
+
+
+def test_episodes_are_linked_through_symlinks_and_onto_themselves(old_run, tmp_path):
+    stored = tmp_path / "stored"
+    (old_run / "train_eps").rename(stored)
+    (old_run / "train_eps").mkdir()
+    for path in stored.iterdir():
+        (old_run / "train_eps" / path.name).symlink_to(pathlib.Path("..", "..", "stored", path.name))
+    for _ in range(2):
+        runs.take_over_episodes(old_run / "train_eps", tmp_path / "new")
+        runs.take_over_episodes(tmp_path / "new", tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in stored.iterdir())
+    assert all(path.read_bytes() == (stored / path.name).read_bytes() for path in (tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("path", ["", "nowhere.pt", "train_eps"])
+def test_a_checkpoint_that_is_not_there_is_named(old_run, path):
+    error = run(old_run, "--from_checkpoint", path, "--logdir", "new", code=2).stderr
+    assert f"there is no checkpoint '{path or '.'}" in error and not (old_run.parent / "new").exists()
+
+
 @pytest.mark.parametrize("kind, overrides, words", [
     ("latent", levels(3, 5, 3, 4), ["6 categoricals of 4 classes", "dyn_stoch_top 3, dyn_discrete_top 4"]),
     ("sizes", {"dyn_deter": 32}, ["_wm.dynamics.W has shape (1, 24), not (1, 32)"]),
@@ -167,7 +204,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_changes(old_run, t
     lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
     assert len(lines) == 1 and all(word in lines[0] for word in words), result.stderr
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert after == before
+    assert after == before and not (tmp_path / "new").exists()
 
 
 class Payload:
@@ -191,8 +228,8 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         checkpoints.load(file)
     assert not (tmp_path / "attacked").exists()
-    torch.load(file.with_name("own.pt") if torch.save(Payload(tmp_path / "own"), tmp_path / "own.pt") else tmp_path / "own.pt",
-               weights_only=False)
+    torch.save(Payload(tmp_path / "own"), tmp_path / "own.pt")
+    torch.load(tmp_path / "own.pt", weights_only=False)
     assert (tmp_path / "own").exists()  # it would have run
 
 
@@ -237,11 +274,29 @@ def _no_actor_optimizer(weights, optimizers):
     del optimizers["_task_behavior._actor_opt._opt"]
 
 
+def _too_large_for_float32(weights, optimizers):
+    weights["_wm.dynamics.W"] = torch.full((1, 24), 1e300, dtype=torch.float64)
+
+
+def _endless_step(weights, optimizers):
+    optimizers["_task_behavior._value_opt._opt"]["state"][3]["step"] = torch.tensor(1e300, dtype=torch.float64)
+
+
+def _negative_step(weights, optimizers):
+    optimizers["_wm._model_opt._opt"]["state"][3]["step"] = torch.tensor(-5.0)
+
+
+def _negative_square(weights, optimizers):
+    optimizers["_wm._model_opt._opt"]["state"][3]["exp_avg_sq"][0] = -1e-9
+
+
 @pytest.mark.parametrize("edit, words", [
     (_nan, ["GRU_linear.weight", "not finite"]), (_infinite_moment, ["exp_avg_sq of _task_behavior.actor", "not finite"]),
     (_extra, ["_wm.heads.colour.weight is unknown"]),
     (_other_optimizer, ["_wm._model_opt._opt is not Adam", "load the weights alone"]), (_fewer_moments, ["57 parameters", "58"]),
-    (_no_actor_optimizer, ["_task_behavior._actor_opt._opt"]),
+    (_no_actor_optimizer, ["_task_behavior._actor_opt._opt"]), (_too_large_for_float32, ["_wm.dynamics.W", "not finite"]),
+    (_endless_step, ["step of _task_behavior.value", "not finite"]), (_negative_step, ["negative step"]),
+    (_negative_square, ["negative exp_avg_sq"]),
 ], ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_checkpoint_is_refused_and_leaves_the_agent_as_it_was(edit, words, kind):
@@ -255,6 +310,70 @@ def assert_refused(agent: Dreamer, stored: dict, words: list[str]) -> None:
         agent.load_checkpoint(stored)
     assert all(word in str(error.value) for word in words), error.value
     assert same(before, (dict(agent.state_dict()), agent.checkpoint()["optims_state_dict"]))
+
+
+JUNK = [None, 3, "x", [], {}, torch.tensor(3), torch.tensor(-5.0), torch.tensor(torch.nan), torch.zeros(0), torch.zeros(5, 5).bool(),
+        torch.zeros(3, 3, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, device="meta"),
+        torch.zeros(4, dtype=torch.float8_e5m2)]
+
+
+def entries(tree, path: tuple = ()):
+    """The paths of all entries of nested dicts."""
+    for key, value in tree.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from entries(value, (*path, key))
+
+
+@pytest.mark.parametrize("kind", ["flat", "widened"])
+def test_whatever_is_wrong_with_a_checkpoint_there_is_one_line_and_nothing_has_changed(kind):
+    agent, rng, refused = make_agent("proprio", **KINDS[kind]), random.Random(0), 0
+    agent.update(batch("proprio"))
+    paths = list(entries(checkpoint("proprio")))
+    for _ in range(100):
+        stored = checkpoint("proprio")
+        *folders, key = rng.choice(paths)
+        place = functools.reduce(lambda tree, name: tree[name], folders, stored)
+        change = rng.choice(["delete", "replace", "cut", "add"])
+        if change == "delete":
+            del place[key]
+        elif change == "add":
+            place[rng.choice(["more", 7, "_wm._orig_mod.x", "_expl_behavior._networks.9.a"])] = rng.choice(JUNK)
+        else:
+            cut = change == "cut" and torch.is_tensor(place[key]) and place[key].numel()
+            place[key] = place[key].flatten()[:-1] if cut else rng.choice(JUNK)
+        before = copy.deepcopy((dict(agent.state_dict()), agent.checkpoint()["optims_state_dict"]))
+        try:
+            agent.load_checkpoint(stored)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert same(before, (dict(agent.state_dict()), agent.checkpoint()["optims_state_dict"]))
+    assert 50 < refused < 100
+
+
+@pytest.mark.parametrize("stored", [None, [], {}, {"agent_state_dict": {}, "optims_state_dict": None}], ids=str)
+def test_what_is_no_checkpoint_is_refused(stored):
+    with pytest.raises(ValueError, match="agent_state_dict and optims_state_dict are dicts"):
+        make_agent("atari").load_checkpoint(stored)
+
+
+def test_sizes_in_the_metadata_that_are_nonsense_are_not_believed():
+    for levels_noted in ([[float("inf"), 4]], "x", [[1]], torch.zeros(2), None):
+        stored = checkpoint("atari")["agent_state_dict"]
+        stored._metadata["_wm.dynamics"]["levels"] = levels_noted
+        make_agent("atari").load_state_dict(stored)
+
+
+def test_tensors_that_carry_gradients_are_taken_as_numbers():
+    stored, agent = checkpoint("proprio"), make_agent("proprio")
+    for slots in stored["optims_state_dict"]["_wm._model_opt._opt"]["state"].values():
+        slots["exp_avg"].requires_grad_()
+    for tensor in stored["agent_state_dict"].values():
+        tensor.requires_grad_()
+    agent.load_checkpoint(stored)
+    agent.update(batch("proprio"))
+    copy.deepcopy(agent.checkpoint())
 
 
 def test_missing_tensors_are_named():
@@ -291,6 +410,7 @@ def test_two_levels_load_into_the_same_two_alone():
     assert_refused(make_agent("atari", **levels(2, 4, 4, 4)), stored, words)
     plain = {**stored, "agent_state_dict": dict(stored["agent_state_dict"])}  # without the sizes that this program notes
     assert_refused(make_agent("atari", **levels(2, 4, 4, 4)), plain, words)
+    assert_refused(make_agent("atari", **levels(3, 4, 4, 3)), plain, words)  # the same shapes; Adam's moments tell
 
 
 def test_gaussian_and_categorical_latents_do_not_fit_each_other():
@@ -328,6 +448,22 @@ def test_a_plan2explore_file_loads_into_an_agent_that_does_not_explore_so_and_no
 # The way back
 
 
+def test_an_export_can_be_turned_into_that_of_a_compiled_run_and_back():
+    plain, compiled = checkpoint("atari"), checkpoint("atari_compiled")
+    for stored, other, as_compiled in ((plain, compiled, True), (compiled, plain, False)):
+        written = dreamerv3_torch.export(stored, compiled=as_compiled)
+        assert [list(written[part]) for part in written] == [list(other[part]) for part in other]
+        assert [tensor.tolist() for tensor in written["agent_state_dict"].values()] == [
+            tensor.tolist() for tensor in stored["agent_state_dict"].values()]
+
+
+@pytest.mark.parametrize("overrides, missing", [({"reward_EMA": False}, "ema_vals"), ({"expl_behavior": "random"}, "_expl_behavior")])
+def test_what_the_old_program_would_not_store_is_left_out(overrides, missing):
+    exported = dreamerv3_torch.export(make_agent("atari", **overrides).checkpoint())
+    assert not any(missing in name for name in exported["agent_state_dict"])
+    make_agent("atari", **overrides).load_checkpoint(exported)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_read_and_written_again_is_the_same(name, tmp_path):
     agent, stored = make_agent(name), checkpoint(name)
@@ -339,10 +475,10 @@ def test_a_file_that_is_read_and_written_again_is_the_same(name, tmp_path):
         assert list(written[part]) == list(stored[part])  # in the same order
         assert same(dict(written[part]), dict(stored[part]))
     for state in (written, stored):
-        for name, optimizer in state["optims_state_dict"].items():
+        for optimizer in state["optims_state_dict"].values():
             assert [list(slots) for slots in optimizer["state"].values()] == [["step", "exp_avg", "exp_avg_sq"]] * len(optimizer["state"])
-    size = (DATA / name / "latest.pt").stat().st_size if (DATA / name).exists() else None
-    assert size is None or abs((tmp_path / "exported.pt").stat().st_size / size - 1) < 0.1  # tensors with several names stored once
+    sizes = [path.stat().st_size for path in (DATA / name / "latest.pt", tmp_path / "exported.pt")]
+    assert abs(sizes[1] / sizes[0] - 1) < 0.1  # a tensor with several names is stored once
 
 
 def test_the_export_command_writes_a_file_that_loads_and_refuses_two_levels(tmp_path, capsys):
