@@ -57,11 +57,9 @@ def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
     _check_is_state_dict(state_dict)
     weights = {name.replace("_orig_mod.", ""): _plain(tensor) for name, tensor in state_dict.items()}
     aliases = _aliases(weights)
-    origin = "hDreamer"
+    origin, ignored = "hDreamer", []
     if aliases:
-        origin = "dreamerv3-torch" + (", saved from compiled modules" if len(set(state_dict) - set(weights)) else "")
-    ignored = []
-    if aliases:
+        origin = "dreamerv3-torch" + (", saved from compiled modules" if set(state_dict) - set(weights) else "")
         other = sum(not torch.equal(weights[name], weights[original]) for name, original in aliases.items())
         ignored.append(f"{len(aliases)} tensors that are stored again under another name"
                        + (f", of which {other} differ from the first" if other else ""))
@@ -75,9 +73,10 @@ def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
 def _noted_levels(state_dict: dict) -> list[tuple[int, int]] | None:
     """The sizes of the latents that this program leaves in a state dict's metadata."""
     try:
-        return [(int(stoch), int(discrete)) for stoch, discrete in state_dict._metadata["_wm.dynamics"]["levels"]] or None
+        levels = [(int(stoch), int(discrete)) for stoch, discrete in state_dict._metadata["_wm.dynamics"]["levels"]]
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         return None  # from another program, or copied into a plain dict
+    return levels if levels and all(stoch > 0 and discrete >= 0 for stoch, discrete in levels) else None
 
 
 def _check_is_state_dict(state_dict: dict) -> None:
@@ -172,19 +171,20 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
     Returns:
         "agent_state_dict" and "optims_state_dict"; tensors on the CPU, shared where the same one has several names.
     Raises:
-        ValueError: if the agent has two latent levels.
+        ValueError: if the agent has two latent levels, or something is missing.
     """
-    stored, config = read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), checkpoint.get("config", {})
+    stored, config = read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), checkpoint.get("config") or {}
+    for optimizer in stored.optimizers:
+        moments(optimizer, stored)  # refuses what is incomplete
     weights = {name: tensor.contiguous() for name, tensor in stored.weights.items()
                if config.get("reward_EMA", True) or not name.endswith(".ema_vals")}  # registered there only if it is used
     if any("._top_summary." in name for name in weights):
         raise ValueError("the agent has two latent levels, which dreamerv3-torch does not know; only flat agents can be exported")
     wrapped = "_orig_mod." if compiled else ""
 
-    def module(name: str, prefix: str, skip: str = "") -> dict[str, Tensor]:
+    def module(name: str, prefix: str) -> dict[str, Tensor]:
         """A module's tensors under another name."""
-        return {prefix + key[len(name):]: tensor for key, tensor in weights.items()
-                if key.startswith(name) and not (skip and key.startswith(skip))}
+        return {prefix + key[len(name):]: tensor for key, tensor in weights.items() if key.startswith(name)}
 
     def behavior(name: str, prefix: str, world_model: str) -> dict[str, Tensor]:
         """A behavior as it lies there: the range of returns, the world model again, actor, critic, slow critic."""

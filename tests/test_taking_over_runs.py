@@ -359,7 +359,7 @@ def test_what_is_no_checkpoint_is_refused(stored):
 
 
 def test_sizes_in_the_metadata_that_are_nonsense_are_not_believed():
-    for levels_noted in ([[float("inf"), 4]], "x", [[1]], torch.zeros(2), None):
+    for levels_noted in ([[float("inf"), 4]], [[-1, 4]], [], "x", [[1]], torch.zeros(2), None):
         stored = checkpoint("atari")["agent_state_dict"]
         stored._metadata["_wm.dynamics"]["levels"] = levels_noted
         make_agent("atari").load_state_dict(stored)
