@@ -1,6 +1,7 @@
 """Real files that dreamerv3-torch wrote, the agents that fit them, and what that program answered."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -48,6 +49,20 @@ def levels(top: int, top_classes: int, bottom: int, bottom_classes: int) -> dict
     """Settings of two levels."""
     return {"hierarchical_mode": True, "dyn_stoch_top": top, "dyn_discrete_top": top_classes, "dyn_stoch_bottom": bottom,
             "dyn_discrete_bottom": bottom_classes}
+
+
+# Settings of agents that the atari, dmc, proprio, crafter and Plan2Explore files fit.
+KINDS = {"flat": {}, "split": levels(3, 4, 3, 4), "widened": levels(6, 4, 4, 5)}
+
+
+class Payload:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._path),)
 
 
 def batch(name: str) -> dict:
