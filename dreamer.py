@@ -406,7 +406,7 @@ class Training:
             "updates": self.agent.updates,
             "update_credit": self.budget.credit,
             "random_state": checkpoints.random_state(self.replay.rng),
-            "config": settings.plain(self.config),
+            "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
         })
         self.should_save.restart()
 
@@ -455,7 +455,7 @@ class Training:
         stored_steps = self.replay.load(directory)
         self.step = max(self.step, count_stored_steps(directory) * self.config.action_repeat)  # frames
         if self.origin or not checkpoint:
-            self.last_eval = self.step
+            self.last_eval = self.step  # evaluations of another run do not count
         if self.step or checkpoint:
             console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
                         "memory.")

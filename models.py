@@ -64,10 +64,6 @@ class Optimizer:
     def state_dict(self) -> dict:
         return self._opt.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
-        """Takes up what `state_dict` gave, see `load_moments`."""
-        self.load_moments([state["state"].get(number) for number in range(len(self._params))])
-
     def load_moments(self, moments: list[dict[str, Tensor] | None]) -> None:
         """Takes up copies of step count and moments of every parameter, None for those that have none yet.
 
@@ -77,8 +73,8 @@ class Optimizer:
         for number, (parameter, slots) in enumerate(zip(self._params, moments, strict=True)):
             if slots is not None:
                 # The fused step walks through parameter and moments in the order of memory, which must be the same.
-                state[number] = {key: slots[key].clone() if key == "step" else torch.empty_like(parameter).copy_(slots[key])
-                                 for key in ("step", "exp_avg", "exp_avg_sq")}
+                state[number] = {key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value)
+                                 for key, value in slots.items()}
         self._opt.load_state_dict({"state": state, "param_groups": self._opt.state_dict()["param_groups"]})
 
 

@@ -125,7 +125,7 @@ def replacing(path: pathlib.Path):
 
 
 def link(path: pathlib.Path, other: pathlib.Path) -> None:
-    """Gives a file that is not written to again a second name, which it takes over at once; a copy where there are no links."""
+    """Gives a file that is not written to again a second name, at once or not at all; a copy where there are no links."""
     if other.exists() and other.samefile(path):
         return
     partial = other.with_suffix(".partial")

@@ -197,3 +197,9 @@ def test_logger_writes_means_lines_and_videos(tmp_path):
     from PIL import Image
     with Image.open(path) as gif:
         assert gif.n_frames == 5 and gif.size == (8, 12)
+
+
+def test_offline_folders_of_older_configs_are_accepted_while_they_are_empty():
+    assert tools.load_config([], {"offline_traindir": "", "offline_evaldir": None}) == tools.load_config()
+    with pytest.raises(ValueError, match="unknown setting 'offline_traindir'"):
+        tools.load_config([], {"offline_traindir": "episodes"})

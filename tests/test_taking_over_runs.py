@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_changes(old_run, t
     lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
     assert len(lines) == 1 and all(word in lines[0] for word in words), result.stderr
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert after == before and not (tmp_path / "new").exists()
+    assert after == before and not (tmp_path / "new").exists() and not (tmp_path / "attacked").exists()
 
 
 # The way back
