@@ -5,6 +5,7 @@ one number per event. All arithmetic is float32, whatever the precision of the i
 """
 
 import copy
+import functools
 import math
 
 import torch
@@ -56,20 +57,27 @@ class OneHot:
     """
 
     def __init__(self, logits: Tensor, unimix_ratio: float = 0.0, event_dims: int = 1):
+        self._logits = logits.float()
+        self._unimix_ratio = unimix_ratio
+        self.probs = torch.softmax(self._logits, -1)
         if unimix_ratio > 0.0:
-            probs = torch.softmax(logits.float(), -1)
-            self.probs = (1.0 - unimix_ratio) * probs + unimix_ratio / logits.shape[-1]
-            self.log_probs = torch.log(self.probs)
-        else:
-            self.log_probs = torch.log_softmax(logits.float(), -1)
-            self.probs = self.log_probs.exp()
+            self.probs = (1.0 - unimix_ratio) * self.probs + unimix_ratio / logits.shape[-1]
         self.event_dims = event_dims
+
+    @functools.cached_property
+    def log_probs(self) -> Tensor:
+        """Formed when first asked for, since drawing samples needs none."""
+        return torch.log(self.probs) if self._unimix_ratio > 0.0 else torch.log_softmax(self._logits, -1)
 
     def detach(self) -> "OneHot":
         """The same distribution as a constant."""
         constant = copy.copy(self)
         constant.probs, constant.log_probs = self.probs.detach(), self.log_probs.detach()
         return constant
+
+    def _straight_through(self, onehot: Tensor, source: Tensor) -> Tensor:
+        """Exactly `onehot`, with the gradient of `source`."""
+        return onehot + (source - source.detach()) if source.requires_grad and torch.is_grad_enabled() else onehot
 
     def _most_likely(self) -> Tensor:
         return _one_hot(self.probs.argmax(-1, keepdim=True), self.probs.shape[-1])
@@ -81,17 +89,17 @@ class OneHot:
     @property
     def mode(self) -> Tensor:
         """The most likely classes, with the gradient of the log-probabilities (as in dreamerv3-torch)."""
-        return self._most_likely() + self.log_probs - self.log_probs.detach()
+        return self._straight_through(self._most_likely(), self.log_probs)
 
     def sample(self, uniform: Tensor | None = None) -> Tensor:
         """One-hot samples with the gradient of the probabilities; `uniform` (...) replaces the random numbers."""
         if uniform is None:
             uniform = torch.rand(self.probs.shape[:-1], device=self.probs.device)
-        return sample_onehot(self.probs, uniform) + self.probs - self.probs.detach()
+        return self._straight_through(sample_onehot(self.probs, uniform), self.probs)
 
     def greedy_sample(self) -> Tensor:
         """As `sample`, with the same gradient, but always the most likely classes: for comparisons without randomness."""
-        return self._most_likely() + self.probs - self.probs.detach()
+        return self._straight_through(self._most_likely(), self.probs)
 
     def log_prob(self, x: Tensor) -> Tensor:
         assert x.shape == self.log_probs.shape, (x.shape, self.log_probs.shape)
@@ -231,14 +239,22 @@ class SymlogDisc:
 
     def __init__(self, logits: Tensor):
         assert logits.shape[-1] == self.BINS, logits.shape
-        self.log_probs = torch.log_softmax(logits.float(), -1)
+        self._logits = logits.float()
+
+    @functools.cached_property
+    def log_probs(self) -> Tensor:
+        """(..., 255), formed when first asked for, since predictions need none."""
+        return torch.log_softmax(self._logits, -1)
 
     def _bins(self) -> Tensor:
-        return torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self.log_probs.device)
+        return torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self._logits.device)
 
     @property
     def mean(self) -> Tensor:
-        return symexp((self.log_probs.exp() * self._bins()).sum(-1, keepdim=True))
+        # Bins are symmetric about zero: the sum over differences of opposite ones rounds less, and is exactly 0 where they agree.
+        probs, half = torch.softmax(self._logits, -1), self.BINS // 2
+        difference = probs[..., half + 1:] - probs[..., :half].flip(-1)
+        return symexp(difference @ self._bins()[half + 1:].unsqueeze(-1))
 
     @property
     def mode(self) -> Tensor:

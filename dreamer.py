@@ -75,7 +75,7 @@ class Dreamer(nn.Module):
             if isinstance(module, (ConvEncoder, ConvDecoder)):
                 module.compile()
             elif isinstance(module, MLP):
-                module.layers.compile()
+                module.hidden = torch.compile(module.hidden)
 
     @torch.no_grad()
     def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import distributions as dists
+import lookup
 from heads import MLP
 from networks import NORM_EPS, LayerNorm, activation, init_hidden, init_output
 
@@ -107,8 +108,9 @@ class ConvDecoder(nn.Module):
         init_output(self.layers[-1], outscale)
         self.layers.to(memory_format=torch.channels_last)
 
-    def forward(self, feat: Tensor) -> Tensor:
-        x = self._linear_layer(feat).unflatten(-1, self._start).flatten(0, -4)  # (N, h, w, c)
+    def forward(self, feat: Tensor, ones: lookup.Ones | None = None) -> Tensor:
+        x = lookup.linear(feat, self._linear_layer.weight, ones) + self._linear_layer.bias
+        x = x.unflatten(-1, self._start).flatten(0, -4)  # (N, h, w, c)
         x = self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = x.unflatten(0, feat.shape[:-1])
         return torch.sigmoid(x) if self._sigmoid else x + 0.5
@@ -152,7 +154,10 @@ class MultiEncoder(nn.Module):
 
 
 class MultiDecoder(nn.Module):
-    """Predicts images and vectors from features: (..., F) -> {key: distribution}. Arguments as in `MultiEncoder`."""
+    """Predicts images and vectors from features: (..., F) -> {key: distribution}. Arguments as in `MultiEncoder`.
+
+    `ones` says where features have the ones of their latents, see `RSSM.ones`.
+    """
 
     def __init__(self, feat_size: int, shapes: dict[str, tuple[int, ...]], *, mlp_keys: str, cnn_keys: str, act: str, norm: bool,
                  cnn_depth: int, kernel_size: int, minres: int, mlp_layers: int, mlp_units: int, cnn_sigmoid: bool, image_dist: str,
@@ -183,15 +188,15 @@ class MultiDecoder(nn.Module):
         """Keys of the images that are predicted."""
         return [key for channels in self._images.values() for key in channels]
 
-    def forward(self, feat: Tensor) -> dict:
+    def forward(self, feat: Tensor, ones: lookup.Ones | None = None) -> dict:
         predictions = {}
         for index, channels in enumerate(self._images.values()):
-            images = getattr(self, _cnn_name(index))(feat).split(list(channels.values()), -1)
+            images = getattr(self, _cnn_name(index))(feat, ones).split(list(channels.values()), -1)
             for key, image in zip(channels, images):
                 is_mse = self._image_dist == "mse"
                 predictions[key] = dists.MSE(image, 3) if is_mse else dists.Normal(image, 1.0, 3)
         if self._vectors:
-            predictions.update(self._mlp(feat))
+            predictions.update(self._mlp(feat, ones))
         return predictions
 
 

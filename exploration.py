@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import distributions as dists
 from envs.spaces import ActionCodec
 from heads import MLP
-from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
+from models import ImagBehavior, Metrics, Optimizer, Rollout, WorldModel, autocast
 from networks import State
 
 BEHAVIORS = ("greedy", "random", "plan2explore")
@@ -139,25 +139,23 @@ class Plan2Explore(nn.Module):
         same = (episode[:, offset:] == episode[:, :-offset]).float()
         return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
 
-    def reward(self, world_model: WorldModel, feat: Tensor, action: Tensor) -> Tensor:
+    def reward(self, world_model: WorldModel, rollout: Rollout) -> Tensor:
         """The explorer's reward: how much predictions differ between networks (their standard deviation), at every imagined state.
 
         If they depend on the action too, the reward of a state is the disagreement about what the action led to: about itself,
         then, from the state before.
 
-        Args:
-            feat: (H, N, F).
-            action: what is done in all of them but the last, (H - 1, N, A).
         Returns:
             (H, N, 1); the first one, which no return counts, is that of the second with `disag_action_cond`.
         """
-        config, inputs = self._config, feat
+        config, inputs, ones = self._config, rollout.feat, rollout.ones
         if config.disag_action_cond:
-            inputs = torch.cat([feat[:-1], action], -1)
+            inputs = torch.cat([rollout.feat[:-1], rollout.action], -1)
             inputs = torch.cat([inputs[:1], inputs])
-        predictions = torch.stack([network(inputs).mode for network in self._networks])  # (M, H, N, n)
+            ones = ones and ones._replace(index=torch.cat([ones.index[:1], ones.index[:-1]]))
+        predictions = torch.stack([network(inputs, ones).mode for network in self._networks])  # (M, H, N, n)
         disagreement = predictions.std(0).mean(-1, keepdim=True)
         reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)
         if config.expl_extr_scale:
-            reward = reward + config.expl_extr_scale * world_model.reward(feat, action)
+            reward = reward + config.expl_extr_scale * world_model.reward(rollout)
         return reward

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import distributions as dists
+import lookup
 import networks
 
 
@@ -68,22 +69,28 @@ class MLP(nn.Module):
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         return linear[:1] if len(self.layers) else linear
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Output of the hidden blocks, (..., units)."""
-        return self.layers(dists.symlog(x) if self._symlog_inputs else x)
+    def hidden(self, x: Tensor, ones: lookup.Ones | None = None) -> Tensor:
+        """Output of the hidden blocks, (..., units); `ones` says where x has its ones, if it begins with one-hot vectors."""
+        if ones is None or self._symlog_inputs or not len(self.layers):
+            return self.layers(dists.symlog(x) if self._symlog_inputs else x)
+        first, *others = self.layers
+        x = lookup.linear(x, first.weight, ones)
+        for layer in others:
+            x = layer(x)
+        return x
 
-    def stats(self, x: Tensor) -> Tensor:
+    def stats(self, x: Tensor, ones: lookup.Ones | None = None) -> Tensor:
         """The parameters of a single output's distribution as a tensor, (..., n)."""
-        return self.mean_layer(self.hidden(x))
+        return self.mean_layer(self.hidden(x, ones))
 
-    def forward(self, x: Tensor):
-        """(..., inp_dim) -> a distribution, a dict of them, or hidden features."""
+    def forward(self, x: Tensor, ones: lookup.Ones | None = None):
+        """(..., inp_dim) -> a distribution, a dict of them, or hidden features; `ones` as in `hidden`."""
         if self._shape is None:
-            return self.hidden(x)
+            return self.hidden(x, ones)
         elif isinstance(self._shape, dict):
-            x = self.hidden(x)
+            x = self.hidden(x, ones)
             return {key: self.dist(layer(x)) for key, layer in self.mean_layer.items()}
-        return self.dist(self.stats(x))
+        return self.dist(self.stats(x, ones))
 
     def dist(self, out: Tensor):
         """The distribution with parameters from `stats`."""
@@ -139,9 +146,9 @@ class ActionHead(MLP):
         if dist == "normal" and std == "learned":
             self.std_layer = self._output_layer(units if layers else inp_dim, outscale)
 
-    def stats(self, feat: Tensor) -> dict[str, Tensor]:
+    def stats(self, feat: Tensor, ones: lookup.Ones | None = None) -> dict[str, Tensor]:
         """The distribution's parameters by name, which can be stacked over time: `logit`, or `mean` and `std`."""
-        x = self.hidden(feat)
+        x = self.hidden(feat, ones)
         mean = self.mean_layer(x)
         if self._dist == "onehot":
             return {"logit": mean}

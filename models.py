@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import encoders
 import heads
 import latents
+import lookup
 import networks
 from envs.spaces import RESERVED
 from networks import State
@@ -146,9 +147,9 @@ class WorldModel(nn.Module):
         post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], sample=sample)
         kl_loss, kl, dyn_loss, rep_loss = self.dynamics.kl_loss(post, prior, config.kl_free, config.dyn_scale, config.rep_scale)
         losses = {}
-        feat = self.dynamics.get_feat(post)  # (B, T, F)
+        feat, ones = self.dynamics.get_feat(post), self.dynamics.ones(post)  # (B, T, F)
         for name, head in self.heads.items():
-            prediction = head(feat if name in config.grad_heads else feat.detach())
+            prediction = head(feat if name in config.grad_heads else feat.detach(), ones)
             prediction = prediction if isinstance(prediction, dict) else {name: prediction}
             losses.update({key: -dist.log_prob(data[key]) for key, dist in prediction.items()})  # each (B, T)
         total = kl_loss
@@ -170,9 +171,9 @@ class WorldModel(nn.Module):
             metrics = {f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()}
         return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}
 
-    def reward(self, feat: Tensor, action: Tensor | None = None) -> Tensor:
-        """Predicted rewards (..., 1) of states with these features (..., F), whatever is done there."""
-        return self.heads["reward"](feat).mode
+    def reward(self, rollout: "Rollout") -> Tensor:
+        """Predicted rewards (H, N, 1) of imagined states, whatever is done there."""
+        return self.heads["reward"](rollout.feat, rollout.ones).mode
 
     def latent_readers(self) -> list[nn.Linear]:
         """Every layer whose first inputs are latents."""
@@ -316,6 +317,22 @@ def critic_loss(value_dist, target: Tensor, slow_target: Tensor | None) -> Tenso
     return loss
 
 
+class Rollout(NamedTuple):
+    """What a policy imagined.
+
+    Attributes:
+        feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
+        ones: where they have the ones of their latents; None for Gaussian latents.
+        stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
+        action: what it did there, (H - 1, N, A).
+    """
+
+    feat: Tensor
+    ones: lookup.Ones | None
+    stats: dict[str, Tensor]
+    action: Tensor
+
+
 class ImagBehavior(nn.Module):
     """Actor and critic, trained on rollouts that the world model imagines.
 
@@ -355,26 +372,25 @@ class ImagBehavior(nn.Module):
         self._value_opt = Optimizer("value", self.value.parameters(), lr=critic.lr, eps=critic.eps, clip=critic.grad_clip,
                                     weight_decay=config.weight_decay)
 
-    def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> tuple[Tensor, dict, Tensor]:
+    def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> "Rollout":
         """Rolls the policy out inside the world model.
 
         Args:
             start: states of (N, ...), the replayed ones.
             horizon: number of states H, the replayed one included.
-        Returns:
-            features (H, N, F); the policy's parameters, as from `actor.stats`, and its actions (H - 1, N, A). Features carry a
-            graph only if the policy's gradient comes from the dynamics.
         """
-        state, feats, stats, actions = start, [dynamics.get_feat(start)], [], []
+        state, feats, ones, stats, actions = start, [dynamics.get_feat(start)], [dynamics.ones(start)], [], []
         for _ in range(horizon - 1):
             # The policy's input is a constant: its gradient comes from what the action changes, not from what led to it.
-            stats.append(self.actor.stats(feats[-1].detach()))
+            stats.append(self.actor.stats(feats[-1].detach(), ones[-1]))
             policy = self.actor.dist(stats[-1])
             with torch.set_grad_enabled(self.gradient == "dynamics"):
                 actions.append(policy.sample() if sample else policy.mode)
-                state = dynamics.img_step(state, actions[-1], sample)
+                state = dynamics.img_step(state, actions[-1], sample, ones[-1])
                 feats.append(dynamics.get_feat(state))
-        return torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions)
+                ones.append(dynamics.ones(state))
+        all_ones = None if ones[0] is None else lookup.Ones(torch.stack([step.index for step in ones]), ones[0].size)
+        return Rollout(torch.stack(feats), all_ones, networks.stack_states(stats, 0), torch.stack(actions))
 
     def latent_readers(self) -> list[nn.Linear]:
         """Every layer whose first inputs are latents."""
@@ -382,14 +398,14 @@ class ImagBehavior(nn.Module):
         return [layer for head in heads for layer in head.input_layers()]
 
     def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int,
-               reward_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> Metrics:
+               reward_of: Callable[["Rollout"], Tensor] | None = None) -> Metrics:
         """One optimizer step of actor and critic.
 
         Args:
             start: posterior states (B, T, ...), constants.
             start_cont: continue flags of these steps, (B, T, 1).
             updates: how many there have been.
-            reward_of: rewards (H, N, 1) from imagined features (H, N, F) and actions (H - 1, N, A); None for the world model's.
+            reward_of: rewards (H, N, 1) of a rollout; None for the world model's.
         """
         self._update_slow_value(updates)
         with autocast(self._config):
@@ -399,7 +415,7 @@ class ImagBehavior(nn.Module):
         return metrics
 
     def losses(self, world_model: WorldModel, start: State, start_cont: Tensor,
-               reward_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Metrics]:
+               reward_of: Callable[["Rollout"], Tensor] | None = None) -> tuple[Tensor, Tensor, Metrics]:
         """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
 
         One evaluation of the critic serves both: through its input for the actor, through its parameters for the critic. So each
@@ -407,12 +423,12 @@ class ImagBehavior(nn.Module):
         """
         config = self._config
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
-        feat, stats, action = self.imagine(world_model.dynamics, start, config.imag_horizon)
+        feat, ones, stats, action = rollout = self.imagine(world_model.dynamics, start, config.imag_horizon)
+        value_stats = self.value.stats(feat, ones)
         with torch.set_grad_enabled(self.gradient == "dynamics"):
-            reward = (reward_of or world_model.reward)(feat, action)  # (H, N, 1)
-            discount = config.discount * world_model.heads["cont"](feat).mean
-        value_stats = self.value.stats(feat)
-        value = self.value.dist(value_stats).mode  # (H, N, 1)
+            reward = (reward_of or world_model.reward)(rollout)  # (H, N, 1)
+            discount = config.discount * world_model.heads["cont"](feat, ones).mean
+            value = self.value.dist(value_stats).mode  # (H, N, 1)
         returns = lambda_return(reward, value, discount, config.discount_lambda)  # (H - 1, N, 1)
         weight = imagination_weight(start_cont.flatten(0, 1), discount)[:-1]
         scale = update_return_range(self.ema_vals, returns) if config.reward_EMA else torch.ones((), device=feat.device)
@@ -421,7 +437,8 @@ class ImagBehavior(nn.Module):
             policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
             entropy_scale=config.actor.entropy)
         with torch.no_grad():
-            slow = self._slow_value(feat[:-1]).mode if config.critic.slow_target else None
+            seen = ones and ones._replace(index=ones.index[:-1])
+            slow = self._slow_value(feat[:-1], seen).mode if config.critic.slow_target else None
         value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():
             metrics = dict(return_scale=scale, imag_return=returns.mean(), imag_reward=reward.mean(), imag_value=value.mean(),

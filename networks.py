@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
+import lookup
+from recurrence import StepProducts
 
 NORM_EPS = 1e-3
 State = dict[str, Tensor]
@@ -90,13 +92,17 @@ class HiddenBlock(nn.Sequential):
         self._a_size = a_size
         self.apply(init_hidden)
 
+    @property
+    def step_weight(self) -> Tensor:
+        """The first input's part of the weight, (out, a)."""
+        return self[0].weight[:, :self._a_size]
+
     def share(self, b: Tensor) -> Tensor:
-        """The second input's share, (..., b) -> (..., out)."""
+        """The second input's share of the product, (..., b) -> (..., out)."""
         return F.linear(b, self[0].weight[:, self._a_size:])
 
-    def step(self, a: Tensor, share: Tensor) -> Tensor:
-        """The block's output from the first input and the second one's share."""
-        x = F.linear(a, self[0].weight[:, :self._a_size]) + share
+    def finish(self, x: Tensor) -> Tensor:
+        """The block's output from the whole product."""
         for layer in itertools.islice(self, 1, None):
             x = layer(x)
         return x
@@ -115,12 +121,20 @@ class GRUCell(nn.Module):
             self.layers.add_module("GRU_norm", LayerNorm(3 * size, eps=NORM_EPS))
         self.layers.apply(init_hidden)
 
+    @property
+    def weight(self) -> Tensor:
+        """(3 D, hidden + D)."""
+        return self.layers[0].weight
+
     def forward(self, x: Tensor, deter: Tensor) -> Tensor:
         """(B, hidden), (B, D) -> (B, D); gates and state are float32."""
-        linear, *norm = self.layers
-        gates = full_precision(linear(torch.cat([x, deter], -1)))
-        for layer in norm:
-            gates = layer(gates)
+        return self.finish(self.layers[0](torch.cat([x, deter], -1)), deter)
+
+    def finish(self, gates: Tensor, deter: Tensor) -> Tensor:
+        """The new state from the product of weight and [x, deter], (B, 3 D)."""
+        gates = full_precision(gates)
+        for norm in itertools.islice(self.layers, 1, None):
+            gates = norm(gates)
         reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate, torch.sigmoid(update + self.UPDATE_BIAS))
@@ -232,17 +246,21 @@ class RSSM(nn.Module):
         init_output(self._obs_stat_layer, 1.0)
 
     # What differs between one and two levels: how latents follow from the hidden features. `draw` is a function
-    # (level name, statistics) -> latents.
+    # (level name, statistics) -> latents, `product` one (name, input) -> linear product, see `_recurrent_layers`.
 
     def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
         """Prior statistics and latents from deter (..., D)."""
         stats = self._statistics("flat", self._imgs_stat_layer(self._img_out_layers(deter)))
         return {**stats, "stoch": draw("flat", stats)}
 
-    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable) -> State:
+    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable, product: Callable) -> State:
         """Posterior statistics and latents from deter (B, D) and the hidden feature x (B, hidden)."""
-        stats = self._statistics("flat", self._obs_stat_layer(x))
+        stats = self._statistics("flat", product("stats", x))
         return {**stats, "stoch": draw("flat", stats)}
+
+    def _stat_layers(self) -> dict[str, nn.Linear]:
+        """The layers of `_posterior_stats`, by the names of their products."""
+        return {"stats": self._obs_stat_layer}
 
     # What is shared
 
@@ -281,23 +299,47 @@ class RSSM(nn.Module):
         draw = torch.rand if all(level.discrete for level in self.levels.values()) else torch.randn
         return draw(shape, device=self.W.device)
 
-    def _advance(self, stoch: Tensor, action_share: Tensor, deter: Tensor) -> Tensor:
-        """One step of the recurrence, (B, stoch_size), (B, hidden), (B, D) -> (B, D)."""
-        x = self._img_in_layers.step(stoch, action_share)
-        for _ in range(self._rec_depth):
-            deter = self._cell(x, deter)
+    def _advance(self, stoch: Tensor, deter: Tensor, product: Callable) -> Tensor:
+        """One step of the recurrence, (B, stoch_size), (B, D) -> (B, D)."""
+        x = self._img_in_layers.finish(product("img_in", stoch))
+        for depth in range(self._rec_depth):
+            deter = self._cell.finish(product(f"cell{depth}", torch.cat([x, deter], -1)), deter)
         return deter
 
-    def _posterior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, embed_share: Tensor,
-                        noise: Tensor | None) -> State:
-        """The state after an observation, from latents and deter before it."""
-        deter = self._advance(stoch, action_share, deter)
-        x = self._obs_out_layers.step(deter, embed_share)
-        return {"deter": deter, **self._posterior_stats(deter, x, self._sampler(noise))}
+    def _posterior_step(self, stoch: Tensor, deter: Tensor, products: dict, noise: Tensor | None) -> tuple[State, dict]:
+        """The state after an observation, from latents and deter before it, and what the `products` of the step were formed of."""
+        inputs = {}
 
-    def _prior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, noise: Tensor | None) -> State:
+        def product(name: str, x: Tensor) -> Tensor:
+            inputs[name] = x
+            share, weight = products[name]
+            return torch.addmm(share, x, weight)
+
+        deter = self._advance(stoch, deter, product)
+        x = self._obs_out_layers.finish(product("obs_out", deter))
+        return {"deter": deter, **self._posterior_stats(deter, x, self._sampler(noise), product)}, inputs
+
+    def _products(self, embed: Tensor, action: Tensor) -> StepProducts:
+        """The products of `_posterior_step` for (B, T, E) embeddings and (B, T, A) actions, which are parts of them."""
+        cells, stats = [f"cell{depth}" for depth in range(self._rec_depth)], self._stat_layers()
+        none = torch.zeros((), device=embed.device)
+        weights = {"img_in": self._img_in_layers.step_weight, **dict.fromkeys(cells, self._cell.weight),
+                   "obs_out": self._obs_out_layers.step_weight, **{name: layer.weight for name, layer in stats.items()}}
+        shares = {"img_in": self._img_in_layers.share(action.transpose(0, 1)), **dict.fromkeys(cells, none),
+                  "obs_out": self._obs_out_layers.share(embed.transpose(0, 1)),
+                  **{name: none if layer.bias is None else layer.bias for name, layer in stats.items()}}
+        return StepProducts(weights, shares, action.shape[1], len(action))
+
+    def _prior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, noise: Tensor | None,
+                    ones: lookup.Ones | None = None) -> State:
         """The state without an observation, from latents and deter before it."""
-        deter = self._advance(stoch, action_share, deter)
+
+        def product(name: str, x: Tensor) -> Tensor:
+            if name == "img_in":
+                return lookup.linear(x, self._img_in_layers.step_weight, ones) + action_share
+            return F.linear(x, self._cell.weight)
+
+        deter = self._advance(stoch, deter, product)
         return {"deter": deter, **self._prior_stats(deter, self._sampler(noise))}
 
     def compile_steps(self) -> None:
@@ -331,19 +373,23 @@ class RSSM(nn.Module):
             state = initial
             is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
         action = torch.where(is_first.unsqueeze(-1), 0.0, action.float())
-        action_share = self._img_in_layers.share(action).unbind(1)  # T times (B, hidden)
-        embed_share = self._obs_out_layers.share(embed).unbind(1)
+        products = self._products(embed, action)
         noise = self._noise(batch, time).unbind(1) if sample else [None] * time
+        # Where an episode begins, the initial state takes the place of the one before.
+        goes_on = (~is_first).float().t().unsqueeze(-1)  # (T, B, 1)
+        first_stoch = ((1.0 - goes_on) * self.flat_stoch(initial)).unbind(0)
+        first_deter = ((1.0 - goes_on) * initial["deter"]).unbind(0)
+        goes_on = goes_on.unbind(0)
 
-        first_stoch, stoch = self.flat_stoch(initial), self.flat_stoch(state)
-        deter = state["deter"]
+        stoch, deter = self.flat_stoch(state), state["deter"]
         steps = []
         for t in range(time):
-            reset = is_first[:, t, None]
-            stoch = torch.where(reset, first_stoch, stoch)
-            deter = torch.where(reset, initial["deter"], deter)
-            steps.append(self._posterior_step(stoch, deter, action_share[t], embed_share[t], noise[t]))
-            stoch, deter = self.flat_stoch(steps[-1]), steps[-1]["deter"]
+            stoch = torch.addcmul(first_stoch[t], stoch, goes_on[t])
+            deter = torch.addcmul(first_deter[t], deter, goes_on[t])
+            step, inputs = self._posterior_step(stoch, deter, products.at(t), noise[t])
+            products.record(inputs)
+            steps.append(step)
+            stoch, deter = self.flat_stoch(step), step["deter"]
         post = stack_states(steps, 1)
         # No step needs the prior of the one before, so all are formed at once, at the latents of the posterior.
         prior = self._prior_stats(post["deter"], lambda name, _: post["stoch" + self.levels[name].suffix])
@@ -356,11 +402,15 @@ class RSSM(nn.Module):
         post, prior = self.observe(embed[:, None], prev_action[:, None], is_first.reshape(-1, 1), prev_state, sample)
         return {k: v[:, 0] for k, v in post.items()}, {k: v[:, 0] for k, v in prior.items()}
 
-    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool = True) -> State:
-        """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state."""
+    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool = True,
+                 ones: lookup.Ones | None = None) -> State:
+        """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state.
+
+        `ones`, from `ones(prev_state)`, spares products where the latents are samples.
+        """
         action_share = self._img_in_layers.share(prev_action)
         noise = self._noise(len(action_share)) if sample else None
-        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise)
+        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise, ones)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool = True) -> State:
         """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...)."""
@@ -377,6 +427,20 @@ class RSSM(nn.Module):
             stoch = state["stoch" + level.suffix]
             parts.append(stoch.flatten(-2) if level.discrete else stoch)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def ones(self, state: State) -> lookup.Ones | None:
+        """Where the ones of `flat_stoch` are, for a state whose latents are samples; None if they are Gaussian.
+
+        None too on a GPU, where products cost less than look-ups.
+        """
+        if state["deter"].device.type != "cpu" or not all(level.discrete for level in self.levels.values()):
+            return None
+        parts, start = [], 0
+        for level in self.levels.values():
+            classes = state["stoch" + level.suffix].detach() @ torch.arange(level.discrete, dtype=torch.float32)  # (..., S)
+            parts.append(classes.long() + torch.arange(start, start + level.size, level.discrete))
+            start += level.size
+        return lookup.Ones(parts[0] if len(parts) == 1 else torch.cat(parts, -1), self.stoch_size)
 
     def get_feat(self, state: State) -> Tensor:
         """What decoder, heads, actor and critic see: latents and deter, (..., F)."""
@@ -471,16 +535,20 @@ class HierarchicalRSSM(RSSM):
         bottom["stoch_bottom"] = draw("bottom", bottom)
         return {**top, **bottom}
 
-    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable) -> State:
-        top = self._statistics("top", self._obs_stat_layer["top"](x))
+    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable, product: Callable) -> State:
+        top = self._statistics("top", product("top", x))
         top["stoch_top"] = draw("top", top)
-        summary = self._summarise(top["stoch_top"])
+        summary = self._top_summary[1](product("summary", top["stoch_top"].flatten(-2)))
         with torch.no_grad():  # Only the dynamics loss trains the prior; inside the posterior it is a constant.
             prior = self._bottom_prior(self._img_out_layers(deter), summary)
-        logit = (1.0 + self._prior_weight) * prior + self._obs_stat_layer["bottom"](x) + self._top_to_post(summary)
+        logit = torch.addcmul(product("bottom", x) + product("top_to_post", summary), 1.0 + self._prior_weight, prior)
         bottom = self._statistics("bottom", logit)
         bottom["stoch_bottom"] = draw("bottom", bottom)
         return {**top, **bottom}
+
+    def _stat_layers(self) -> dict[str, nn.Linear]:
+        return {"top": self._obs_stat_layer["top"], "summary": self._top_summary[0], "bottom": self._obs_stat_layer["bottom"],
+                "top_to_post": self._top_to_post}
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
         """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top."""

@@ -127,7 +127,7 @@ def test_imagined_features_carry_a_graph_only_for_the_dynamics_gradient(hierarch
     agent = make_agent(act_space, imag_gradient=gradient, hierarchical_mode=hierarchical)
     behavior = agent._task_behavior
     start = starts(agent)
-    feat, stats, action = behavior.imagine(agent._wm.dynamics, start, 6)
+    feat, _, stats, action = behavior.imagine(agent._wm.dynamics, start, 6)
     assert feat.shape == (6, 12, agent._wm.dynamics.feat_size) and action.shape == (5, 12, agent.codec.size)
     assert all(value.shape[:2] == (5, 12) and value.requires_grad for value in stats.values())
     assert feat.requires_grad == action.requires_grad == (gradient == "dynamics")
@@ -160,7 +160,7 @@ def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
     bias = behavior.actor.mean_layer.bias
 
     def rollout() -> tuple:
-        feat, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
+        feat, _, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
         value = behavior.value(feat).mode
         returns = models.lambda_return(wm.heads["reward"](feat).mode, value, 0.997 * wm.heads["cont"](feat).mean, 0.95)
         return stats, action, value, returns
@@ -182,7 +182,7 @@ def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
 def test_actions_are_no_function_of_the_features_that_the_policy_sees():
     agent = make_agent(CONTINUOUS)
     start = {key: value.requires_grad_() for key, value in starts(agent).items()}
-    feat, _, action = agent._task_behavior.imagine(agent._wm.dynamics, start, 4)
+    feat, _, _, action = agent._task_behavior.imagine(agent._wm.dynamics, start, 4)
     assert torch.autograd.grad(feat[-1].sum(), start["deter"], retain_graph=True)[0].any()
     assert torch.autograd.grad(action.sum(), start["deter"], allow_unused=True) == (None,)
 
@@ -210,7 +210,7 @@ def test_an_update_descends_the_losses_that_the_formulas_give(act_space):
 
     torch.manual_seed(3)
     with torch.no_grad():
-        feat, stats, action = behavior.imagine(wm.dynamics, {key: value.flatten(0, 1) for key, value in post.items()}, 5)
+        feat, _, stats, action = behavior.imagine(wm.dynamics, {key: value.flatten(0, 1) for key, value in post.items()}, 5)
         for slow, fast in zip(slow_value.parameters(), behavior.value.parameters()):
             slow.copy_(0.5 * slow + 0.5 * fast)
         double = lambda x: x.double().numpy()

@@ -12,6 +12,7 @@ import exploration
 import tools
 from dreamer import Dreamer
 from envs.spaces import ActionCodec
+from models import Rollout
 
 OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
 
@@ -68,7 +69,7 @@ def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, e
     with torch.no_grad():
         wm.heads["reward"].mean_layer.weight.normal_()
         feat, action = torch.randn(4, 5, wm.dynamics.feat_size), torch.eye(3)[torch.randint(3, (3, 5))]
-        actual = explorer.reward(wm, feat, action)
+        actual = explorer.reward(wm, Rollout(feat, None, {}, action))
         assert actual.shape == (4, 5, 1)
         inputs = torch.cat([feat[:-1], action], -1) if action_cond else feat[1:]
         outputs = np.stack([network.mean_layer(network.hidden(inputs)).double().numpy() for network in explorer._networks])

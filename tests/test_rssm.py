@@ -154,12 +154,16 @@ def test_hierarchical_logits_follow_the_formulas_in_float64():
 def test_a_weight_of_minus_one_takes_the_prior_out_of_the_posterior_exactly():
     rssm = make("hierarchical")
     deter, x = torch.randn(6, 10), torch.randn(6, 12)
+
+    def product(name, x):
+        return rssm._stat_layers()[name](x)
+
     with torch.no_grad():
         rssm._prior_weight.fill_(-1.0)
         rssm._imgs_stat_layer["bottom"].weight.mul_(1e6)
-        large = rssm._posterior_stats(deter, x, rssm._greedy)
+        large = rssm._posterior_stats(deter, x, rssm._greedy, product)
         rssm._imgs_stat_layer["bottom"].weight.zero_()
-        none = rssm._posterior_stats(deter, x, rssm._greedy)
+        none = rssm._posterior_stats(deter, x, rssm._greedy, product)
     assert torch.equal(large["logit_bottom"], none["logit_bottom"])
 
 
