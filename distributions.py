@@ -33,14 +33,13 @@ def sample_onehot(probs: Tensor, uniform: Tensor) -> Tensor:
         (..., K) one-hot float32, without gradient.
     """
     cdf = probs.detach().cumsum(-1)
-    # The last class is left out of the comparison, so rounding in the cumulative sum can never select a class beyond it.
-    index = (uniform.unsqueeze(-1) >= cdf[..., :-1]).sum(-1, keepdim=True)  # (..., 1)
-    return _one_hot(index, probs.shape[-1])
+    index = torch.searchsorted(cdf, uniform.unsqueeze(-1).contiguous(), right=True)  # (..., 1)
+    return _one_hot(index.clamp_(max=probs.shape[-1] - 1), probs)  # rounding may leave the last sum below a number that is below 1
 
 
-def _one_hot(index: Tensor, classes: int) -> Tensor:
-    """(..., 1) -> (..., classes), without the detour of `torch.nn.functional.one_hot` over int64."""
-    return (index == torch.arange(classes, device=index.device)).float()
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    """(..., 1) -> (..., K) as `like`, without the detour of `torch.nn.functional.one_hot` over int64."""
+    return torch.zeros_like(like, requires_grad=False).scatter_(-1, index, 1.0)
 
 
 def _sum_events(x: Tensor, dims: int) -> Tensor:
@@ -61,7 +60,7 @@ class OneHot:
         self._unimix_ratio = unimix_ratio
         self.probs = torch.softmax(self._logits, -1)
         if unimix_ratio > 0.0:
-            self.probs = (1.0 - unimix_ratio) * self.probs + unimix_ratio / logits.shape[-1]
+            self.probs = self.probs.lerp(self.probs.new_tensor(1.0 / logits.shape[-1]), unimix_ratio)
         self.event_dims = event_dims
 
     @functools.cached_property
@@ -80,7 +79,7 @@ class OneHot:
         return onehot + (source - source.detach()) if source.requires_grad and torch.is_grad_enabled() else onehot
 
     def _most_likely(self) -> Tensor:
-        return _one_hot(self.probs.argmax(-1, keepdim=True), self.probs.shape[-1])
+        return _one_hot(self.probs.argmax(-1, keepdim=True), self.probs)
 
     @property
     def mean(self) -> Tensor:

@@ -438,7 +438,7 @@ class ImagBehavior(nn.Module):
             entropy_scale=config.actor.entropy)
         with torch.no_grad():
             seen = ones and ones._replace(index=ones.index[:-1])
-            slow = self._slow_value(feat[:-1], seen).mode if config.critic.slow_target else None
+            slow = self._slow_value(feat.detach()[:-1], seen).mode if config.critic.slow_target else None
         value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():
             metrics = dict(return_scale=scale, imag_return=returns.mean(), imag_reward=reward.mean(), imag_value=value.mean(),
