@@ -3,6 +3,7 @@
 import datetime
 import pathlib
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -19,6 +20,8 @@ class Replay:
     Each environment writes to a ring of its own, its stream. A sequence starts at a uniformly drawn step of all that are stored
     and follows the stream through the ends of episodes; after the newest step it goes on at the oldest. `is_first` marks the
     starts of episodes and that seam.
+
+    As an iterator it copies the next batch in a thread while the caller works on the last one.
 
     Args:
         obs_space: gymnasium Dict of images and vectors.
@@ -48,6 +51,8 @@ class Replay:
         if free is not None and self.nbytes > free:
             raise ValueError(f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
                              f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}")
+        self._copier = ThreadPoolExecutor(1)
+        self._next: Future | None = None  # the batch that is being copied
         self._arrays = {key: np.empty((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
 
     @property
@@ -60,6 +65,7 @@ class Replay:
 
     def add(self, step: dict[str, np.ndarray]) -> None:
         """Appends one step of every environment, arrays (N, ...); keys that are not stored are left out."""
+        self._finish_copy()
         streams = np.arange(len(self._head))
         for key, array in self._arrays.items():
             array[streams, self._head] = step[key]
@@ -68,6 +74,7 @@ class Replay:
 
     def add_episode(self, episode: dict[str, np.ndarray]) -> None:
         """Appends an episode, arrays (L, ...), to the stream that holds least; what exceeds the stream's capacity is cut off."""
+        self._finish_copy()
         stream = int(self._size.argmin())
         length = min(len(episode["reward"]), self._stream_capacity)
         index = (self._head[stream] + np.arange(length)) % self._stream_capacity
@@ -78,11 +85,16 @@ class Replay:
 
     def end_episodes(self) -> None:
         """Marks the newest step of every stream as the last of its episode, before environments are reset from outside."""
+        self._finish_copy()
         newest = (self._head - 1) % self._stream_capacity
         self._arrays["is_last"][np.arange(len(newest)), newest] |= self._size > 0
 
     def sample(self) -> dict[str, np.ndarray]:
         """A batch of sequences, arrays (B, T, ...)."""
+        return self._copy(*self._draw())
+
+    def _draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the steps of a batch lie: their streams (B, 1) and places in them (B, T), and where a sequence meets the seam."""
         if not len(self):
             raise ValueError("replay memory is empty; collect steps before sampling")
         ends = self._size.cumsum()
@@ -92,15 +104,25 @@ class Replay:
         size = self._size[stream, None]
         position = (age[:, None] + np.arange(self._batch_length)) % size  # (B, T)
         index = (self._head[stream, None] - size + position) % self._stream_capacity
-        batch = {key: array[stream[:, None], index] for key, array in self._arrays.items()}
-        batch["is_first"] |= position == 0
+        return stream[:, None], index, position == 0
+
+    def _copy(self, stream: np.ndarray, index: np.ndarray, seam: np.ndarray) -> dict[str, np.ndarray]:
+        batch = {key: array[stream, index] for key, array in self._arrays.items()}
+        batch["is_first"] |= seam
         return batch
+
+    def _finish_copy(self) -> None:
+        """Waits for the thread, before steps that it may be reading are overwritten."""
+        if self._next:
+            self._next.result()
 
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return self.sample()
+        batch = self._next.result() if self._next else self.sample()
+        self._next = self._copier.submit(self._copy, *self._draw())  # drawn here, so that runs repeat
+        return batch
 
     def load(self, directory: pathlib.Path) -> int:
         """Appends the newest episodes on disk that fit, oldest first; damaged files are named, counted and skipped.

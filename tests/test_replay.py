@@ -53,6 +53,21 @@ def test_every_stored_step_is_a_start_equally_often():
     assert abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
+def test_iterating_gives_the_batches_that_sampling_gives_one_ahead():
+    ahead, memory = make(capacity=20), make(capacity=20)
+    for value in range(20):
+        ahead.add(step([value])), memory.add(step([value]))
+    first = next(ahead)
+    np.testing.assert_array_equal(first["reward"], memory.sample()["reward"])
+    expected = memory.sample()  # as the memory was when the batch before was taken
+    for value in range(20, 40):  # overwrites all that the copy reads
+        ahead.add(step([value]))
+    second = next(ahead)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(second[key], value)
+    assert set(np.unique(next(ahead)["reward"])) == set(range(20, 40))
+
+
 def test_sequences_stay_in_the_stream_of_one_environment():
     memory = make(capacity=60, streams=3)
     for value in range(30):

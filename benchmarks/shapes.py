@@ -1,0 +1,59 @@
+"""The shapes that speed is measured at: spaces, presets, and random batches."""
+
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+import tools
+from dreamer import Dreamer
+
+
+class Shape(NamedTuple):
+    """What an agent sees and does, and the presets that size it.
+
+    Attributes:
+        single_thread: measured on one thread, as a laptop that does other things too would run it.
+    """
+
+    about: str
+    observations: dict[str, tuple[int, ...]]
+    act_space: gymnasium.Space
+    presets: list[str]
+    single_thread: bool = False
+
+    def agent(self, presets: list[str] = (), **overrides) -> Dreamer:
+        """An agent of this shape; `presets` and settings come on top."""
+        torch.manual_seed(0)
+        config = tools.load_config(["defaults", *self.presets, *presets], {"device": "cpu", **overrides})
+        obs_space = spaces.Dict({key: spaces.Box(0, 255, shape, np.uint8) if len(shape) == 3 else
+                                 spaces.Box(-np.inf, np.inf, shape, np.float32) for key, shape in self.observations.items()})
+        return Dreamer(obs_space, self.act_space, config)
+
+    def observe(self, *lead: int) -> dict[str, np.ndarray]:
+        """Random observations, arrays (*lead, ...), in the middle of an episode."""
+        rng = np.random.default_rng(0)
+        obs = {key: rng.integers(0, 256, (*lead, *shape), np.uint8) if len(shape) == 3 else
+               rng.standard_normal((*lead, *shape), np.float32) for key, shape in self.observations.items()}
+        return {**obs, "is_first": np.zeros(lead, bool), "is_terminal": np.zeros(lead, bool)}
+
+    def batch(self, size: int, length: int) -> dict[str, np.ndarray]:
+        """A random batch, arrays (B, T, ...)."""
+        rng = np.random.default_rng(0)
+        if isinstance(self.act_space, spaces.Discrete):
+            action = np.eye(self.act_space.n, dtype=np.float32)[rng.integers(self.act_space.n, size=(size, length))]
+        else:
+            action = rng.uniform(-1.0, 1.0, (size, length, *self.act_space.shape)).astype(np.float32)
+        batch = {**self.observe(size, length), "action": action, "reward": rng.standard_normal((size, length), np.float32)}
+        batch["is_first"][:, 0] = True
+        return batch
+
+
+SHAPES = {
+    "images": Shape("images 64 x 64 x 3, REINFORCE", {"image": (64, 64, 3)}, spaces.Discrete(6), ["atari100k"]),
+    "vectors": Shape("vectors, dynamics gradient", {"orientations": (14,), "height": (1,), "velocity": (9,)},
+                     spaces.Box(-1.0, 1.0, (6,), np.float32), ["dmc_proprio"]),
+    "small": Shape("vectors, small size, REINFORCE", {"observation": (4,)}, spaces.Discrete(2), ["small"], single_thread=True),
+}

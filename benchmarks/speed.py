@@ -1,0 +1,378 @@
+"""Measures how fast this program is on this machine, and prints a table:
+
+    python benchmarks/speed.py
+
+Ratios come from one process that runs the variants by turns, since seconds differ from machine to machine and from minute to minute.
+Everything that is printed also goes to a JSON file, and the growth curves to a PNG file, in --out. It takes about 20 minutes on two
+cores; --only picks parts. With --against FOLDER, a checkout of dreamerv3-torch, that program's update runs by turns with ours.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch.utils.flop_counter import FlopCounterMode
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import console  # noqa: E402
+import tools  # noqa: E402
+from benchmarks.shapes import SHAPES, Shape  # noqa: E402
+from replay import Replay, available_memory  # noqa: E402
+
+WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
+
+
+def by_turns(steps: dict[str, Callable[[], float]], repeats: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
+    """Seconds of several repeats of each step, which run by turns; a step returns its own seconds."""
+    seconds = {name: [] for name in steps}
+    for repeat in range(-warm_up, repeats):
+        for name, step in steps.items():
+            taken = step()
+            if repeat >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(function: Callable, *args) -> Callable[[], float]:
+    """The function as a step for `by_turns`."""
+
+    def step() -> float:
+        start = time.perf_counter()
+        function(*args)
+        return time.perf_counter() - start
+
+    return step
+
+
+@contextlib.contextmanager
+def threads(count: int):
+    """Runs a block on this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def rival(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
+    """The steps of dreamerv3-torch as a function from a line for `rival.py` to a step for `by_turns`; None without a checkout."""
+    if not checkout:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "batch.npz"
+        np.savez(path, **batch, discount=np.ones_like(batch["reward"]))
+        process = subprocess.Popen([sys.executable, str(HERE / "rival.py"), checkout, name, str(torch.get_num_threads()), str(path)],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            if process.stdout.readline().strip() != "ready":
+                raise SystemExit(f"error: dreamerv3-torch in {checkout} does not start, see above")
+
+            def ask(line: str) -> float:
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+                return float(process.stdout.readline())
+
+            yield lambda line: lambda: ask(line)
+        finally:
+            process.kill()
+            process.wait()
+
+
+# The parts
+
+
+def measure_machine(_) -> dict:
+    """Cores, threads, and how many products of square matrices a second they do at best."""
+    peaks = {}
+    for name, dtype, size in (("float32", torch.float32, 2048), ("bfloat16", torch.bfloat16, 512)):
+        a = torch.randn(size, size).to(dtype)
+        for count in (1, torch.get_num_threads()):
+            with threads(count):
+                best = min(by_turns({"": timed(torch.mm, a, a)}, 10)[""])
+            peaks[f"{name}, {count} thread{'s' if count > 1 else ''}"] = 2 * size ** 3 / best / 1e9
+    console.say(console.table("Machine", [
+        ("processor", f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
+        ("torch", torch.__version__), *[(f"peak {name}", f"{peak:.1f} GFLOP/s") for name, peak in peaks.items()]]))
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "peak_gflops": peaks}
+
+
+def operations(shape: Shape, presets: list[str] = ()) -> int:
+    """Floating-point operations of one update's products and convolutions; a look-up counts as none."""
+    agent = shape.agent(presets)
+    with FlopCounterMode(display=False) as counter:
+        agent.update(shape.batch(agent._config.batch_size, agent._config.batch_length))
+    return counter.get_total_flops()
+
+
+def measure_updates(options) -> dict:
+    """Updates at every shape: flat against hierarchical, precisions, compiled, and dreamerv3-torch."""
+    results = {}
+    for name in options.shapes:
+        shape = SHAPES[name]
+        with threads(1 if shape.single_thread else torch.get_num_threads()):
+            results[name] = measure_shape(name, shape, options)
+    return results
+
+
+def measure_shape(name: str, shape: Shape, options) -> dict:
+    variants = {"flat": ([], {}), "hdreamer_split": (["hdreamer_split"], {}), "hdreamer": (["hdreamer"], {})}
+    if name == "small":
+        del variants["hdreamer_split"]  # this size's hdreamer has the flat latent's capacity
+    if options.compile:
+        variants["flat, compiled"] = ([], {"compile": True})
+    agents = {variant: shape.agent(presets, **settings) for variant, (presets, settings) in variants.items()}
+    config = agents["flat"]._config
+    batch = shape.batch(config.batch_size, config.batch_length)
+    steps = {variant: timed(agent.update, batch) for variant, agent in agents.items()}
+    with rival(options.against, name, batch) as other:
+        if other:
+            steps["dreamerv3-torch"] = other("update")
+        seconds = by_turns(steps, options.repeats if name != "small" else 4 * options.repeats)
+    if options.bf16:
+        # By itself, since where a processor does not compute in it an update takes many times as long.
+        agent = shape.agent(precision="bf16")
+        seconds["flat, bfloat16"] = by_turns({"": timed(agent.update, batch)}, 2, 1)[""]
+    counts = {variant: operations(shape, presets) for variant, (presets, settings) in variants.items() if not settings}
+    rows, result = [], {}
+    for variant, values in seconds.items():
+        median = statistics.median(values)
+        ratio = statistics.median(value / flat for value, flat in zip(values, seconds["flat"]))
+        about = f"{median:7.3f} s  ({min(values):.3f} to {max(values):.3f}), {ratio:.3f} of flat"
+        if variant in counts:
+            about += f", {counts[variant] / 1e9:.1f} GFLOP, {counts[variant] / median / 1e9:.0f} GFLOP/s"
+        if "dreamerv3-torch" in seconds and len(values) == len(seconds["dreamerv3-torch"]):
+            against = statistics.median(value / old for value, old in zip(values, seconds["dreamerv3-torch"]))
+            about += f", {against:.3f} of dreamerv3-torch"
+        rows.append((variant, about))
+        result[variant] = {"seconds": values, "operations": counts.get(variant)}
+    count = torch.get_num_threads()
+    console.say(console.table(f"Update: {shape.about}, {config.batch_size} x {config.batch_length}, {count} thread"
+                              f"{'s' if count > 1 else ''}, medians of {len(seconds['flat'])}", rows))
+    return result
+
+
+def measure_policy(options) -> dict:
+    """One step of the policy for 1 and 16 environments, images."""
+    shape = SHAPES["images"]
+    agents = {"flat": shape.agent(), "hdreamer": shape.agent(["hdreamer"])}
+    steps, states = {}, {}
+
+    def act(name: str, agent, count: int, obs: dict) -> None:
+        _, states[name, count] = agent.act(obs, states.get((name, count)), training=True)
+
+    with rival(options.against, "images", shape.batch(16, 64)) as other:
+        for count in (1, 16):
+            obs = shape.observe(count)
+            steps.update({f"{name}, {count}": timed(act, name, agent, count, obs) for name, agent in agents.items()})
+            if other:
+                steps[f"dreamerv3-torch, {count}"] = other(f"policy {count}")
+        seconds = by_turns(steps, 20 * options.repeats)
+    rows = []
+    for name, values in seconds.items():
+        about = f"{1e3 * statistics.median(values):6.2f} ms"
+        old = seconds.get(f"dreamerv3-torch, {name.rpartition(' ')[-1]}")
+        if old and old is not values:
+            about += f", {statistics.median(a / b for a, b in zip(values, old)):.3f} of dreamerv3-torch"
+        rows.append((f"{name} environment{'s' if name.endswith('16') else ''}", about))
+    console.say(console.table("Policy step, images", rows))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_replay(options) -> dict:
+    """Copying a batch of 16 x 64 images out of small and large memories that are full."""
+    results = {}
+    for stored in (10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6):
+        if 13_000 * stored > 0.8 * (available_memory() or 0):
+            console.say(f"{stored:,} steps do not fit into memory here.")
+            continue
+        memory = Replay(spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), 6, capacity=stored, streams=1,
+                        batch_size=16, batch_length=64)
+        rng, length = np.random.default_rng(0), 1000
+        episode = {"image": rng.integers(0, 256, (length, 64, 64, 3), np.uint8), "action": np.zeros((length, 6), np.float32),
+                   "reward": np.zeros(length, np.float32), "is_first": np.arange(length) == 0,
+                   "is_last": np.arange(length) == length - 1, "is_terminal": np.zeros(length, bool)}
+        for _ in range(stored // length):
+            memory.add_episode(episode)
+        results[stored] = statistics.median(by_turns({"": timed(memory.sample)}, 20 * options.repeats)[""])
+        del memory
+    console.say(console.table("Replay: a batch of 16 x 64 images", [
+        (f"{stored:,} steps stored", f"{1e3 * seconds:.2f} ms") for stored, seconds in results.items()]))
+    return results
+
+
+def _peak_memory(name: str, settings: dict, updates: int, pipe) -> None:
+    """In a process of its own: memory that updates add to what there is before the first, and after the tenth to the last."""
+    tools.keep_freed_memory()
+    shape = SHAPES[name]
+    agent = shape.agent(**settings)
+    batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
+    peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, early = peak(), 0
+    for update in range(updates):
+        agent.update(batch)
+        if update == 99:
+            early = peak()
+    pipe.send((peak() - before, peak() - early))
+
+
+def peak_memory(*args) -> tuple[int, int]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_peak_memory, args=(*args, theirs))
+    process.start()
+    result = ours.recv()
+    process.join()
+    return result
+
+
+def measure_memory(options) -> dict:
+    """Peak memory of updates, in processes of their own."""
+    results = {"float32": peak_memory("images", {}, 3)[0]}
+    if options.bf16:
+        results["bfloat16"] = peak_memory("images", {"precision": "bf16"}, 2)[0]
+    results["growth over 1,000 small updates"] = peak_memory("small", {}, 1100)[1]
+    console.say(console.table("Peak memory of updates, images, beyond weights and program", [
+        (name, f"{value / 1e6:,.0f} MB") for name, value in results.items()]))
+    return results
+
+
+def measure_growth(options) -> dict:
+    """Seconds of an update against batch size, batch length and horizon, small size; each from its preset's value."""
+    shape, results = SHAPES["small"], {}
+    with threads(1):
+        for setting, values in (("batch_size", (8, 16, 32, 64, 128)), ("batch_length", (32, 64, 128, 256, 512)),
+                                ("imag_horizon", (15, 30, 60, 120))):
+            fixed = {"batch_size": 2} if setting == "batch_length" else {}
+            steps = {}
+            for value in values:
+                agent = shape.agent(**{**fixed, setting: value})
+                steps[value] = timed(agent.update, shape.batch(agent._config.batch_size, agent._config.batch_length))
+            seconds = by_turns(steps, max(2, options.repeats // 2), 1)
+            results[setting] = {value: statistics.median(taken) for value, taken in seconds.items()}
+    rows = []
+    for setting, curve in results.items():
+        first, last = next(iter(curve)), next(reversed(curve))
+        rows.append((setting, f"{first} to {last}: {curve[last] / curve[first]:.2f} times the time for {last / first:.1f} times the work"))
+    console.say(console.table("Growth of an update", rows))
+    draw_growth(results, options.out / "growth.png")
+    return results
+
+
+def draw_growth(results: dict, path: pathlib.Path) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        console.warn("growth.png is not drawn; run: pip install -r requirements/benchmarks.txt")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(results), figsize=(11, 3.2), constrained_layout=True)
+    for axis, (setting, curve) in zip(axes, results.items()):
+        values, seconds = list(curve), list(curve.values())
+        axis.plot(values, seconds, "o-", label="measured")
+        slope = seconds[-1] / values[-1]
+        axis.plot([0, values[-1]], [0, slope * values[-1]], ":", color="gray", label="proportional")
+        axis.set(xlabel=setting, ylabel="seconds per update", xlim=(0, None), ylim=(0, None))
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def measure_loop(options) -> dict:
+    """Where a run's time goes: atari_pong at default sizes and train_ratio 512, after the first updates."""
+    from dreamer import Training
+
+    with tempfile.TemporaryDirectory() as logdir, contextlib.redirect_stdout(sys.stderr):
+        config = tools.load_config(["defaults"], {"task": "atari_pong", "logdir": f"{logdir}/run", "prefill": 200, "pretrain": 3,
+                                                  "steps": 1000 + 8 * options.repeats, "eval_every": 0, "device": "cpu"})
+        training = Training(config)
+        with contextlib.closing(training):
+            training.prefill()
+            training.pretrain()
+            config.steps = training.config.steps = training.step + 16 * options.repeats
+            spent = {"update": 0.0, "policy": 0.0, "environment": 0.0}
+
+            def counting(name: str, function: Callable) -> Callable:
+                def call(*args, **kwargs):
+                    start = time.perf_counter()
+                    try:
+                        return function(*args, **kwargs)
+                    finally:
+                        spent[name] += time.perf_counter() - start
+                return call
+
+            training.agent.update = counting("update", training.agent.update)
+            training.agent.act = counting("policy", training.agent.act)
+            training.envs.send = counting("environment", training.envs.send)
+            training.envs.recv = counting("environment", training.envs.recv)
+            start = time.perf_counter()
+            training.train()
+            total = time.perf_counter() - start
+    spent["the rest"] = total - sum(spent.values())
+    console.say(console.table(f"Loop: atari_pong, train_ratio 512, {4 * options.repeats} agent steps", [
+        (name, f"{seconds:7.3f} s, {100 * seconds / total:.2f}%") for name, seconds in spent.items()]))
+    return spent
+
+
+def measure_start(options) -> dict:
+    """Seconds from the command to the first environment step."""
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import tools; from dreamer import Training\n"
+            "import exploration\n"
+            "config = tools.load_config(['defaults', 'hdreamer'], {'task': 'atari_pong', 'logdir': sys.argv[2], 'eval_every': 0})\n"
+            "training = Training(config)\n"
+            "training.collector.step(exploration.Random(training.agent.codec, 0))\n"
+            "print('seconds', time.time() - float(sys.argv[3]))\n"
+            "training.close()")
+    seconds = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as logdir:
+            output = subprocess.run([sys.executable, "-c", code, str(HERE.parent), f"{logdir}/run", str(time.time())],
+                                    capture_output=True, text=True, check=True).stdout
+            seconds.append(float(output.rpartition("seconds")[2].split()[0]))
+    console.say(console.table("Start", [("to the first step of Pong, hdreamer", f"{statistics.median(seconds):.1f} s")]))
+    return {"seconds": seconds}
+
+
+PARTS = {"machine": measure_machine, "updates": measure_updates, "policy": measure_policy, "replay": measure_replay,
+         "loop": measure_loop, "memory": measure_memory, "growth": measure_growth, "start": measure_start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="shapes of the updates")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of an update; quicker things are repeated more often")
+    parser.add_argument("--bf16", action="store_true", help="measure bfloat16 too: long where the processor does not compute in it")
+    parser.add_argument("--compile", action="store_true", help="measure compiled updates too: minutes to compile")
+    parser.add_argument("--against", metavar="FOLDER", help="a checkout of dreamerv3-torch to measure beside")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder of speed.json and growth.png")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    tools.keep_freed_memory()
+    path = options.out / "speed.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for part in options.only:
+        results[part] = PARTS[part](options)
+        path.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
