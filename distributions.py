@@ -60,7 +60,7 @@ class OneHot:
         self._unimix_ratio = unimix_ratio
         self.probs = torch.softmax(self._logits, -1)
         if unimix_ratio > 0.0:
-            self.probs = self.probs.lerp(self.probs.new_tensor(1.0 / logits.shape[-1]), unimix_ratio)
+            self.probs = self.probs.lerp(self.probs.new_full((), 1.0 / logits.shape[-1]), unimix_ratio)
         self.event_dims = event_dims
 
     @functools.cached_property

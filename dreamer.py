@@ -89,16 +89,18 @@ class Dreamer(nn.Module):
             N actions that the environment takes, and the state for the next call, with the action vector (N, A) under "action".
         """
         with autocast(self._config):
-            return self._act(self._wm.preprocess(obs), state, training)
+            begins = state is None or np.any(obs.get("is_first", False))
+            return self._act(self._wm.preprocess(obs), state, training, begins)
 
-    def _act(self, data: dict[str, torch.Tensor], state: dict | None, training: bool) -> tuple[np.ndarray, dict]:
+    def _act(self, data: dict[str, torch.Tensor], state: dict | None, training: bool, begins: bool) -> tuple[np.ndarray, dict]:
         embed = self._wm.encoder(data)  # (N, E)
-        is_first = data.get("is_first", torch.zeros(len(embed), device=embed.device))
         if state is None:
             latent, action = None, torch.zeros(len(embed), self.codec.size, device=embed.device)
         else:
             latent, action = {key: value for key, value in state.items() if key != "action"}, state["action"]
-        latent, _ = self._wm.dynamics.obs_step(latent, action, embed, is_first)
+        is_first = data.get("is_first", torch.zeros(len(embed), device=embed.device))[:, None] if begins else None
+        latent = self._wm.dynamics.filter(embed[:, None], action[:, None], is_first, latent)
+        latent = {key: value[:, 0] for key, value in latent.items()}
         explores = training and self.exploring and self._expl_behavior is not None
         behavior = self._expl_behavior if explores else self._task_behavior
         policy = behavior.actor(self._wm.dynamics.get_feat(latent))
@@ -227,6 +229,7 @@ class Training:
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
+        tools.allow_tf32()
         self.stop = tools.StopSignal()
         with contextlib.ExitStack() as opened:  # closes the environments if anything after them fails
             self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))

@@ -119,14 +119,17 @@ class WorldModel(nn.Module):
         All become float32, images in [0, 1]; reward and the continue flag `cont` = 1 - is_terminal get a trailing dimension of 1.
         """
         data = {}
+        device = torch.device(self._config.device)
         for key, value in obs.items():
             if key.startswith("log_"):
                 continue
             value = torch.as_tensor(value)
+            if device.type == "cuda":
+                value = value.pin_memory()  # the copy to the GPU waits for nothing
             if value.dtype == torch.uint8:  # images travel to the device as bytes
-                data[key] = value.to(self._config.device, non_blocking=True).float() / 255.0
+                data[key] = value.to(device, non_blocking=True).float() / 255.0
             else:
-                data[key] = value.float().to(self._config.device, non_blocking=True)
+                data[key] = value.to(device, torch.float32, non_blocking=True)
         if "reward" in data:
             data["reward"] = data["reward"].unsqueeze(-1)
         if "is_terminal" in data:
@@ -273,7 +276,7 @@ def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Te
         returns: returns of any shape.
     Source: Hafner et al. 2023, "Actor learning".
     """
-    levels = torch.tensor([0.05, 0.95], device=returns.device)
+    levels = torch.linspace(0.05, 0.95, 2, device=returns.device)  # made there: a list would be copied there, and waited for
     percentiles = torch.quantile(returns.detach().float().flatten(), levels)
     ema.lerp_(percentiles, 1.0 - decay)
     return (ema[1] - ema[0]).clamp(min=1.0)

@@ -366,35 +366,47 @@ class RSSM(nn.Module):
         Returns:
             posterior and prior, dicts of (B, T, ...).
         """
-        batch, time = action.shape[:2]
-        is_first = is_first.reshape(batch, time).bool()
-        initial = self.initial(batch)
-        if state is None:
-            state = initial
-            is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
-        action = torch.where(is_first.unsqueeze(-1), 0.0, action.float())
-        products = self._products(embed, action)
-        noise = self._noise(batch, time).unbind(1) if sample else [None] * time
-        # Where an episode begins, the initial state takes the place of the one before.
-        goes_on = (~is_first).float().t().unsqueeze(-1)  # (T, B, 1)
-        first_stoch = ((1.0 - goes_on) * self.flat_stoch(initial)).unbind(0)
-        first_deter = ((1.0 - goes_on) * initial["deter"]).unbind(0)
-        goes_on = goes_on.unbind(0)
-
-        stoch, deter = self.flat_stoch(state), state["deter"]
-        steps = []
-        for t in range(time):
-            stoch = torch.addcmul(first_stoch[t], stoch, goes_on[t])
-            deter = torch.addcmul(first_deter[t], deter, goes_on[t])
-            step, inputs = self._posterior_step(stoch, deter, products.at(t), noise[t])
-            products.record(inputs)
-            steps.append(step)
-            stoch, deter = self.flat_stoch(step), step["deter"]
-        post = stack_states(steps, 1)
+        post = self.filter(embed, action, is_first, state, sample)
         # No step needs the prior of the one before, so all are formed at once, at the latents of the posterior.
         prior = self._prior_stats(post["deter"], lambda name, _: post["stoch" + self.levels[name].suffix])
         prior = {key: value for key, value in prior.items() if not key.startswith("stoch")}
         return post, {"deter": post["deter"], **prior}
+
+    def filter(self, embed: Tensor, action: Tensor, is_first: Tensor | None, state: State | None = None,
+               sample: bool = True) -> State:
+        """The posterior alone, (B, T, ...), which is all that acting needs.
+
+        Arguments are those of `observe`; is_first may be None if a state is given and no step starts anew.
+        """
+        batch, time = action.shape[:2]
+        action = action.float()
+        starts = None
+        if state is None or is_first is not None:
+            starts = is_first.reshape(batch, time).bool()
+            initial = self.initial(batch)
+            if state is None:
+                state = initial
+                starts = torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
+            action = torch.where(starts.unsqueeze(-1), 0.0, action)
+            # Where an episode begins, the initial state takes the place of the one before.
+            goes_on = (~starts).float().t().unsqueeze(-1)  # (T, B, 1)
+            first_stoch = ((1.0 - goes_on) * self.flat_stoch(initial)).unbind(0)
+            first_deter = ((1.0 - goes_on) * initial["deter"]).unbind(0)
+            goes_on = goes_on.unbind(0)
+        products = self._products(embed, action)
+        noise = self._noise(batch, time).unbind(1) if sample else [None] * time
+
+        stoch, deter = self.flat_stoch(state), state["deter"]
+        steps = []
+        for t in range(time):
+            if starts is not None:
+                stoch = torch.addcmul(first_stoch[t], stoch, goes_on[t])
+                deter = torch.addcmul(first_deter[t], deter, goes_on[t])
+            step, inputs = self._posterior_step(stoch, deter, products.at(t), noise[t])
+            products.record(inputs)
+            steps.append(step)
+            stoch, deter = self.flat_stoch(step), step["deter"]
+        return stack_states(steps, 1)
 
     def obs_step(self, prev_state: State | None, prev_action: Tensor, embed: Tensor, is_first: Tensor,
                  sample: bool = True) -> tuple[State, State]:

@@ -266,6 +266,11 @@ def keep_freed_memory() -> None:
         pass  # another C library: nothing to tune
 
 
+def allow_tf32() -> None:
+    """Lets NVIDIA GPUs round the factors of float32 products to TensorFloat-32, as they do in convolutions by default."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seeds Python, NumPy and PyTorch.
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable
 
 import numpy as np
@@ -30,8 +31,11 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import console  # noqa: E402
+import distributions  # noqa: E402
+import networks  # noqa: E402
 import tools  # noqa: E402
 from benchmarks.shapes import SHAPES, Shape  # noqa: E402
+from recurrence import StepProducts  # noqa: E402
 from replay import Replay, available_memory  # noqa: E402
 
 WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
@@ -167,6 +171,85 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
     console.say(console.table(f"Update: {shape.about}, {config.batch_size} x {config.batch_length}, {count} thread"
                               f"{'s' if count > 1 else ''}, medians of {len(seconds['flat'])}", rows))
     return result
+
+
+class ProductsAtEveryStep(StepProducts):
+    """The recurrence's products as autograd would have them: every step forms a weight gradient of its own."""
+
+    def __init__(self, weights: dict, shares: dict, steps: int, batch: int):
+        self._constants = {name: weight.t() for name, weight in weights.items()}
+        self._shares = {name: shares[name].expand(steps, batch, len(weight)).unbind(0) for name, weight in weights.items()}
+
+    def record(self, inputs: dict) -> None:
+        pass
+
+
+def sample_by_exponentials(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One random number for every class, as in `torch.multinomial`, instead of one for every categorical."""
+    index = (probs.detach() / torch.empty_like(probs).exponential_()).argmax(-1)
+    return torch.nn.functional.one_hot(index, probs.shape[-1]).float()
+
+
+# What an update would cost without each of the means that make it fast: what is replaced, by what.
+MEANS = {"look-ups for one-hot vectors": (networks.RSSM, "ones", lambda self, state: None),
+         "one weight gradient for all steps": (networks, "StepProducts", ProductsAtEveryStep),
+         "one random number per categorical": (distributions, "sample_onehot", sample_by_exponentials)}
+
+
+def measure_means(options) -> dict:
+    """How much slower an update is without each of `MEANS`, and where freed memory goes back to the kernel."""
+    results = {}
+    for name in options.shapes:
+        shape = SHAPES[name]
+        with threads(1 if shape.single_thread else torch.get_num_threads()), contextlib.ExitStack() as opened:
+            agent = shape.agent()
+            batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
+
+            def without(mean: str) -> None:
+                with unittest.mock.patch.object(*MEANS[mean]):
+                    agent.update(batch)
+
+            steps = {"": timed(agent.update, batch), **{mean: timed(without, mean) for mean in MEANS}}
+            for keep in (True, False):
+                steps[f"keep {keep}"] = opened.enter_context(worker(name, keep, torch.get_num_threads()))
+            seconds = by_turns(steps, options.repeats if name != "small" else 4 * options.repeats)
+        seconds["freed memory is kept"] = seconds.pop("keep False")
+        base = {mean: seconds["keep True" if mean == "freed memory is kept" else ""] for mean in seconds}
+        results[name] = {mean: statistics.median(a / b for a, b in zip(taken, base[mean]))
+                         for mean, taken in seconds.items() if mean not in ("", "keep True")}
+        console.say(console.table(f"Without it an update takes so many times as long: {shape.about}", [
+            (mean, f"{ratio:.3f}") for mean, ratio in results[name].items()]))
+    return results
+
+
+@contextlib.contextmanager
+def worker(name: str, keep: bool, count: int):
+    """A step for `by_turns`: an update in a process of its own, which keeps freed memory or not."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_updates, args=(name, keep, count, theirs), daemon=True)
+    process.start()
+
+    def step() -> float:
+        ours.send(True)
+        return ours.recv()
+
+    try:
+        yield step
+    finally:
+        process.kill()
+        process.join()
+
+
+def _updates(name: str, keep: bool, count: int, pipe) -> None:
+    torch.set_num_threads(count)
+    if keep:
+        tools.keep_freed_memory()
+    shape = SHAPES[name]
+    agent = shape.agent()
+    step = timed(agent.update, shape.batch(agent._config.batch_size, agent._config.batch_length))
+    while pipe.recv():
+        pipe.send(step())
 
 
 def measure_policy(options) -> dict:
@@ -351,7 +434,7 @@ def measure_start(options) -> dict:
     return {"seconds": seconds}
 
 
-PARTS = {"machine": measure_machine, "updates": measure_updates, "policy": measure_policy, "replay": measure_replay,
+PARTS = {"machine": measure_machine, "updates": measure_updates, "means": measure_means, "policy": measure_policy, "replay": measure_replay,
          "loop": measure_loop, "memory": measure_memory, "growth": measure_growth, "start": measure_start}
 
 

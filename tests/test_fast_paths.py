@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lookup
 import tools
@@ -182,21 +183,26 @@ def test_filtering_equals_the_formulas_written_out_with_all_gradients(kind, monk
 # The whole update
 
 
-@pytest.mark.parametrize("presets", [[], ["hdreamer"]], ids=["flat", "hierarchical"])
-@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
-def test_an_update_with_look_ups_has_the_gradients_of_one_without(presets, act_space, monkeypatch):
+def make_agent_and_batch(presets: list[str], act_space: spaces.Space) -> tuple[Dreamer, dict[str, np.ndarray]]:
     obs_space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9, 9, (4,), np.float32)})
     config = tools.load_config(["defaults", "debug", *presets], {"task": "gym_CartPole-v1", "device": "cpu"})
     torch.manual_seed(0)
     agent = Dreamer(obs_space, act_space, config)
-    wm, behavior = agent._wm, agent._task_behavior
     with torch.no_grad():  # heads that start at zero would hide gradients
-        for head in (wm.heads["reward"], behavior.value):
+        for head in (agent._wm.heads["reward"], agent._task_behavior.value):
             head.mean_layer.weight.normal_(std=0.1)
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (3, 5, 16, 16, 3), np.uint8), "vector": rng.normal(size=(3, 5, 4)).astype(np.float32),
              "action": agent.codec.random(rng, 15).reshape(3, 5, -1), "reward": rng.normal(size=(3, 5)).astype(np.float32),
              "is_first": np.zeros((3, 5), bool), "is_terminal": np.zeros((3, 5), bool)}
+    return agent, batch
+
+
+@pytest.mark.parametrize("presets", [[], ["hdreamer"]], ids=["flat", "hierarchical"])
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
+def test_an_update_with_look_ups_has_the_gradients_of_one_without(presets, act_space, monkeypatch):
+    agent, batch = make_agent_and_batch(presets, act_space)
+    wm, behavior = agent._wm, agent._task_behavior
     used, found = [], []
     linear = lookup.linear
     monkeypatch.setattr(lookup, "linear", lambda x, weight, ones=None: used.append(ones is not None) or linear(x, weight, ones))
@@ -217,3 +223,26 @@ def test_an_update_with_look_ups_has_the_gradients_of_one_without(presets, act_s
         assert any(used) == with_ones
         used.clear()
     assert_same_gradients(*found)
+
+
+class Waits(TorchDispatchMode):
+    """Fails at what makes a GPU's queue run empty: reading a tensor's value, or copying numbers to the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "lift_fresh", "masked_select", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.NAMES, name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("presets", [[], ["hdreamer"]], ids=["flat", "hierarchical"])
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
+def test_an_update_waits_for_no_value(presets, act_space):
+    agent, batch = make_agent_and_batch(presets, act_space)
+    data = agent._wm.preprocess(batch)
+    with Waits():
+        post, _ = agent._wm.update(data)
+        agent._task_behavior.update(agent._wm, post, data["cont"], 0)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), Waits():
+        data["reward"].sum().item()
