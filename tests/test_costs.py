@@ -76,4 +76,4 @@ def test_equal_capacity_in_two_levels_takes_less_than_a_hundredth_more_operation
 def test_an_update_takes_no_more_operations_and_memory_than_it_did(costs):
     # Not a formula: what it took when this was written, and half a percent. Whoever needs more changes it knowingly.
     assert costs["flat"]["operations"] < 1.005 * 646.4e9
-    assert costs["flat"]["bytes"] < 1.005 * 2.53e9
+    assert costs["flat"]["bytes"] < 1.005 * 2.493e9
