@@ -246,7 +246,7 @@ class RSSM(nn.Module):
         init_output(self._obs_stat_layer, 1.0)
 
     # What differs between one and two levels: how latents follow from the hidden features. `draw` is a function
-    # (level name, statistics) -> latents, `product` one (name, input) -> linear product, see `_recurrent_layers`.
+    # (level name, statistics) -> latents, `product` one (name, input) -> linear product, see `_products`.
 
     def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
         """Prior statistics and latents from deter (..., D)."""
@@ -449,7 +449,8 @@ class RSSM(nn.Module):
             return None
         parts, start = [], 0
         for level in self.levels.values():
-            classes = state["stoch" + level.suffix].detach() @ torch.arange(level.discrete, dtype=torch.float32)  # (..., S)
+            # A sum and no product of matrices, which autocast would form in bfloat16, where only integers up to 256 are exact.
+            classes = (state["stoch" + level.suffix].detach() * torch.arange(level.discrete)).sum(-1)  # (..., S)
             parts.append(classes.long() + torch.arange(start, start + level.size, level.discrete))
             start += level.size
         return lookup.Ones(parts[0] if len(parts) == 1 else torch.cat(parts, -1), self.stoch_size)

@@ -79,6 +79,18 @@ def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, e
 
 
 @both_levels
+@pytest.mark.parametrize("action_cond", [False, True])
+def test_the_explorers_reward_is_the_same_with_look_ups_and_without(hierarchical, action_cond):
+    agent = make_agent(hierarchical_mode=hierarchical, disag_action_cond=action_cond, disag_log=False)
+    explorer, wm = agent._expl_behavior, agent._wm
+    with torch.no_grad():
+        rollout = explorer._behavior.imagine(wm.dynamics, wm.dynamics.initial(5), 4)
+        assert rollout.ones.index.shape[:2] == (4, 5)
+        actual, expected = explorer.reward(wm, rollout), explorer.reward(wm, rollout._replace(ones=None))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@both_levels
 @pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
 def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hierarchical, act_space):
     def updated(**settings) -> tuple[dict, dict]:

@@ -64,6 +64,14 @@ def test_ones_are_where_the_latents_have_them(sizes):
     assert torch.equal(found, flat) and ones.index.shape[-1] == flat.sum(-1).max()
 
 
+def test_ones_are_exact_where_products_are_bfloat16():
+    rssm = RSSM(stoch=2, discrete=300, **SIZES)
+    classes = torch.tensor([[259, 7]])
+    with torch.autocast("cpu", torch.bfloat16):
+        ones = rssm.ones({"stoch": F.one_hot(classes, 300).float(), "deter": torch.zeros(1, 24)})
+    assert ones.index.tolist() == [[259, 307]]
+
+
 def test_gaussian_latents_have_no_ones():
     rssm = RSSM(stoch=4, discrete=0, **SIZES)
     assert rssm.ones(rssm.initial(2)) is None
