@@ -65,8 +65,9 @@ class OneHot:
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        """Formed when first asked for, since drawing samples needs none."""
-        return torch.log(self.probs) if self._unimix_ratio > 0.0 else torch.log_softmax(self._logits, -1)
+        """Formed when first asked for, since drawing samples needs none; with a graph if the logits have one."""
+        with torch.set_grad_enabled(self._logits.requires_grad):
+            return torch.log(self.probs) if self._unimix_ratio > 0.0 else torch.log_softmax(self._logits, -1)
 
     def detach(self) -> "OneHot":
         """The same distribution as a constant."""
@@ -242,8 +243,9 @@ class SymlogDisc:
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        """(..., 255), formed when first asked for, since predictions need none."""
-        return torch.log_softmax(self._logits, -1)
+        """(..., 255), formed when first asked for, since predictions need none; with a graph if the logits have one."""
+        with torch.set_grad_enabled(self._logits.requires_grad):
+            return torch.log_softmax(self._logits, -1)
 
     def _bins(self) -> Tensor:
         return torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self._logits.device)
@@ -253,7 +255,7 @@ class SymlogDisc:
         # Bins are symmetric about zero: the sum over differences of opposite ones rounds less, and is exactly 0 where they agree.
         probs, half = torch.softmax(self._logits, -1), self.BINS // 2
         difference = probs[..., half + 1:] - probs[..., :half].flip(-1)
-        return symexp(difference @ self._bins()[half + 1:].unsqueeze(-1))
+        return symexp((difference * self._bins()[half + 1:]).sum(-1, keepdim=True))
 
     @property
     def mode(self) -> Tensor:

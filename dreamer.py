@@ -75,7 +75,7 @@ class Dreamer(nn.Module):
             if isinstance(module, (ConvEncoder, ConvDecoder)):
                 module.compile()
             elif isinstance(module, MLP):
-                module.hidden = torch.compile(module.hidden)
+                module.layers.compile()
 
     @torch.no_grad()
     def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:
@@ -89,7 +89,7 @@ class Dreamer(nn.Module):
             N actions that the environment takes, and the state for the next call, with the action vector (N, A) under "action".
         """
         with autocast(self._config):
-            begins = state is None or np.any(obs.get("is_first", False))
+            begins = state is None or bool(torch.as_tensor(obs.get("is_first", False)).any())
             return self._act(self._wm.preprocess(obs), state, training, begins)
 
     def _act(self, data: dict[str, torch.Tensor], state: dict | None, training: bool, begins: bool) -> tuple[np.ndarray, dict]:

@@ -3,6 +3,7 @@
 Shapes: F feature, A action. Parameter names and shapes are those of dreamerv3-torch, so that checkpoints carry over.
 """
 
+import itertools
 import math
 
 import torch
@@ -73,9 +74,8 @@ class MLP(nn.Module):
         """Output of the hidden blocks, (..., units); `ones` says where x has its ones, if it begins with one-hot vectors."""
         if ones is None or self._symlog_inputs or not len(self.layers):
             return self.layers(dists.symlog(x) if self._symlog_inputs else x)
-        first, *others = self.layers
-        x = lookup.linear(x, first.weight, ones)
-        for layer in others:
+        x = lookup.linear(x, self.layers[0].weight, ones)
+        for layer in itertools.islice(self.layers, 1, None):
             x = layer(x)
         return x
 

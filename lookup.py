@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Ones(NamedTuple):
@@ -26,20 +27,40 @@ def linear(x: Tensor, weight: Tensor, ones: Ones | None = None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    return _LookUp.apply(x.flatten(0, -2), weight, ones.index.flatten(0, -2), ones.size).unflatten(0, x.shape[:-1])
+    rows = x.flatten(0, -2)
+    y = _LookUp.apply(rows, weight.detach(), ones.index.flatten(0, -2), ones.size)
+    if weight.requires_grad and torch.is_grad_enabled():
+        # A node of its own for each gradient: a backward pass for inputs alone, or for weights alone, forms no other.
+        y = y + _WeightGradient.apply(weight, rows.detach())
+    return y.unflatten(0, x.shape[:-1])
 
 
 class _LookUp(torch.autograd.Function):
-    """y = x W^T with its usual gradients, dx = dy W and dW = dy^T x."""
+    """y = x W^T with the gradient dx = dy W."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, index: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(weight)
         y = F.embedding_bag(index, weight[:, :size].t().contiguous(), mode="sum")
         return y if size == x.shape[-1] else torch.addmm(y, x[:, size:], weight[:, size:].t())
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight = ctx.needs_input_grad[:2]
-        return grad @ weight if for_x else None, grad.t() @ x if for_weight else None, None, None
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, = ctx.saved_tensors
+        return grad @ weight, None, None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """Zero, (rows, out), with the gradient of x W^T for the weight, dW = dy^T x."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.new_zeros(()).expand(len(x), len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        x, = ctx.saved_tensors
+        return grad.t() @ x, None

@@ -124,7 +124,7 @@ class WorldModel(nn.Module):
             if key.startswith("log_"):
                 continue
             value = torch.as_tensor(value)
-            if device.type == "cuda":
+            if device.type == "cuda" and value.device.type == "cpu":
                 value = value.pin_memory()  # the copy to the GPU waits for nothing
             if value.dtype == torch.uint8:  # images travel to the device as bytes
                 data[key] = value.to(device, non_blocking=True).float() / 255.0
@@ -379,7 +379,7 @@ class ImagBehavior(nn.Module):
         """Rolls the policy out inside the world model.
 
         Args:
-            start: states of (N, ...), the replayed ones.
+            start: states of (N, ...), the replayed ones; their latents must be samples, not averages.
             horizon: number of states H, the replayed one included.
         """
         state, feats, ones, stats, actions = start, [dynamics.get_feat(start)], [dynamics.ones(start)], [], []

@@ -216,6 +216,7 @@ class RSSM(nn.Module):
         self._std_act = std_act
         self._min_std = min_std
         self._unimix_ratio = unimix_ratio
+        self._looks_up = True
         self.levels = self._make_levels(**latent_sizes)
         self.stoch_size = sum(level.size for level in self.levels.values())
         self.feat_size = self.stoch_size + deter
@@ -344,6 +345,7 @@ class RSSM(nn.Module):
 
     def compile_steps(self) -> None:
         """Compiles the steps of both recurrences; random numbers are drawn outside, so they stay the same."""
+        self._looks_up = False
         self._posterior_step = torch.compile(self._posterior_step)
         self._prior_step = torch.compile(self._prior_step)
 
@@ -380,28 +382,25 @@ class RSSM(nn.Module):
         """
         batch, time = action.shape[:2]
         action = action.float()
-        starts = None
+        restart = None  # T times (B, 1): where the initial state takes the place of the one before
         if state is None or is_first is not None:
-            starts = is_first.reshape(batch, time).bool()
             initial = self.initial(batch)
+            starts = torch.zeros_like(action[..., 0], dtype=torch.bool) if is_first is None else is_first.reshape(batch, time).bool()
             if state is None:
                 state = initial
                 starts = torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
             action = torch.where(starts.unsqueeze(-1), 0.0, action)
-            # Where an episode begins, the initial state takes the place of the one before.
-            goes_on = (~starts).float().t().unsqueeze(-1)  # (T, B, 1)
-            first_stoch = ((1.0 - goes_on) * self.flat_stoch(initial)).unbind(0)
-            first_deter = ((1.0 - goes_on) * initial["deter"]).unbind(0)
-            goes_on = goes_on.unbind(0)
+            restart = starts.unsqueeze(-1).unbind(1)
+            first_stoch = self.flat_stoch(initial)
         products = self._products(embed, action)
         noise = self._noise(batch, time).unbind(1) if sample else [None] * time
 
         stoch, deter = self.flat_stoch(state), state["deter"]
         steps = []
         for t in range(time):
-            if starts is not None:
-                stoch = torch.addcmul(first_stoch[t], stoch, goes_on[t])
-                deter = torch.addcmul(first_deter[t], deter, goes_on[t])
+            if restart:
+                stoch = torch.where(restart[t], first_stoch, stoch)
+                deter = torch.where(restart[t], initial["deter"], deter)
             step, inputs = self._posterior_step(stoch, deter, products.at(t), noise[t])
             products.record(inputs)
             steps.append(step)
@@ -443,9 +442,9 @@ class RSSM(nn.Module):
     def ones(self, state: State) -> lookup.Ones | None:
         """Where the ones of `flat_stoch` are, for a state whose latents are samples; None if they are Gaussian.
 
-        None too on a GPU, where products cost less than look-ups.
+        None too where plain products are taken: on a GPU, which multiplies faster than it looks up, and in compiled steps.
         """
-        if state["deter"].device.type != "cpu" or not all(level.discrete for level in self.levels.values()):
+        if not self._looks_up or state["deter"].device.type != "cpu" or not all(level.discrete for level in self.levels.values()):
             return None
         parts, start = [], 0
         for level in self.levels.values():

@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class StepProducts:
     """The products x_t W^T + s_t of a recurrence with steps t = 0 ... T - 1, where the shares s_t are known beforehand.
 
     A step computes with constant weights. What it adds, s_t, has the product's gradient g_t, so that after the last step has been
-    differentiated the weight's gradient is a single product: dW = sum_t g_t^T x_t. Left to autograd, every step would form a
+    differentiated the weight's gradient is a single product: dW = sum_t g_t^T x_t (once: it cannot be differentiated again). Left to autograd, every step would form a
     gradient of its own from a handful of rows and add it to the sum, which reads and writes the whole weight T times.
 
     Args:
@@ -33,8 +34,9 @@ class StepProducts:
 
     def record(self, inputs: dict[str, Tensor]) -> None:
         """Takes the inputs (B, in) that a step's products had; every step must be recorded, in order."""
-        for name, x in inputs.items():
-            self._inputs[name].append(x.detach())
+        if torch.is_grad_enabled():
+            for name, x in inputs.items():
+                self._inputs[name].append(x.detach())
 
 
 class _Deferred(torch.autograd.Function):
@@ -46,6 +48,7 @@ class _Deferred(torch.autograd.Function):
         return share.view_as(share)
 
     @staticmethod
+    @once_differentiable  # the recorded inputs are constants
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         weight_grad = None
         if ctx.needs_input_grad[1]:

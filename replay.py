@@ -21,7 +21,8 @@ class Replay:
     and follows the stream through the ends of episodes; after the newest step it goes on at the oldest. `is_first` marks the
     starts of episodes and that seam.
 
-    As an iterator it copies the next batch in a thread while the caller works on the last one.
+    As an iterator it copies the next batch in a thread while the caller works on the last one. So a batch is drawn from what was
+    stored when the one before it was taken.
 
     Args:
         obs_space: gymnasium Dict of images and vectors.
@@ -51,7 +52,7 @@ class Replay:
         if free is not None and self.nbytes > free:
             raise ValueError(f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
                              f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}")
-        self._copier = ThreadPoolExecutor(1)
+        self._copier: ThreadPoolExecutor | None = None
         self._next: Future | None = None  # the batch that is being copied
         self._arrays = {key: np.empty((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
 
@@ -116,11 +117,15 @@ class Replay:
         if self._next:
             self._next.result()
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_copier": None, "_next": None}  # threads cannot be copied; a copy draws its next batch anew
+
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = self._next.result() if self._next else self.sample()
+        self._copier = self._copier or ThreadPoolExecutor(1)
         self._next = self._copier.submit(self._copy, *self._draw())  # drawn here, so that runs repeat
         return batch
 

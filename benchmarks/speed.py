@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -92,7 +91,10 @@ def rival(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
             def ask(line: str) -> float:
                 process.stdin.write(line + "\n")
                 process.stdin.flush()
-                return float(process.stdout.readline())
+                answer = process.stdout.readline()
+                if not answer:
+                    raise SystemExit(f"error: dreamerv3-torch in {checkout} ended, see above")
+                return float(answer)
 
             yield lambda line: lambda: ask(line)
         finally:
@@ -158,15 +160,18 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
     rows, result = [], {}
     for variant, values in seconds.items():
         median = statistics.median(values)
-        ratio = statistics.median(value / flat for value, flat in zip(values, seconds["flat"]))
-        about = f"{median:7.3f} s  ({min(values):.3f} to {max(values):.3f}), {ratio:.3f} of flat"
+        about = f"{median:7.3f} s  ({min(values):.3f} to {max(values):.3f})"
+        result[variant] = {"seconds": values, "operations": counts.get(variant)}
+        if variant not in steps:
+            rows.append((variant, f"{about}, by itself"))
+            continue
+        about += f", {statistics.median(value / flat for value, flat in zip(values, seconds['flat'])):.3f} of flat"
         if variant in counts:
             about += f", {counts[variant] / 1e9:.1f} GFLOP, {counts[variant] / median / 1e9:.0f} GFLOP/s"
-        if "dreamerv3-torch" in seconds and len(values) == len(seconds["dreamerv3-torch"]):
+        if "dreamerv3-torch" in seconds:
             against = statistics.median(value / old for value, old in zip(values, seconds["dreamerv3-torch"]))
             about += f", {against:.3f} of dreamerv3-torch"
         rows.append((variant, about))
-        result[variant] = {"seconds": values, "operations": counts.get(variant)}
     count = torch.get_num_threads()
     console.say(console.table(f"Update: {shape.about}, {config.batch_size} x {config.batch_length}, {count} thread"
                               f"{'s' if count > 1 else ''}, medians of {len(seconds['flat'])}", rows))
@@ -186,8 +191,8 @@ class ProductsAtEveryStep(StepProducts):
 
 def sample_by_exponentials(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """One random number for every class, as in `torch.multinomial`, instead of one for every categorical."""
-    index = (probs.detach() / torch.empty_like(probs).exponential_()).argmax(-1)
-    return torch.nn.functional.one_hot(index, probs.shape[-1]).float()
+    index = (probs.detach() / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
+    return torch.zeros_like(index, dtype=torch.float32).expand_as(probs).scatter(-1, index, 1.0)
 
 
 # What an update would cost without each of the means that make it fast: what is replaced, by what.
@@ -229,6 +234,7 @@ def worker(name: str, keep: bool, count: int):
     ours, theirs = context.Pipe()
     process = context.Process(target=_updates, args=(name, keep, count, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that a process that dies ends the wait
 
     def step() -> float:
         ours.send(True)
@@ -302,12 +308,16 @@ def measure_replay(options) -> dict:
 
 
 def _peak_memory(name: str, settings: dict, updates: int, pipe) -> None:
-    """In a process of its own: memory that updates add to what there is before the first, and after the tenth to the last."""
+    """In a process of its own: bytes that updates add to the peak before the first one, and to that after the first 100."""
     tools.keep_freed_memory()
     shape = SHAPES[name]
     agent = shape.agent(**settings)
     batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
-    peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def peak() -> int:  # not getrusage's, which begins with the parent's
+        status = pathlib.Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
     before, early = peak(), 0
     for update in range(updates):
         agent.update(batch)
@@ -321,6 +331,7 @@ def peak_memory(*args) -> tuple[int, int]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_peak_memory, args=(*args, theirs))
     process.start()
+    theirs.close()  # so that a process that dies ends the wait
     result = ours.recv()
     process.join()
     return result
@@ -338,7 +349,7 @@ def measure_memory(options) -> dict:
 
 
 def measure_growth(options) -> dict:
-    """Seconds of an update against batch size, batch length and horizon, small size; each from its preset's value."""
+    """Seconds of an update against batch size, batch length and horizon, small size; the length with two sequences."""
     shape, results = SHAPES["small"], {}
     with threads(1):
         for setting, values in (("batch_size", (8, 16, 32, 64, 128)), ("batch_length", (32, 64, 128, 256, 512)),
@@ -390,7 +401,7 @@ def measure_loop(options) -> dict:
         with contextlib.closing(training):
             training.prefill()
             training.pretrain()
-            config.steps = training.config.steps = training.step + 16 * options.repeats
+            training.config.steps = training.step + 16 * options.repeats
             spent = {"update": 0.0, "policy": 0.0, "environment": 0.0}
 
             def counting(name: str, function: Callable) -> Callable:

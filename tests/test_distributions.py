@@ -143,3 +143,24 @@ def test_values_of_another_shape_are_refused_rather_than_broadcast():
                  dists.SymlogDisc(torch.randn(4, 255)), dists.Normal(torch.randn(4, 1), 1.0)):
         with pytest.raises(AssertionError):
             dist.log_prob(torch.zeros(4))
+
+
+def test_scalar_predictions_stay_float32_where_products_are_bfloat16():
+    logits = torch.randn(50, 255) * 3
+    expected = dists.SymlogDisc(logits.double().float()).mean
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = dists.SymlogDisc(logits).mean
+    assert actual.dtype == torch.float32 and torch.equal(actual, expected)
+    probs = torch.softmax(logits.double(), -1)
+    in_symlog = (probs * torch.linspace(-20, 20, 255, dtype=torch.float64)).sum(-1, keepdim=True)
+    torch.testing.assert_close(actual.double(), in_symlog.sign() * in_symlog.abs().expm1(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda x: dists.OneHot(x, 0.01), dists.OneHot], ids=["mixed", "plain"])
+def test_log_probabilities_keep_their_gradient_whoever_asked_first(make):
+    logits = torch.randn(3, 5, requires_grad=True)
+    dist = make(logits)
+    with torch.no_grad():
+        dist.entropy()
+    dist.log_prob(torch.eye(5)[:3]).sum().backward()
+    assert logits.grad.abs().sum() > 0

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import lookup
 import tools
@@ -75,6 +76,17 @@ def test_ones_are_exact_where_products_are_bfloat16():
 def test_gaussian_latents_have_no_ones():
     rssm = RSSM(stoch=4, discrete=0, **SIZES)
     assert rssm.ones(rssm.initial(2)) is None
+
+
+def test_a_backward_pass_forms_no_gradient_that_is_not_asked_for():
+    x, ones = one_hots(4)
+    x, weight = x.requires_grad_(), torch.randn(6, 17, dtype=torch.float64, requires_grad=True)
+    product = 2 * 4 * 6 * 17
+    for inputs in ([x], [weight]):
+        value = lookup.linear(x, weight, ones).sum()
+        with FlopCounterMode(display=False) as counter:
+            value.backward(inputs=inputs)
+        assert counter.get_total_flops() == product
 
 
 # The recurrence
@@ -186,6 +198,17 @@ def test_filtering_equals_the_formulas_written_out_with_all_gradients(kind, monk
     for actual, expected in zip(results[0][0], results[1][0]):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert_same_gradients(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+def test_a_step_that_starts_anew_takes_nothing_from_before(kind):
+    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**KINDS[kind], **SIZES)
+    embed, action = torch.randn(2, 3, 7), torch.randn(2, 3, 3)
+    broken = {key: torch.full_like(value, torch.nan) for key, value in rssm.initial(2).items()}
+    from_broken = rssm.filter(embed, action, torch.tensor([[True, False, False]] * 2), broken, sample=False)
+    from_none = rssm.filter(embed, action, None, sample=False)
+    for key, value in from_none.items():
+        assert torch.equal(from_broken[key], value)
 
 
 # The whole update

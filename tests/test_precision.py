@@ -94,7 +94,7 @@ def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkey
         owner = getattr(function, "__self__", None)
 
         def call(*args, **kwargs):
-            calls[owner if function.__name__ in ("_call_impl", "hidden") else function.__name__] += 1
+            calls[owner if function.__name__ == "_call_impl" else function.__name__] += 1
             return function(*args, **kwargs)
 
         return call
@@ -111,12 +111,13 @@ def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkey
     agent.update(batch)
     assert calls["_posterior_step"] == 4 and calls["_prior_step"] == 5  # T steps, and H - 1
     wm, behavior = agent._wm, agent._task_behavior
-    networks_used = [wm.encoder._cnn, wm.encoder._mlp, wm.heads["decoder"]._cnn, wm.heads["decoder"]._mlp,
-                     wm.heads["reward"], wm.heads["cont"], behavior.actor, behavior.value, behavior._slow_value]
+    networks_used = [wm.encoder._cnn, wm.encoder._mlp.layers, wm.heads["decoder"]._cnn, wm.heads["decoder"]._mlp.layers,
+                     wm.heads["reward"].layers, wm.heads["cont"].layers, behavior.actor.layers, behavior.value.layers,
+                     behavior._slow_value.layers]
     assert all(calls[module] for module in networks_used)
     calls.clear()
     agent.act({key: batch[key][:, 0] for key in ("image", "vector", "is_first")})
-    assert all(calls[part] == 1 for part in ("_posterior_step", wm.encoder._cnn, wm.encoder._mlp, behavior.actor))
+    assert all(calls[part] == 1 for part in ("_posterior_step", wm.encoder._cnn, wm.encoder._mlp.layers, behavior.actor.layers))
 
 
 def test_a_deterministic_run_asks_pytorch_for_operations_that_repeat():
