@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import distributions as dists
 import lookup
 from heads import MLP
-from networks import NORM_EPS, LayerNorm, activation, init_hidden, init_output
+from layers import NORM_EPS, LayerNorm, activation, init_hidden, init_output
 
 VECTOR_DISTS = ("symlog_mse", "mse", "normal", "binary")
 

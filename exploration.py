@@ -150,9 +150,9 @@ class Plan2Explore(nn.Module):
         """
         config, inputs, ones = self._config, rollout.feat, rollout.ones
         if config.disag_action_cond:
-            inputs = torch.cat([rollout.feat[:-1], rollout.action], -1)
-            inputs = torch.cat([inputs[:1], inputs])
-            ones = ones and ones._replace(index=torch.cat([ones.index[:1], ones.index[:-1]]))
+            before = torch.arange(-1, len(inputs) - 1, device=inputs.device).clamp(min=0)
+            inputs = torch.cat([rollout.feat[:-1], rollout.action], -1).index_select(0, before)
+            ones = ones and ones.at(before)
         predictions = torch.stack([network(inputs, ones).mode for network in self._networks])  # (M, H, N, n)
         disagreement = predictions.std(0).mean(-1, keepdim=True)
         reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import distributions as dists
 import lookup
-import networks
+from layers import NORM_EPS, LayerNorm, activation, init_hidden, init_output
 
 
 class MLP(nn.Module):
@@ -41,10 +41,10 @@ class MLP(nn.Module):
         for index in range(layers):
             self.layers.add_module(f"{name}_linear{index}", nn.Linear(inp_dim, units, bias=False))
             if norm:
-                self.layers.add_module(f"{name}_norm{index}", networks.LayerNorm(units, eps=networks.NORM_EPS))
-            self.layers.add_module(f"{name}_act{index}", networks.activation(act))
+                self.layers.add_module(f"{name}_norm{index}", LayerNorm(units, eps=NORM_EPS))
+            self.layers.add_module(f"{name}_act{index}", activation(act))
             inp_dim = units
-        self.layers.apply(networks.init_hidden)
+        self.layers.apply(init_hidden)
         if shape is not None:
             self.mean_layer = self._output_layer(inp_dim, outscale)
 
@@ -56,7 +56,7 @@ class MLP(nn.Module):
             layer = nn.ModuleDict({key: nn.Linear(inp_dim, self._out_size(shape)) for key, shape in self._shape.items()})
         else:
             layer = nn.Linear(inp_dim, self._out_size(self._shape))
-        return layer.apply(lambda module: networks.init_output(module, outscale))
+        return layer.apply(lambda module: init_output(module, outscale))
 
     def _out_size(self, shape: tuple[int, ...]) -> int:
         if self._dist == "symlog_disc":
@@ -80,7 +80,7 @@ class MLP(nn.Module):
         return x
 
     def stats(self, x: Tensor, ones: lookup.Ones | None = None) -> Tensor:
-        """The parameters of a single output's distribution as a tensor, (..., n)."""
+        """The parameters of a single output's distribution, (..., inp_dim) -> (..., n); `ones` as in `hidden`."""
         return self.mean_layer(self.hidden(x, ones))
 
     def forward(self, x: Tensor, ones: lookup.Ones | None = None):
@@ -147,7 +147,7 @@ class ActionHead(MLP):
             self.std_layer = self._output_layer(units if layers else inp_dim, outscale)
 
     def stats(self, feat: Tensor, ones: lookup.Ones | None = None) -> dict[str, Tensor]:
-        """The distribution's parameters by name, which can be stacked over time: `logit`, or `mean` and `std`."""
+        """The distribution's parameters by name, which can be stacked over time: `logit`, or `mean` and `std`, each (..., A)."""
         x = self.hidden(feat, ones)
         mean = self.mean_layer(x)
         if self._dist == "onehot":

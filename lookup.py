@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from layers import product_dtype
+
 
 class Ones(NamedTuple):
     """Where the ones are in vectors that begin with one-hot vectors.
@@ -19,15 +21,16 @@ class Ones(NamedTuple):
     index: Tensor
     size: int
 
+    def at(self, rows) -> "Ones":
+        """The ones of some rows: `rows` indexes the first dimension."""
+        return Ones(self.index[rows], self.size)
+
 
 def linear(x: Tensor, weight: Tensor, ones: Ones | None = None) -> Tensor:
     """x W^T, (..., in), (out, in) -> (..., out); `ones` says where x has its ones, and spares a part of the product."""
     if ones is None:
         return F.linear(x, weight)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-    rows = x.flatten(0, -2)
+    rows, weight = x.flatten(0, -2).to(product_dtype(x)), weight.to(product_dtype(weight))
     y = _LookUp.apply(rows, weight.detach(), ones.index.flatten(0, -2), ones.size)
     if weight.requires_grad and torch.is_grad_enabled():
         # A node of its own for each gradient: a backward pass for inputs alone, or for weights alone, forms no other.

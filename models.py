@@ -79,6 +79,22 @@ class Optimizer:
         self._opt.load_state_dict({"state": state, "param_groups": self._opt.state_dict()["param_groups"]})
 
 
+class Rollout(NamedTuple):
+    """What a policy imagined.
+
+    Attributes:
+        feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
+        ones: where they have the ones of their latents; None for Gaussian latents.
+        stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
+        action: what it did there, (H - 1, N, A).
+    """
+
+    feat: Tensor
+    ones: lookup.Ones | None
+    stats: dict[str, Tensor]
+    action: Tensor
+
+
 class WorldModel(nn.Module):
     """Encoder, latent dynamics and the heads that predict observation, reward and continuation.
 
@@ -174,7 +190,7 @@ class WorldModel(nn.Module):
             metrics = {f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()}
         return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}
 
-    def reward(self, rollout: "Rollout") -> Tensor:
+    def reward(self, rollout: Rollout) -> Tensor:
         """Predicted rewards (H, N, 1) of imagined states, whatever is done there."""
         return self.heads["reward"](rollout.feat, rollout.ones).mode
 
@@ -320,22 +336,6 @@ def critic_loss(value_dist, target: Tensor, slow_target: Tensor | None) -> Tenso
     return loss
 
 
-class Rollout(NamedTuple):
-    """What a policy imagined.
-
-    Attributes:
-        feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
-        ones: where they have the ones of their latents; None for Gaussian latents.
-        stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
-        action: what it did there, (H - 1, N, A).
-    """
-
-    feat: Tensor
-    ones: lookup.Ones | None
-    stats: dict[str, Tensor]
-    action: Tensor
-
-
 class ImagBehavior(nn.Module):
     """Actor and critic, trained on rollouts that the world model imagines.
 
@@ -375,7 +375,7 @@ class ImagBehavior(nn.Module):
         self._value_opt = Optimizer("value", self.value.parameters(), lr=critic.lr, eps=critic.eps, clip=critic.grad_clip,
                                     weight_decay=config.weight_decay)
 
-    def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> "Rollout":
+    def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> Rollout:
         """Rolls the policy out inside the world model.
 
         Args:
@@ -401,7 +401,7 @@ class ImagBehavior(nn.Module):
         return [layer for head in heads for layer in head.input_layers()]
 
     def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int,
-               reward_of: Callable[["Rollout"], Tensor] | None = None) -> Metrics:
+               reward_of: Callable[[Rollout], Tensor] | None = None) -> Metrics:
         """One optimizer step of actor and critic.
 
         Args:
@@ -418,7 +418,7 @@ class ImagBehavior(nn.Module):
         return metrics
 
     def losses(self, world_model: WorldModel, start: State, start_cont: Tensor,
-               reward_of: Callable[["Rollout"], Tensor] | None = None) -> tuple[Tensor, Tensor, Metrics]:
+               reward_of: Callable[[Rollout], Tensor] | None = None) -> tuple[Tensor, Tensor, Metrics]:
         """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
 
         One evaluation of the critic serves both: through its input for the actor, through its parameters for the critic. So each
@@ -440,7 +440,7 @@ class ImagBehavior(nn.Module):
             policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
             entropy_scale=config.actor.entropy)
         with torch.no_grad():
-            seen = ones and ones._replace(index=ones.index[:-1])
+            seen = ones and ones.at(slice(None, -1))
             slow = self._slow_value(feat.detach()[:-1], seen).mode if config.critic.slow_target else None
         value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():

@@ -4,13 +4,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from layers import product_dtype
+
 
 class StepProducts:
     """The products x_t W^T + s_t of a recurrence with steps t = 0 ... T - 1, where the shares s_t are known beforehand.
 
     A step computes with constant weights. What it adds, s_t, has the product's gradient g_t, so that after the last step has been
-    differentiated the weight's gradient is a single product: dW = sum_t g_t^T x_t (once: it cannot be differentiated again). Left to autograd, every step would form a
-    gradient of its own from a handful of rows and add it to the sum, which reads and writes the whole weight T times.
+    differentiated the weight's gradient is a single product: dW = sum_t g_t^T x_t (once: it cannot be differentiated again). Left
+    to autograd, every step would form a gradient of its own from a handful of rows and add it to the sum, which reads and writes
+    the whole weight T times.
 
     Args:
         weights: (out, in) by name.
@@ -19,13 +22,11 @@ class StepProducts:
     """
 
     def __init__(self, weights: dict[str, Tensor], shares: dict[str, Tensor], steps: int, batch: int):
-        device = next(iter(weights.values())).device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         self._inputs = {name: [] for name in weights}
-        self._constants = {name: weight.detach().to(dtype or weight.dtype).t() for name, weight in weights.items()}
+        self._constants = {name: weight.detach().to(product_dtype(weight)).t() for name, weight in weights.items()}
         self._shares = {}
         for name, weight in weights.items():
-            share = shares[name].to(dtype or weight.dtype).expand(steps, batch, len(weight))
+            share = shares[name].to(product_dtype(weight)).expand(steps, batch, len(weight))
             self._shares[name] = _Deferred.apply(share, weight, self._inputs[name]).unbind(0)
 
     def at(self, t: int) -> dict[str, tuple[Tensor, Tensor]]:

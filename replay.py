@@ -95,7 +95,7 @@ class Replay:
         return self._copy(*self._draw())
 
     def _draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the steps of a batch lie: their streams (B, 1) and places in them (B, T), and where a sequence meets the seam."""
+        """Where the steps of a batch lie: their streams (B, 1), places in them (B, T), and where a sequence meets the seam (B, T)."""
         if not len(self):
             raise ValueError("replay memory is empty; collect steps before sampling")
         ends = self._size.cumsum()
@@ -108,6 +108,7 @@ class Replay:
         return stream[:, None], index, position == 0
 
     def _copy(self, stream: np.ndarray, index: np.ndarray, seam: np.ndarray) -> dict[str, np.ndarray]:
+        """The steps that `_draw` chose, arrays (B, T, ...)."""
         batch = {key: array[stream, index] for key, array in self._arrays.items()}
         batch["is_first"] |= seam
         return batch
@@ -124,6 +125,10 @@ class Replay:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        """A batch as from `sample`, while a thread copies the one after it; that one knows the steps stored by now.
+
+        A run that is continued draws anew, so it skips the one batch that lay ready.
+        """
         batch = self._next.result() if self._next else self.sample()
         self._copier = self._copier or ThreadPoolExecutor(1)
         self._next = self._copier.submit(self._copy, *self._draw())  # drawn here, so that runs repeat

@@ -1,7 +1,8 @@
 """Runs dreamerv3-torch's own update and policy step, from a checkout of it, for `speed.py --against`.
 
 It is a process of its own, since its modules have the names of ours: python rival.py CHECKOUT SHAPE THREADS BATCH, where BATCH is
-an .npz file. Every line that it reads, "update" or "policy N" for N environments, is answered by the seconds that the step took.
+an .npz file. Every line that it reads, "update" or "policy N K" for K steps in a row with N environments, is answered by the
+seconds of one step.
 """
 
 import argparse
@@ -71,10 +72,12 @@ def main() -> None:
 
     print("ready", flush=True)
     for line in sys.stdin:
-        what, *count = line.split()
+        what, *numbers = line.split()
+        count, times = map(int, numbers) if numbers else (0, 1)
         start = time.perf_counter()
-        update() if what == "update" else policy(int(count[0]))
-        print(time.perf_counter() - start, flush=True)
+        for _ in range(times):
+            update() if what == "update" else policy(count)
+        print((time.perf_counter() - start) / times, flush=True)
 
 
 def load_batch(path: pathlib.Path) -> tuple[gymnasium.spaces.Dict, dict[str, np.ndarray]]:

@@ -38,6 +38,7 @@ from recurrence import StepProducts  # noqa: E402
 from replay import Replay, available_memory  # noqa: E402
 
 WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
+IN_A_ROW = 20  # steps of the policy in one turn: the threads of the process before wait actively for some milliseconds more
 
 
 def by_turns(steps: dict[str, Callable[[], float]], repeats: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
@@ -51,13 +52,14 @@ def by_turns(steps: dict[str, Callable[[], float]], repeats: int, warm_up: int =
     return seconds
 
 
-def timed(function: Callable, *args) -> Callable[[], float]:
-    """The function as a step for `by_turns`."""
+def timed(function: Callable, *args, times: int = 1) -> Callable[[], float]:
+    """The function as a step for `by_turns`; with `times` a step calls it so often and returns the seconds of one call."""
 
     def step() -> float:
         start = time.perf_counter()
-        function(*args)
-        return time.perf_counter() - start
+        for _ in range(times):
+            function(*args)
+        return (time.perf_counter() - start) / times
 
     return step
 
@@ -270,10 +272,10 @@ def measure_policy(options) -> dict:
     with rival(options.against, "images", shape.batch(16, 64)) as other:
         for count in (1, 16):
             obs = shape.observe(count)
-            steps.update({f"{name}, {count}": timed(act, name, agent, count, obs) for name, agent in agents.items()})
+            steps.update({f"{name}, {count}": timed(act, name, agent, count, obs, times=IN_A_ROW) for name, agent in agents.items()})
             if other:
-                steps[f"dreamerv3-torch, {count}"] = other(f"policy {count}")
-        seconds = by_turns(steps, 20 * options.repeats)
+                steps[f"dreamerv3-torch, {count}"] = other(f"policy {count} {IN_A_ROW}")
+        seconds = by_turns(steps, 2 * options.repeats)
     rows = []
     for name, values in seconds.items():
         about = f"{1e3 * statistics.median(values):6.2f} ms"

@@ -7,7 +7,7 @@ import torch
 import distributions as dists
 import encoders
 import heads
-import networks
+import layers
 import tools
 
 ENCODER = dict(tools.load_config().encoder, cnn_depth=2, mlp_layers=1, mlp_units=8)
@@ -121,10 +121,10 @@ def test_a_policy_over_several_discrete_parts_draws_one_class_of_each():
 
 
 def test_initial_weights_have_the_intended_spread():
-    hidden = torch.nn.Linear(900, 300).apply(networks.init_hidden)
+    hidden = torch.nn.Linear(900, 300).apply(layers.init_hidden)
     assert hidden.weight.std().item() == pytest.approx((1 / 600) ** 0.5, rel=0.01) and not hidden.bias.any()
     output = torch.nn.Linear(900, 300)
-    networks.init_output(output, 1.0)
+    layers.init_output(output, 1.0)
     assert output.weight.abs().max().item() == pytest.approx((3 / 600) ** 0.5, rel=0.01)
-    networks.init_output(output, 0.0)
+    layers.init_output(output, 0.0)
     assert not output.weight.any()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import layers
 import models
-import networks
 import tools
 from dreamer import Dreamer
 
@@ -23,7 +23,7 @@ def test_layer_norm_has_the_parameter_gradients_of_float64_for_bfloat16_inputs()
     x, upstream = torch.randn(rows, size).bfloat16(), torch.randn(rows, size).bfloat16()
     gradients = {}
     for dtype in (torch.bfloat16, torch.float64):
-        norm = networks.LayerNorm(size, eps=networks.NORM_EPS)
+        norm = layers.LayerNorm(size, eps=layers.NORM_EPS)
         norm = norm.double() if dtype == torch.float64 else norm
         out = norm(x.to(dtype))
         assert out.dtype == dtype
@@ -48,7 +48,7 @@ def test_a_recurrence_adds_up_its_weight_gradients_in_float32():
 
 
 def test_gru_gates_and_state_are_float32():
-    cell = networks.GRUCell(6, 5)
+    cell = layers.GRUCell(6, 5)
     with torch.autocast("cpu", torch.bfloat16):
         state = cell(torch.randn(3, 6), torch.randn(3, 5))
     assert state.dtype == torch.float32
