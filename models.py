@@ -448,6 +448,7 @@ class ImagBehavior(nn.Module):
                            actor_entropy=policy.entropy().mean())
         return policy_loss, value_loss, metrics
 
+    @torch.no_grad()  # in place and with gradients, every update would lengthen a graph that nothing frees
     def _update_slow_value(self, updates: int) -> None:
         config = self._config.critic
         if config.slow_target and updates % config.slow_target_update == 0:

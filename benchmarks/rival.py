@@ -1,8 +1,8 @@
 """Runs dreamerv3-torch's own update and policy step, from a checkout of it, for `speed.py --against`.
 
 It is a process of its own, since its modules have the names of ours: python rival.py CHECKOUT SHAPE THREADS BATCH, where BATCH is
-an .npz file. Every line that it reads, "update" or "policy N K" for K steps in a row with N environments, is answered by the
-seconds of one step.
+an .npz file. Every line that it reads is answered: "update" and "policy N K", for K steps in a row with N environments, by the
+seconds of one step, "peak" by the most bytes of memory that it has had.
 """
 
 import argparse
@@ -73,11 +73,20 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         what, *numbers = line.split()
+        if what == "peak":
+            print(peak_memory(), flush=True)
+            continue
         count, times = map(int, numbers) if numbers else (0, 1)
         start = time.perf_counter()
         for _ in range(times):
             update() if what == "update" else policy(count)
         print((time.perf_counter() - start) / times, flush=True)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had; not getrusage's, which begins with those of the parent."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def load_batch(path: pathlib.Path) -> tuple[gymnasium.spaces.Dict, dict[str, np.ndarray]]:

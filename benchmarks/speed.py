@@ -33,6 +33,7 @@ import console  # noqa: E402
 import distributions  # noqa: E402
 import networks  # noqa: E402
 import tools  # noqa: E402
+from benchmarks.rival import peak_memory  # noqa: E402
 from benchmarks.shapes import SHAPES, Shape  # noqa: E402
 from recurrence import StepProducts  # noqa: E402
 from replay import Replay, available_memory  # noqa: E402
@@ -309,29 +310,26 @@ def measure_replay(options) -> dict:
     return results
 
 
-def _peak_memory(name: str, settings: dict, updates: int, pipe) -> None:
-    """In a process of its own: bytes that updates add to the peak before the first one, and to that after the first 100."""
+def _updates_with_peaks(name: str, settings: dict, updates: int, pipe) -> None:
+    """In a process of its own: bytes that updates add to the peak before the first one, and bytes that the last 1,000 add."""
     tools.keep_freed_memory()
     shape = SHAPES[name]
     agent = shape.agent(**settings)
     batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
 
-    def peak() -> int:  # not getrusage's, which begins with the parent's
-        status = pathlib.Path("/proc/self/status").read_text()
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-    before, early = peak(), 0
+    before, early = peak_memory(), 0
     for update in range(updates):
         agent.update(batch)
-        if update == 99:
-            early = peak()
-    pipe.send((peak() - before, peak() - early))
+        if update == updates - 1001:
+            early = peak_memory()
+    pipe.send((peak_memory() - before, peak_memory() - early))
 
 
-def peak_memory(*args) -> tuple[int, int]:
+def memory_of_updates(*args) -> tuple[int, int]:
+    """`_updates_with_peaks` from a fresh process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_peak_memory, args=(*args, theirs))
+    process = context.Process(target=_updates_with_peaks, args=(*args, theirs))
     process.start()
     theirs.close()  # so that a process that dies ends the wait
     result = ours.recv()
@@ -341,10 +339,15 @@ def peak_memory(*args) -> tuple[int, int]:
 
 def measure_memory(options) -> dict:
     """Peak memory of updates, in processes of their own."""
-    results = {"float32": peak_memory("images", {}, 3)[0]}
+    results = {"float32": memory_of_updates("images", {}, 3)[0]}
     if options.bf16:
-        results["bfloat16"] = peak_memory("images", {"precision": "bf16"}, 2)[0]
-    results["growth over 1,000 small updates"] = peak_memory("small", {}, 1100)[1]
+        results["bfloat16"] = memory_of_updates("images", {"precision": "bf16"}, 2)[0]
+    if options.against:
+        with rival(options.against, "images", SHAPES["images"].batch(16, 64)) as other:
+            before = other("peak")()
+            by_turns({"": other("update")}, 3, 0)
+            results["dreamerv3-torch"] = other("peak")() - before
+    results["growth over 1,000 small updates, after 1,500"] = memory_of_updates("small", {"batch_size": 4, "batch_length": 16}, 2500)[1]
     console.say(console.table("Peak memory of updates, images, beyond weights and program", [
         (name, f"{value / 1e6:,.0f} MB") for name, value in results.items()]))
     return results

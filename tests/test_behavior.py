@@ -267,6 +267,14 @@ def test_slow_critic_moves_by_its_fraction_of_the_way():
     torch.testing.assert_close(behavior._slow_value.mean_layer.weight, 0.75 * slow + 0.25 * value)
 
 
+@pytest.mark.parametrize("settings", [{}, {"imag_gradient": "dynamics"}, {"hierarchical_mode": True, "expl_behavior": "plan2explore"}])
+def test_an_update_leaves_no_graph_behind(settings):
+    agent = make_agent(**settings)
+    for _ in range(2):
+        agent.update(make_batch(agent))
+    assert not [name for name, tensor in agent.state_dict(keep_vars=True).items() if tensor.grad_fn is not None]
+
+
 def test_optimizer_is_adam_with_clipping_of_the_whole_gradient():
     parameters = [torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.tensor([[3.0]]))]
     other = torch.nn.Parameter(torch.tensor(1.0))
