@@ -65,8 +65,8 @@ class OneHot:
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        """Formed when first asked for, since drawing samples needs none; with a graph if the logits have one."""
-        with torch.set_grad_enabled(self._logits.requires_grad):
+        """Formed when first asked for, since drawing samples needs none; with a graph if the probabilities have one."""
+        with torch.set_grad_enabled(self.probs.requires_grad):
             return torch.log(self.probs) if self._unimix_ratio > 0.0 else torch.log_softmax(self._logits, -1)
 
     def detach(self) -> "OneHot":

@@ -144,6 +144,7 @@ class MultiEncoder(nn.Module):
             self.outdim += mlp_units
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        """Images (..., H, W, C) in [0, 1] and vectors (..., n) by key -> (..., outdim)."""
         parts = []
         for index, keys in enumerate(self._images.values()):
             image = torch.cat([obs[key] for key in keys], -1) if len(keys) > 1 else obs[next(iter(keys))]

@@ -134,7 +134,9 @@ class Plan2Explore(nn.Module):
                 target = world_model.encoder(data)
         else:
             target = {"stoch": world_model.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat}[config.disag_target]
-        log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
+        ones = world_model.dynamics.ones(post)
+        ones = None if ones is None else ones.at((slice(None), slice(None, -offset)))
+        log_probs = torch.stack([network(inputs, ones).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
         episode = data["is_first"].cumsum(1)
         same = (episode[:, offset:] == episode[:, :-offset]).float()
         return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
@@ -152,7 +154,7 @@ class Plan2Explore(nn.Module):
         if config.disag_action_cond:
             before = torch.arange(-1, len(inputs) - 1, device=inputs.device).clamp(min=0)
             inputs = torch.cat([rollout.feat[:-1], rollout.action], -1).index_select(0, before)
-            ones = ones and ones.at(before)
+            ones = None if ones is None else ones.at(before)
         predictions = torch.stack([network(inputs, ones).mode for network in self._networks])  # (M, H, N, n)
         disagreement = predictions.std(0).mean(-1, keepdim=True)
         reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)

@@ -3,7 +3,6 @@
 Shapes: F feature, A action. Parameter names and shapes are those of dreamerv3-torch, so that checkpoints carry over.
 """
 
-import itertools
 import math
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 import distributions as dists
 import lookup
-from layers import NORM_EPS, LayerNorm, activation, init_hidden, init_output
+from layers import NORM_EPS, LayerNorm, activation, after_first, init_hidden, init_output
 
 
 class MLP(nn.Module):
@@ -74,10 +73,7 @@ class MLP(nn.Module):
         """Output of the hidden blocks, (..., units); `ones` says where x has its ones, if it begins with one-hot vectors."""
         if ones is None or self._symlog_inputs or not len(self.layers):
             return self.layers(dists.symlog(x) if self._symlog_inputs else x)
-        x = lookup.linear(x, self.layers[0].weight, ones)
-        for layer in itertools.islice(self.layers, 1, None):
-            x = layer(x)
-        return x
+        return after_first(self.layers, lookup.linear(x, self.layers[0].weight, ones))
 
     def stats(self, x: Tensor, ones: lookup.Ones | None = None) -> Tensor:
         """The parameters of a single output's distribution, (..., inp_dim) -> (..., n); `ones` as in `hidden`."""

@@ -72,6 +72,13 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(full_precision(x)).to(x.dtype)
 
 
+def after_first(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """What the layers behind the first one make of its output x; a slice of them would be a new module at every call."""
+    for layer in itertools.islice(layers, 1, None):
+        x = layer(x)
+    return x
+
+
 class HiddenBlock(nn.Sequential):
     """Linear without bias, layer norm, activation, on two inputs side by side: (..., a + b) -> (..., out).
 
@@ -98,9 +105,7 @@ class HiddenBlock(nn.Sequential):
 
     def finish(self, x: Tensor) -> Tensor:
         """The block's output from the whole product, (..., out) -> (..., out)."""
-        for layer in itertools.islice(self, 1, None):
-            x = layer(x)
-        return x
+        return after_first(self, x)
 
 
 class GRUCell(nn.Module):
@@ -121,15 +126,9 @@ class GRUCell(nn.Module):
         """(3 D, hidden + D)."""
         return self.layers[0].weight
 
-    def forward(self, x: Tensor, deter: Tensor) -> Tensor:
-        """(B, hidden), (B, D) -> (B, D); gates and state are float32."""
-        return self.finish(self.layers[0](torch.cat([x, deter], -1)), deter)
-
     def finish(self, gates: Tensor, deter: Tensor) -> Tensor:
-        """The new state from the product of weight and [x, deter], (B, 3 D)."""
-        gates = full_precision(gates)
-        for norm in itertools.islice(self.layers, 1, None):
-            gates = norm(gates)
+        """The new state (B, D) from the product of weight and [x, deter], (B, 3 D); gates and state are float32."""
+        gates = after_first(self.layers, full_precision(gates))
         reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate, torch.sigmoid(update + self.UPDATE_BIAS))

@@ -22,7 +22,7 @@ class Ones(NamedTuple):
     size: int
 
     def at(self, rows) -> "Ones":
-        """The ones of some rows: `rows` indexes the first dimension."""
+        """The ones of some rows, which an index of the leading dimensions chooses."""
         return Ones(self.index[rows], self.size)
 
 

@@ -60,6 +60,7 @@ class Optimizer:
         loss.backward(inputs=self._params, retain_graph=retain_graph)
         norm = nn.utils.clip_grad_norm_(self._params, self._clip)
         self._opt.step()
+        self._opt.zero_grad(set_to_none=True)  # nothing reads gradients until the next step, and they are as large as the weights
         return {f"{self._name}_loss": loss.detach(), f"{self._name}_grad_norm": norm.detach()}
 
     def state_dict(self) -> dict:
@@ -397,8 +398,8 @@ class ImagBehavior(nn.Module):
 
     def latent_readers(self) -> list[nn.Linear]:
         """Every layer whose first inputs are latents."""
-        heads = [self.actor, self.value] + ([self._slow_value] if self._config.critic.slow_target else [])
-        return [layer for head in heads for layer in head.input_layers()]
+        readers = [self.actor, self.value] + ([self._slow_value] if self._config.critic.slow_target else [])
+        return [layer for reader in readers for layer in reader.input_layers()]
 
     def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int,
                reward_of: Callable[[Rollout], Tensor] | None = None) -> Metrics:
@@ -440,7 +441,7 @@ class ImagBehavior(nn.Module):
             policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
             entropy_scale=config.actor.entropy)
         with torch.no_grad():
-            seen = ones and ones.at(slice(None, -1))
+            seen = None if ones is None else ones.at(slice(None, -1))
             slow = self._slow_value(feat.detach()[:-1], seen).mode if config.critic.slow_target else None
         value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():
@@ -551,8 +552,8 @@ def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
         for layer in (dynamics._imgs_stat_layer["top"], dynamics._obs_stat_layer["top"], dynamics._obs_stat_layer["bottom"]):
             layer.weight.mul_(0.1)
         dynamics._prior_weight[:max(0, entries - dynamics.levels["top"].size)] = -1.0
-    latents = ("_imgs_stat_layer", "_obs_stat_layer", "_top_", "_prior_weight")
-    return {f"_wm.dynamics.{name}": tensor for name, tensor in dynamics.state_dict().items() if name.startswith(latents)}
+    kinds = ("_imgs_stat_layer", "_obs_stat_layer", "_top_", "_prior_weight")
+    return {f"_wm.dynamics.{name}": tensor for name, tensor in dynamics.state_dict().items() if name.startswith(kinds)}
 
 
 def convert_weights(sources: dict[str, Source | None], flat: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:

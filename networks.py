@@ -197,7 +197,7 @@ class RSSM(nn.Module):
         return {"deter": deter, **self._posterior_stats(deter, x, self._sampler(noise), product)}, inputs
 
     def _products(self, embed: Tensor, action: Tensor) -> StepProducts:
-        """The products of `_posterior_step` for (B, T, E) embeddings and (B, T, A) actions, which are parts of them."""
+        """The products of `_posterior_step`; (B, T, E) embeddings and (B, T, A) actions have shares (T, B, hidden) in them."""
         cells, stats = [f"cell{depth}" for depth in range(self._rec_depth)], self._stat_layers()
         none = torch.zeros((), device=embed.device)
         weights = {"img_in": self._img_in_layers.step_weight, **dict.fromkeys(cells, self._cell.weight),
@@ -405,9 +405,11 @@ class HierarchicalRSSM(RSSM):
         self._prior_weight = nn.Parameter(torch.zeros(bottom.size))
 
     def _bottom_prior(self, x: Tensor, summary: Tensor) -> Tensor:
+        """Logits (..., Sb * Kb) from the hidden feature of the prior (..., hidden) and the top's summary (..., St)."""
         return self._imgs_stat_layer["bottom"](x) + self._top_to_prior(summary)
 
     def _summarise(self, stoch_top: Tensor) -> Tensor:
+        """(..., St, Kt) -> (..., St)."""
         return self._top_summary(stoch_top.flatten(-2))
 
     def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
@@ -434,7 +436,10 @@ class HierarchicalRSSM(RSSM):
                 "top_to_post": self._top_to_post}
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
-        """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top."""
+        """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top.
+
+        (B, T, E), (B, T, A), (B, T) -> states of (B, T, ...).
+        """
         state, steps = None, []
         for t in range(action.shape[1]):
             post, prior = self.obs_step(state, action[:, t], embed[:, t], is_first[:, t])

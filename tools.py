@@ -283,5 +283,5 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False
-    if deterministic or torch.are_deterministic_algorithms_enabled():  # the call loads the compiler, which takes two seconds
+    if deterministic or torch.are_deterministic_algorithms_enabled():  # the call imports torch._inductor, which takes time
         torch.use_deterministic_algorithms(deterministic, warn_only=True)

@@ -46,9 +46,9 @@ def main() -> None:
         settings = dict(sections["defaults"])
         for update in ([SMALL] if name == "small" else [sections[preset] for preset in PRESETS[name]]):
             merge(settings, update)
-        numbers = {key: float(value) for key, value in settings.items() if isinstance(value, str) and value[:1].isdecimal()}
+        floats = {key: float(value) for key, value in settings.items() if isinstance(value, str) and value[:1].isdecimal()}
         action = batch["action"]
-        config = argparse.Namespace(**merge(settings, {**numbers, "device": "cpu", "compile": False, "num_actions": action.shape[-1]}))
+        config = argparse.Namespace(**merge(settings, {**floats, "device": "cpu", "compile": False, "num_actions": action.shape[-1]}))
         world_model = models.WorldModel(spaces, None, 0, config).to("cpu")
         behavior = models.ImagBehavior(config, world_model).to("cpu")
         world_model.requires_grad_(False), behavior.requires_grad_(False)

@@ -4,11 +4,13 @@
 
 Ratios come from one process that runs the variants by turns, since seconds differ from machine to machine and from minute to minute.
 Everything that is printed also goes to a JSON file, and the growth curves to a PNG file, in --out. It takes about 20 minutes on two
-cores; --only picks parts. With --against FOLDER, a checkout of dreamerv3-torch, that program's update runs by turns with ours.
+cores; --only picks parts. With --against FOLDER, a checkout of dreamerv3-torch, that program's updates and policy steps run by turns with
+ours.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -77,7 +79,7 @@ def threads(count: int):
 
 
 @contextlib.contextmanager
-def rival(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
+def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
     """The steps of dreamerv3-torch as a function from a line for `rival.py` to a step for `by_turns`; None without a checkout."""
     if not checkout:
         yield None
@@ -151,7 +153,7 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
     config = agents["flat"]._config
     batch = shape.batch(config.batch_size, config.batch_length)
     steps = {variant: timed(agent.update, batch) for variant, agent in agents.items()}
-    with rival(options.against, name, batch) as other:
+    with dreamerv3_torch(options.against, name, batch) as other:
         if other:
             steps["dreamerv3-torch"] = other("update")
         seconds = by_turns(steps, options.repeats if name != "small" else 4 * options.repeats)
@@ -270,7 +272,7 @@ def measure_policy(options) -> dict:
     def act(name: str, agent, count: int, obs: dict) -> None:
         _, states[name, count] = agent.act(obs, states.get((name, count)), training=True)
 
-    with rival(options.against, "images", shape.batch(16, 64)) as other:
+    with dreamerv3_torch(options.against, "images", shape.batch(16, 64)) as other:
         for count in (1, 16):
             obs = shape.observe(count)
             steps.update({f"{name}, {count}": timed(act, name, agent, count, obs, times=IN_A_ROW) for name, agent in agents.items()})
@@ -292,7 +294,8 @@ def measure_replay(options) -> dict:
     """Copying a batch of 16 x 64 images out of small and large memories that are full."""
     results = {}
     for stored in (10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6):
-        if 13_000 * stored > 0.8 * (available_memory() or 0):
+        free = available_memory()
+        if free is not None and 13_000 * stored > 0.8 * free:
             console.say(f"{stored:,} steps do not fit into memory here.")
             continue
         memory = Replay(spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), 6, capacity=stored, streams=1,
@@ -310,22 +313,22 @@ def measure_replay(options) -> dict:
     return results
 
 
-def _updates_with_peaks(name: str, settings: dict, updates: int, pipe) -> None:
-    """In a process of its own: bytes that updates add to the peak before the first one, and bytes that the last 1,000 add."""
+def _updates_with_peaks(name: str, settings: dict, updates: list[int], pipe) -> None:
+    """In a process of its own: bytes that the first updates[0] updates add to its peak, that the next updates[1] add, and so on."""
     tools.keep_freed_memory()
     shape = SHAPES[name]
     agent = shape.agent(**settings)
     batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
 
-    before, early = peak_memory(), 0
-    for update in range(updates):
-        agent.update(batch)
-        if update == updates - 1001:
-            early = peak_memory()
-    pipe.send((peak_memory() - before, peak_memory() - early))
+    peaks = [peak_memory()]
+    for count in updates:
+        for _ in range(count):
+            agent.update(batch)
+        peaks.append(peak_memory())
+    pipe.send([after - before for before, after in itertools.pairwise(peaks)])
 
 
-def memory_of_updates(*args) -> tuple[int, int]:
+def memory_of_updates(*args) -> list[int]:
     """`_updates_with_peaks` from a fresh process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -339,15 +342,18 @@ def memory_of_updates(*args) -> tuple[int, int]:
 
 def measure_memory(options) -> dict:
     """Peak memory of updates, in processes of their own."""
-    results = {"float32": memory_of_updates("images", {}, 3)[0]}
+    if not pathlib.Path("/proc/self/status").exists():
+        console.say("This system does not tell how much memory a process has had.")
+        return {}
+    results = {"float32": memory_of_updates("images", {}, [3])[0]}
     if options.bf16:
-        results["bfloat16"] = memory_of_updates("images", {"precision": "bf16"}, 2)[0]
+        results["bfloat16"] = memory_of_updates("images", {"precision": "bf16"}, [2])[0]
     if options.against:
-        with rival(options.against, "images", SHAPES["images"].batch(16, 64)) as other:
+        with dreamerv3_torch(options.against, "images", SHAPES["images"].batch(16, 64)) as other:
             before = other("peak")()
             by_turns({"": other("update")}, 3, 0)
             results["dreamerv3-torch"] = other("peak")() - before
-    results["growth over 1,000 small updates, after 1,500"] = memory_of_updates("small", {"batch_size": 4, "batch_length": 16}, 2500)[1]
+    results["growth over 1,000 small updates, after 500"] = memory_of_updates("small", {"batch_size": 4, "batch_length": 16}, [500, 1000])[1]
     console.say(console.table("Peak memory of updates, images, beyond weights and program", [
         (name, f"{value / 1e6:,.0f} MB") for name, value in results.items()]))
     return results

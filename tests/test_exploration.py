@@ -91,6 +91,23 @@ def test_the_explorers_reward_is_the_same_with_look_ups_and_without(hierarchical
 
 
 @both_levels
+def test_the_ensemble_learns_the_same_with_look_ups_and_without(hierarchical, monkeypatch):
+    agent = make_agent(hierarchical_mode=hierarchical, disag_action_cond=True, disag_offset=2)
+    explorer, wm = agent._expl_behavior, agent._wm
+    data = wm.preprocess(make_batch(agent))
+    post = wm.loss(data)[1]
+    parameters = list(explorer._networks.parameters())
+    found = []
+    for look_ups in (True, False):
+        if not look_ups:
+            monkeypatch.setattr(type(wm.dynamics), "ones", lambda self, state: None)
+        loss = explorer.ensemble_loss(wm, post, data)
+        found.append((loss.detach(), *torch.autograd.grad(loss, parameters)))
+    for actual, expected in zip(*found):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@both_levels
 @pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
 def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hierarchical, act_space):
     def updated(**settings) -> tuple[dict, dict]:

@@ -146,7 +146,7 @@ def plain_observe(rssm: RSSM, embed, action, is_first, noise) -> tuple[list, lis
         deter, stoch = torch.where(reset, first["deter"], deter), torch.where(reset, rssm.flat_stoch(first), stoch)
         x = rssm._img_in_layers(torch.cat([stoch, torch.where(reset, 0.0, action[:, t])], -1))
         for _ in range(rssm._rec_depth):
-            deter = rssm._cell(x, deter)
+            deter = rssm._cell.finish(F.linear(torch.cat([x, deter], -1), rssm._cell.weight), deter)
         x = rssm._obs_out_layers(torch.cat([deter, embed[:, t]], -1))
         if isinstance(rssm, HierarchicalRSSM):
             top = rssm._obs_stat_layer["top"](x)
@@ -214,9 +214,9 @@ def test_a_step_that_starts_anew_takes_nothing_from_before(kind):
 # The whole update
 
 
-def make_agent_and_batch(presets: list[str], act_space: spaces.Space) -> tuple[Dreamer, dict[str, np.ndarray]]:
+def make_agent_and_batch(presets: list[str], act_space: spaces.Space, **settings) -> tuple[Dreamer, dict[str, np.ndarray]]:
     obs_space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9, 9, (4,), np.float32)})
-    config = tools.load_config(["defaults", "debug", *presets], {"task": "gym_CartPole-v1", "device": "cpu"})
+    config = tools.load_config(["defaults", "debug", *presets], {"task": "gym_CartPole-v1", "device": "cpu", **settings})
     torch.manual_seed(0)
     agent = Dreamer(obs_space, act_space, config)
     with torch.no_grad():  # heads that start at zero would hide gradients
@@ -269,11 +269,15 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("presets", [[], ["hdreamer"]], ids=["flat", "hierarchical"])
 @pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
-def test_an_update_waits_for_no_value(presets, act_space):
-    agent, batch = make_agent_and_batch(presets, act_space)
+@pytest.mark.parametrize("look_ups", [True, False])  # a GPU takes none
+def test_an_update_waits_for_no_value(presets, act_space, look_ups, monkeypatch):
+    agent, batch = make_agent_and_batch(presets, act_space, expl_behavior="plan2explore")
+    if not look_ups:
+        monkeypatch.setattr(RSSM, "ones", lambda self, state: None)
     data = agent._wm.preprocess(batch)
     with Waits():
         post, _ = agent._wm.update(data)
         agent._task_behavior.update(agent._wm, post, data["cont"], 0)
+        agent._expl_behavior.update(agent._wm, post, data, 0)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), Waits():
         data["reward"].sum().item()
