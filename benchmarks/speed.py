@@ -3,7 +3,7 @@
     python benchmarks/speed.py
 
 Ratios come from one process that runs the variants by turns, since seconds differ from machine to machine and from minute to minute.
-Everything that is printed also goes to a JSON file, and the growth curves to a PNG file, in --out. It takes about 20 minutes on two
+Everything that is printed also goes to a JSON file, and the growth curves to a PNG file, in --out. It takes about half an hour on two
 cores; --only picks parts. With --against FOLDER, a checkout of dreamerv3-torch, that program's updates and policy steps run by turns with
 ours.
 """
