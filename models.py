@@ -85,7 +85,7 @@ class Rollout(NamedTuple):
 
     Attributes:
         feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
-        ones: where they have the ones of their latents; None for Gaussian latents.
+        ones: where they have the ones of their latents; None where products are not looked up, see `RSSM.ones`.
         stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
         action: what it did there, (H - 1, N, A).
     """
