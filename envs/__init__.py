@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 
 # One file each, imported only when asked for.
-OPTIONAL = ("dmc", "crafter", "memorymaze")
+OPTIONAL = ("dmc", "crafter", "memorymaze", "minatar")
 SUITES = ("atari", "gym", *OPTIONAL)
 
 

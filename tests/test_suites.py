@@ -89,6 +89,7 @@ def test_dm_env_environments_run_in_workers(start):
     ("dm_control", "dmc_vision", "dmc_walker_walk", {"image", "height", "orientations", "velocity"}),
     ("dm_control", "dmc_proprio", "dmc_cup_catch", {"position", "velocity"}),
     ("crafter", "crafter", "crafter_reward", {"image", "log_achievement_collect_wood"}),
+    ("minatar", "small", "minatar_breakout", {"vector"}),
 ])
 def test_an_installed_suite_steps(package, preset, task, wanted):
     pytest.importorskip(package)
@@ -108,7 +109,8 @@ def test_an_installed_suite_steps(package, preset, task, wanted):
         envs.close()
 
 
-@pytest.mark.parametrize("task, nearest", [("crafter_rewards", "crafter_reward"), ("memorymaze_9x8", "memorymaze_9x9")])
+@pytest.mark.parametrize("task, nearest", [("crafter_rewards", "crafter_reward"), ("memorymaze_9x8", "memorymaze_9x9"),
+                                           ("minatar_breakuot", "minatar_breakout")])
 def test_an_unknown_task_of_a_suite_is_answered_with_the_nearest(task, nearest):
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
         make_envs(tools.load_config([], {"task": task}), 1, training=True)
