@@ -1,0 +1,62 @@
+"""Two small environments that differ in one thing: whether what changes at once has one cause.
+
+    gym_benchmarks.synthetic:Together-v0     one hidden event changes all things, each in its own way
+    gym_benchmarks.synthetic:Apart-v0        every thing has events of its own, as frequent
+
+Seen one by one, things behave the same in both. Only a model that knows what belongs together can tell them apart.
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Switches(gymnasium.Env):
+    """Things that show one of several values each, as noisy one-hot vectors, and switch now and then.
+
+    The second action turns all things one value further. The reward is the share of things that show their first value.
+
+    Args:
+        together: one hidden code for all things, or one for each.
+    """
+
+    THINGS, VALUES = 8, 8
+    CHANCE = 0.15  # of a code to be drawn anew, per step
+    NOISE = 0.3
+    LENGTH = 50
+
+    def __init__(self, together: bool):
+        self._together = together
+        world = np.random.default_rng(0)  # what a code means for each thing, the same in all episodes and environments
+        self._meaning = np.stack([world.permutation(self.VALUES) for _ in range(self.THINGS)])
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self.THINGS * self.VALUES,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def _draw(self) -> np.ndarray:
+        """New codes (THINGS,)."""
+        codes = self.np_random.integers(self.VALUES, size=1 if self._together else self.THINGS)
+        return np.broadcast_to(codes, self.THINGS)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time, self._turned, self._codes = 0, 0, self._draw()
+        return self._observe(), {}
+
+    def step(self, action) -> tuple:
+        self._time += 1
+        self._turned += int(action)
+        switch = self.np_random.random(1 if self._together else self.THINGS) < self.CHANCE
+        self._codes = np.where(switch, self._draw(), self._codes)
+        return self._observe(), float((self._shown() == 0).mean()), False, self._time >= self.LENGTH, {}
+
+    def _shown(self) -> np.ndarray:
+        """The value that each thing shows, (THINGS,)."""
+        return (self._meaning[np.arange(self.THINGS), self._codes] + self._turned) % self.VALUES
+
+    def _observe(self) -> np.ndarray:
+        clean = np.eye(self.VALUES)[self._shown()].ravel()
+        return (clean + self.NOISE * self.np_random.standard_normal(clean.shape)).astype(np.float32)
+
+
+for name, together in (("Together", True), ("Apart", False)):
+    gymnasium.register(f"{name}-v0", entry_point=Switches, kwargs={"together": together})

@@ -1,0 +1,261 @@
+"""Compares world models on the same recorded data, without a policy that could blur the comparison:
+
+    python benchmarks/worldmodel.py run                 # whatever is not done yet; the same command goes on
+    python benchmarks/worldmodel.py run together --jobs 1
+    python benchmarks/worldmodel.py draw                # figures and tables of all results, from the stored numbers alone
+
+A run trains one world model on episodes of a random policy. Variants with the same seed see the same episodes, the same batches and
+as many updates. Then it is measured on held-out episodes, per step and in nats:
+
+    kl_*         unclipped KL(posterior || prior) of each level, and of all of them
+    observation  negative log-likelihood of what is seen, given the posterior; the same for reward
+    bound        their sum: the negative evidence lower bound, up to a constant that all variants share
+    open_loop    squared error of predicted observations, by steps since the last one that was seen
+"""
+
+import argparse
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+import unittest.mock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import networks  # noqa: E402
+import tools  # noqa: E402
+from benchmarks import results  # noqa: E402
+from collect import Collector  # noqa: E402
+from envs import make_envs  # noqa: E402
+from envs.spaces import ActionCodec  # noqa: E402
+from exploration import Random  # noqa: E402
+from models import WorldModel  # noqa: E402
+from replay import Replay  # noqa: E402
+
+CONTEXT, HORIZON = 10, 20  # steps that are seen before an open-loop prediction, and of it
+SEQUENCES = 256  # held-out ones that are measured
+
+
+class BottomPriorAlone(networks.HierarchicalRSSM):
+    """The bottom prior does not know the top."""
+
+    def _bottom_prior(self, x: Tensor, summary: Tensor) -> Tensor:
+        return self._imgs_stat_layer["bottom"](x)
+
+
+class DirectBottomPosterior(networks.HierarchicalRSSM):
+    """The bottom posterior is formed from features and top alone, not as prior and residual."""
+
+    def _make_stat_layers(self, hidden: int, act: str) -> None:
+        super()._make_stat_layers(hidden, act)
+        del self._prior_weight
+        self.register_buffer("_prior_weight", torch.full((self.levels["bottom"].size,), -1.0))  # 1 + d = 0, for good
+
+
+class Variant(NamedTuple):
+    """Settings of a world model, and the class of its latent dynamics if it is not the one that they name."""
+
+    settings: dict
+    rssm: type = networks.HierarchicalRSSM
+
+
+TWO_LEVELS = {"hierarchical_mode": True}  # at small size of the flat latent's capacity
+VARIANTS = {
+    "flat": Variant({}),
+    "flat, 2 free nats": Variant({"kl_free": 2.0}),
+    "two levels": Variant(TWO_LEVELS),
+    "two levels, half the free nats": Variant({**TWO_LEVELS, "kl_free": 0.5}),
+    "bottom prior without top": Variant(TWO_LEVELS, BottomPriorAlone),
+    "bottom posterior direct": Variant(TWO_LEVELS, DirectBottomPosterior),
+}
+
+
+class Data(NamedTuple):
+    """What is recorded, and how long a model learns from it."""
+
+    title: str
+    settings: dict
+    steps: int
+    updates: int
+    seeds: int
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+DATA = {
+    "together": Data("one event changes all things", {"task": "gym_benchmarks.synthetic:Together-v0"}, 20_000, 4_000, 5),
+    "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5),
+}
+
+
+def record(config, steps: int, seed: int, batch_size: int, batch_length: int):
+    """A replay memory with this many steps of a random policy."""
+    envs = make_envs(config, 1, training=True)
+    codec = ActionCodec(envs.act_space)
+    memory = Replay(envs.obs_space, codec.size, capacity=steps, streams=1, batch_size=batch_size, batch_length=batch_length, seed=seed)
+    collector, policy = Collector(envs, memory, seed=seed, training=True), Random(codec, seed)
+    while len(memory) < steps:
+        collector.step(policy)
+    memory.end_episodes()
+    envs.close()
+    return memory, envs.obs_space, codec.size
+
+
+def held_out(config, seed: int) -> dict[str, np.ndarray]:
+    """Sequences (SEQUENCES, CONTEXT + HORIZON, ...) in which no episode begins after the first step."""
+    memory, _, _ = record(config, 20_000, 1_000_000 + seed, 64, CONTEXT + HORIZON)
+    found = []
+    while sum(map(len, (batch["reward"] for batch in found))) < SEQUENCES:
+        batch = memory.sample()
+        whole = ~batch["is_first"][:, 1:].any(1)
+        found.append({key: value[whole] for key, value in batch.items()})
+    return {key: np.concatenate([batch[key] for batch in found])[:SEQUENCES] for key in found[0]}
+
+
+def make_model(variant: Variant, obs_space, num_actions: int, config) -> WorldModel:
+    with unittest.mock.patch.object(networks, "HierarchicalRSSM", variant.rssm):
+        return WorldModel(obs_space, num_actions, config)
+
+
+@torch.no_grad()
+def measure(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
+    """What the module's docstring lists, means over sequences, and over time where it is no curve."""
+    torch.manual_seed(0)
+    data = model.preprocess(batch)
+    post, prior = model.dynamics.observe(model.encoder(data), data["action"], data["is_first"])
+    kls = model.dynamics.kl_per_level(post, prior)
+    losses = {"reward": 0.0, "observation": 0.0}
+    feat = model.dynamics.get_feat(post)
+    for key, dist in {**model.heads["decoder"](feat), "reward": model.heads["reward"](feat)}.items():
+        name = "reward" if key == "reward" else "observation"
+        losses[name] = losses[name] - dist.log_prob(data[key])
+    steps = {"kl": sum(kls.values()), **{f"kl_{name}": kl for name, kl in kls.items()}, **losses}
+    steps["bound"] = steps["kl"] + steps["observation"] + steps["reward"]
+    # After the context: before, the model does not know yet where it is.
+    means = {name: round(float(values[:, CONTEXT:].mean()), 4) for name, values in steps.items()}
+    last = {key: value[:, CONTEXT - 1] for key, value in post.items()}
+    future = model.dynamics.imagine_with_action(data["action"][:, CONTEXT:], last)
+    feat = model.dynamics.get_feat(future)
+    error = sum((dist.mode - data[key][:, CONTEXT:]).square().flatten(2).sum(-1) for key, dist in model.heads["decoder"](feat).items())
+    reward = (model.heads["reward"](feat).mode - data["reward"][:, CONTEXT:]).square().squeeze(-1)
+    return {**means, "open_loop": [round(value, 4) for value in error.mean(0).tolist()],
+            "open_loop_reward": [round(value, 6) for value in reward.mean(0).tolist()]}
+
+
+def result_name(name: str, variant: str, seed: int) -> str:
+    return f"{name}-{variant.replace(',', '').replace(' ', '_')}-{seed}"
+
+
+def run_one(name: str, variant_name: str, seed: int) -> None:
+    """Trains and measures one world model on one thread, and stores the result."""
+    torch.set_num_threads(1)
+    tools.keep_freed_memory()
+    data, variant = DATA[name], VARIANTS[variant_name]
+    config = tools.load_config(["defaults", "small"], {**data.settings, **variant.settings, "device": "cpu"})
+    start = time.time()
+    memory, obs_space, num_actions = record(config, data.steps, seed, config.batch_size, config.batch_length)
+    torch.manual_seed(seed)
+    model = make_model(variant, obs_space, num_actions, config)
+    curve = []
+    batch = held_out(config, seed)
+    for update in range(1, data.updates + 1):
+        model.update(model.preprocess(next(memory)))
+        if update % (data.updates // 8) == 0:
+            state = torch.get_rng_state()
+            curve.append((update, measure(model, batch)["bound"]))
+            torch.set_rng_state(state)
+    results.store("worldmodel", result_name(name, variant_name, seed), {
+        "data": name, "variant": variant_name, "seed": seed, "updates": data.updates, "steps": data.steps,
+        "seconds": round(time.time() - start), "bounds": curve, **measure(model, batch)})
+    print(f"{name}, {variant_name}, seed {seed}: bound {curve[-1][1]:.3f} nats", flush=True)
+
+
+def run(names: list[str], jobs: int) -> None:
+    """Trains what has no result yet, seed by seed, so that variants can be compared early."""
+    todo = [(name, variant, seed) for name in names for seed in range(DATA[name].seeds) for variant in DATA[name].variants]
+    todo = [item for item in todo if not results.path_of("worldmodel", result_name(*item)).exists()]
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        pool.starmap(run_one, todo, chunksize=1)
+
+
+# Drawing
+
+
+def load_results() -> dict[str, dict[str, dict[int, dict]]]:
+    """{data: {variant: {seed: result}}} of what is stored."""
+    found = {}
+    for result in results.load("worldmodel"):
+        found.setdefault(result["data"], {}).setdefault(result["variant"], {})[result["seed"]] = result
+    return {name: {variant: found[name][variant] for variant in VARIANTS if variant in found[name]} for name in DATA if name in found}
+
+
+def draw() -> None:
+    """Writes docs/results/worldmodel.png and worldmodel.md."""
+    found = load_results()
+    if not found:
+        raise SystemExit("error: there are no results yet; run: python benchmarks/worldmodel.py run")
+    figure, axes = results.pyplot().subplots(2, len(found), figsize=(5.5 * len(found), 7), squeeze=False, constrained_layout=True)
+    for column, (name, variants) in enumerate(found.items()):
+        for number, (variant, seeds) in enumerate(variants.items()):
+            bounds = np.array([result["bounds"] for result in seeds.values()])  # (seeds, points, 2)
+            errors = np.array([result["open_loop"] for result in seeds.values()])  # (seeds, HORIZON)
+            for axis, x, curves in ((axes[0, column], bounds[0, :, 0], bounds[..., 1]),
+                                    (axes[1, column], np.arange(1, HORIZON + 1), errors)):
+                axis.plot(x, curves.T, color=f"C{number}", alpha=0.3, linewidth=0.8)
+                axis.plot(x, curves.mean(0), color=f"C{number}", linewidth=2, label=f"{variant}, {len(seeds)} seeds")
+        axes[0, column].set(title=DATA[name].title, xlabel="updates", ylabel="bound, nats per step (less is better)")
+        axes[1, column].set(xlabel="steps since the last one seen", ylabel="squared error of the observation")
+        axes[0, column].legend(fontsize=7)
+    figure.savefig(results.DOCS / "worldmodel.png", dpi=120)
+    text = "<!-- written by `python benchmarks/worldmodel.py draw` -->\n" + "".join(table(name, found[name]) for name in found)
+    (results.DOCS / "worldmodel.md").write_text(text)
+    print(text)
+
+
+COLUMNS = {"bound": 2, "kl": 3, "observation": 2, "reward": 3}  # with their digits
+
+
+def table(name: str, variants: dict[str, dict[int, dict]]) -> str:
+    """Means over seeds and paired differences from the flat model with 95% intervals, as Markdown."""
+    lines = ["", f"### {DATA[name].title.capitalize()}", "",
+             "| | seeds | bound | KL | observation | reward | open-loop error | bound - flat's, 95% | open-loop error - flat's, 95% |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for variant, seeds in variants.items():
+        cells = [variant, str(len(seeds))]
+        cells += [f"{np.mean([result[key] for result in seeds.values()]):.{digits}f}" for key, digits in COLUMNS.items()]
+        cells.append(f"{np.mean([np.mean(result['open_loop']) for result in seeds.values()]):.2f}")
+        pairs = [(result, variants["flat"][seed]) for seed, result in seeds.items() if seed in variants.get("flat", {})]
+        if variant != "flat":
+            cells.append(results.difference([ours["bound"] - flat["bound"] for ours, flat in pairs], 2))
+            cells.append(results.difference([np.mean(ours["open_loop"]) - np.mean(flat["open_loop"]) for ours, flat in pairs], 2))
+        else:
+            cells += ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="train what is not done yet")
+    runner.add_argument("data", nargs="*", help=f"of {', '.join(DATA)}; all if none is named")
+    runner.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
+    commands.add_parser("draw", help="draw figures and tables from the stored results")
+    options = parser.parse_args()
+    if options.command == "draw":
+        draw()
+        return
+    unknown = set(options.data) - set(DATA)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))} is not among the data; there are {', '.join(DATA)}")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run(options.data or list(DATA), options.jobs)
+
+
+if __name__ == "__main__":
+    main()
