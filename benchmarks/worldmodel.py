@@ -39,7 +39,7 @@ from models import WorldModel  # noqa: E402
 from replay import Replay  # noqa: E402
 
 CONTEXT, HORIZON = 10, 20  # steps that are seen before an open-loop prediction, and of it
-SEQUENCES = 256  # held-out ones that are measured
+SEQUENCES, HELD_OUT = 256, 20_000  # sequences that are measured, out of so many held-out steps
 
 
 class BottomPriorAlone(networks.HierarchicalRSSM):
@@ -108,7 +108,7 @@ def record(config, steps: int, seed: int, batch_size: int, batch_length: int):
 
 def held_out(config, seed: int) -> dict[str, np.ndarray]:
     """Sequences (SEQUENCES, CONTEXT + HORIZON, ...) in which no episode begins after the first step."""
-    memory, _, _ = record(config, 20_000, 1_000_000 + seed, 64, CONTEXT + HORIZON)
+    memory, _, _ = record(config, HELD_OUT, 1_000_000 + seed, 64, CONTEXT + HORIZON)
     found = []
     while sum(map(len, (batch["reward"] for batch in found))) < SEQUENCES:
         batch = memory.sample()

@@ -1,0 +1,95 @@
+"""The experiments: their environments, what they measure, and their tables."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import learning, results, worldmodel
+
+
+def switches(name: str, steps: int = 4000) -> np.ndarray:
+    """Which things change at each step, (steps, things), with the first action alone."""
+    env = gymnasium.make(f"benchmarks.synthetic:{name}-v0")
+    env.unwrapped.LENGTH = steps + 1
+    env.reset(seed=0)
+    shown = [env.unwrapped._shown()]
+    for _ in range(steps):
+        env.step(0)
+        shown.append(env.unwrapped._shown())
+    return np.diff(shown, axis=0) != 0
+
+
+def test_things_change_together_or_apart_and_as_often():
+    together, apart = switches("Together"), switches("Apart")
+    expected = 0.15 * 7 / 8  # a code that is drawn anew is the old one in one of eight cases
+    np.testing.assert_allclose(together.mean(), expected, atol=0.02)
+    np.testing.assert_allclose(apart.mean(0), expected, atol=0.02)
+    assert (together == together[:, :1]).all()
+    assert abs(np.corrcoef(apart.T)[np.triu_indices(8, 1)]).max() < 0.08
+
+
+def test_the_second_action_turns_all_things_and_the_reward_is_the_share_at_the_first_value():
+    env = gymnasium.make("benchmarks.synthetic:Apart-v0")
+    env.unwrapped.CHANCE = 0.0
+    env.reset(seed=3)
+    before = env.unwrapped._shown()
+    obs, reward, *_ = env.step(1)
+    after = env.unwrapped._shown()
+    np.testing.assert_array_equal(after, (before + 1) % 8)
+    assert reward == (after == 0).mean()
+    assert np.abs(obs.reshape(8, 8) - np.eye(8)[after]).max() < 5 * 0.3
+
+
+def test_the_interval_of_paired_differences_is_that_of_their_mean():
+    pairs = np.random.default_rng(1).normal(2.0, 1.0, 400)
+    low, high = results.bootstrap_interval(pairs)
+    error = pairs.std() / 20
+    np.testing.assert_allclose([low, high], [pairs.mean() - 1.96 * error, pairs.mean() + 1.96 * error], atol=0.01)
+    assert results.difference([1.0, 1.0, 1.0], 1) == "+1.0 (+1.0 to +1.0)" and results.difference([1.0], 1) == ""
+
+
+def test_the_final_return_is_the_mean_of_the_last_quarter():
+    assert learning.final_return({"evaluations": [(1000, 0.0), (2000, 1.0), (3000, 4.0), (4000, 8.0)]}) == 8.0
+    assert learning.final_return({"evaluations": [(step, float(step)) for step in range(1, 9)]}) == 7.5
+
+
+def test_planned_runs_differ_in_variant_and_seed_alone():
+    plan = learning.load_plan()
+    runs = learning.planned_runs(plan, ["cartpole"])
+    assert [(run.variant, run.seed) for run in runs] == [(variant, seed) for seed in (0, 1, 2) for variant in ("flat", "hdreamer")]
+    flat, two_levels = runs[:2]
+    assert [word for word in two_levels.command if word not in flat.command] == ["hdreamer"]
+
+
+@pytest.mark.parametrize("variant", worldmodel.VARIANTS)
+def test_a_world_model_is_trained_and_measured(variant, monkeypatch):
+    stored = {}
+    monkeypatch.setattr(worldmodel, "DATA", {"together": worldmodel.DATA["together"]._replace(steps=400, updates=8)})
+    monkeypatch.setattr(worldmodel, "SEQUENCES", 16)
+    monkeypatch.setattr(worldmodel, "HELD_OUT", 600)
+    monkeypatch.setattr(results, "store", lambda experiment, name, result: stored.update({name: result}))
+    worldmodel.run_one("together", variant, 0)
+    result, = stored.values()
+    assert result["bound"] == pytest.approx(result["kl"] + result["observation"] + result["reward"], abs=1e-3)
+    assert result["kl"] == pytest.approx(sum(value for key, value in result.items() if key.startswith("kl_")), abs=1e-3)
+    assert len(result["open_loop"]) == worldmodel.HORIZON and len(result["bounds"]) == 8
+
+
+def test_the_ablations_are_what_they_say():
+    torch.manual_seed(0)
+    sizes = dict(stoch_top=2, stoch_bottom=3, discrete_top=4, discrete_bottom=4, deter=8, hidden=8, num_actions=2, embed=5)
+    blind, direct = worldmodel.BottomPriorAlone(**sizes), worldmodel.DirectBottomPosterior(**sizes)
+    for rssm in (blind, direct):
+        torch.nn.init.normal_(rssm._top_to_prior.weight)
+    x, one, other = torch.randn(6, 8), torch.randn(6, 2), torch.randn(6, 2)
+    assert torch.equal(blind._bottom_prior(x, one), blind._bottom_prior(x, other))
+    assert not torch.equal(direct._bottom_prior(x, one), direct._bottom_prior(x, other))
+    embed, action, first, state = torch.randn(6, 1, 5), torch.randn(6, 1, 2), torch.zeros(6, 1), direct.initial(6)
+    logits = []
+    for shift in (0.0, 5.0):  # of the bottom prior, which the posterior must not feel
+        with torch.no_grad():
+            direct._imgs_stat_layer["bottom"].bias[0] += shift
+        torch.manual_seed(1)
+        logits.append(direct.observe(embed, action, first, state)[0]["logit_bottom"])
+    torch.testing.assert_close(*logits)
