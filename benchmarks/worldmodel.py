@@ -90,6 +90,7 @@ class Data(NamedTuple):
 DATA = {
     "together": Data("one event changes all things", {"task": "gym_benchmarks.synthetic:Together-v0"}, 20_000, 4_000, 5),
     "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5),
+    "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, ("flat", "two levels")),
 }
 
 
