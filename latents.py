@@ -1,5 +1,7 @@
 """What each level of the latent does, from the posterior and prior of a batch; docs/latents.md says how to read it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,22 @@ def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Ten
                             f"active_{name}": (code_entropy - entropy > ACTIVE_NATS).sum().float(),
                             f"delta_{name}": delta.square().mean().sqrt()})
     return metrics
+
+
+@torch.no_grad()
+def information(dynamics: RSSM, post: State) -> dict[str, float]:
+    """Nats that the code of each categorical level tells about the step that it was drawn for.
+
+    A lower bound of the mutual information, of at most ln N for N steps: the mean of ln q(z_i | step i) - ln mean_j q(z_i | step j)
+    (Poole et al. 2019, with the posterior as critic). For the bottom level the step includes the top's code.
+
+    Args:
+        post: posterior states of N steps, (N, ...).
+    """
+    found = {}
+    for name, level in dynamics.levels.items():
+        if level.discrete:
+            log_probs = dynamics.get_dist(post, name).log_probs.flatten(1)  # (N, S K)
+            likelihood = post["stoch" + level.suffix].flatten(1) @ log_probs.T  # (N codes, N steps)
+            found[name] = float((likelihood.diagonal() - likelihood.logsumexp(1)).mean() + math.log(len(likelihood)))
+    return found

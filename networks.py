@@ -4,7 +4,7 @@ Shapes: B batch, T time, A action, E embedding, D deter, S categoricals, K class
 flat model are those of dreamerv3-torch, so that checkpoints carry over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -155,12 +155,19 @@ class RSSM(nn.Module):
             return dists.OneHot(state["logit" + level.suffix], self._unimix_ratio, event_dims=2)
         return dists.Normal(state["mean"], state["std"])
 
-    def _sampler(self, noise: Tensor | None) -> Callable:
-        """Draws samples, with `noise` (B, sum of S) for the latents of all levels; without it, the most likely latents."""
+    def _sampler(self, noise: Tensor | None, drawn: Collection[str] | None = None) -> Callable:
+        """Draws samples, with `noise` (B, sum of S) for the latents of all levels; without it, the most likely latents.
+
+        If `drawn` names levels, only these are samples.
+        """
         if noise is None:
             return self._greedy
         parts = dict(zip(self.levels, noise.split([level.stoch for level in self.levels.values()], -1)))
-        return lambda name, stats: self._level_dist(name, stats).sample(parts[name])
+
+        def draw(name: str, stats: State) -> Tensor:
+            return self._level_dist(name, stats).sample(parts[name]) if drawn is None or name in drawn else self._greedy(name, stats)
+
+        return draw
 
     def _greedy(self, name: str, stats: State) -> Tensor:
         """Draws the most likely latents, with the gradient that a sample has."""
@@ -208,11 +215,11 @@ class RSSM(nn.Module):
         return StepProducts(weights, shares, action.shape[1], len(action))
 
     def _prior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, noise: Tensor | None,
-                    ones: lookup.Ones | None = None) -> State:
+                    ones: lookup.Ones | None = None, drawn: Collection[str] | None = None) -> State:
         """The state without an observation, from latents and deter before it."""
         x = lookup.linear(stoch, self._img_in_layers.step_weight, ones) + action_share
         deter = self._advance(x, deter, lambda _, x: F.linear(x, self._cell.weight))
-        return {"deter": deter, **self._prior_stats(deter, self._sampler(noise))}
+        return {"deter": deter, **self._prior_stats(deter, self._sampler(noise, drawn))}
 
     def compile_steps(self) -> None:
         """Compiles the steps of both recurrences; random numbers are drawn outside, so they stay the same."""
@@ -284,23 +291,37 @@ class RSSM(nn.Module):
         post, prior = self.observe(embed[:, None], prev_action[:, None], is_first.reshape(-1, 1), prev_state, sample)
         return {k: v[:, 0] for k, v in post.items()}, {k: v[:, 0] for k, v in prior.items()}
 
-    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool = True,
+    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True,
                  ones: lookup.Ones | None = None) -> State:
         """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state.
 
-        `ones`, from `ones(prev_state)`, spares products where the latents are samples.
+        `sample` draws latents, False takes the most likely ones, names of levels draw these alone. `ones`, from
+        `ones(prev_state)`, spares products where the latents are samples.
         """
         action_share = self._img_in_layers.share(prev_action)
         noise = self._noise(len(action_share)) if sample else None
-        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise, ones)
+        drawn = None if isinstance(sample, bool) else tuple(sample)
+        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise, ones, drawn)
 
-    def imagine_with_action(self, action: Tensor, state: State, sample: bool = True) -> State:
-        """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...)."""
+    def imagine_with_action(self, action: Tensor, state: State, sample: bool | Collection[str] = True) -> State:
+        """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...); `sample` as in `img_step`."""
         steps = []
         for t in range(action.shape[1]):
             state = self.img_step(state, action[:, t], sample)
             steps.append(state)
         return stack_states(steps, 1)
+
+    def resample(self, post: State, levels: Collection[str]) -> State:
+        """Posterior states whose latents of these levels are drawn from their prior instead, given deter and the level above."""
+        state = dict(post)
+
+        def draw(name: str, stats: State) -> Tensor:
+            if name in levels:
+                state.update({**stats, "stoch" + self.levels[name].suffix: self._level_dist(name, stats).sample()})
+            return state["stoch" + self.levels[name].suffix]
+
+        self._prior_stats(post["deter"], draw)
+        return state
 
     def flat_stoch(self, state: State) -> Tensor:
         """The latents of all levels as one vector, (..., stoch_size)."""
@@ -442,8 +463,7 @@ class HierarchicalRSSM(RSSM):
         """
         state, steps = None, []
         for t in range(action.shape[1]):
-            post, prior = self.obs_step(state, action[:, t], embed[:, t], is_first[:, t])
-            bottom = self._level_dist("bottom", prior)
-            state = {**post, "logit_bottom": prior["logit_bottom"], "stoch_bottom": bottom.sample()}
+            post = self.filter(embed[:, t:t + 1], action[:, t:t + 1], is_first[:, t:t + 1], state)
+            state = self.resample({key: value[:, 0] for key, value in post.items()}, ["bottom"])
             steps.append(state)
         return stack_states(steps, 1)

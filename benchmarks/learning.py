@@ -22,6 +22,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
 HERE = pathlib.Path(__file__).parent
@@ -197,7 +198,8 @@ def draw_curves(plan: dict, found: dict, path: pathlib.Path) -> None:
     """Evaluation return against frames, a panel for each task: every seed thin, their mean thick."""
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = results.pyplot().subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False, constrained_layout=True)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(found):]:
         axis.set_visible(False)
     for axis, (task, variants) in zip(axes.flat, found.items()):

@@ -39,16 +39,3 @@ def difference(pairs: list[float], digits: int) -> str:
     if len(pairs) < 2:
         return ""
     return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(np.mean(pairs), *bootstrap_interval(np.array(pairs)), d=digits)
-
-
-def pyplot():
-    """matplotlib.pyplot for drawing to files."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise SystemExit("error: drawing needs matplotlib; run: pip install -r requirements/benchmarks.txt") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    DOCS.mkdir(parents=True, exist_ok=True)
-    return matplotlib.pyplot

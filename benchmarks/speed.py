@@ -26,6 +26,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from gymnasium import spaces
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 HERE = pathlib.Path(__file__).parent
@@ -382,16 +383,8 @@ def measure_growth(options) -> dict:
 
 
 def draw_growth(results: dict, path: pathlib.Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        console.warn("growth.png is not drawn; run: pip install -r requirements/benchmarks.txt")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(results), figsize=(11, 3.2), constrained_layout=True)
-    for axis, (setting, curve) in zip(axes, results.items()):
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    for axis, (setting, curve) in zip(figure.subplots(1, len(results)), results.items()):
         values, seconds = list(curve), list(curve.values())
         axis.plot(values, seconds, "o-", label="measured")
         slope = seconds[-1] / values[-1]

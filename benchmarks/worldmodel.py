@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -200,7 +201,8 @@ def draw() -> None:
     found = load_results()
     if not found:
         raise SystemExit("error: there are no results yet; run: python benchmarks/worldmodel.py run")
-    figure, axes = results.pyplot().subplots(2, len(found), figsize=(5.5 * len(found), 7), squeeze=False, constrained_layout=True)
+    figure = Figure(figsize=(5.5 * len(found), 7), layout="constrained")
+    axes = figure.subplots(2, len(found), squeeze=False)
     for column, (name, variants) in enumerate(found.items()):
         for number, (variant, seeds) in enumerate(variants.items()):
             bounds = np.array([result["bounds"] for result in seeds.values()])  # (seeds, points, 2)

@@ -1,10 +1,14 @@
 """Atari games through ALE's own vector environment: `--task atari_<game>`, for example atari_pong or atari_ms_pacman."""
 
+import functools
+
+import gymnasium
 import numpy as np
-from ale_py import roms
+from ale_py import ALEInterface, roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 
+from envs.gym import vectorize
 from settings import unknown
 
 
@@ -65,3 +69,64 @@ class Atari:
 
     def close(self) -> None:
         self._envs.close()
+
+
+class AtariWithMemory(gymnasium.Env):
+    """A single game whose observations have the machine's memory beside the image, as `log_memory` (128,).
+
+    For looking at what a model knows. Images are those of `Atari`, up to one step of brightness; lives are ignored.
+    """
+
+    def __init__(self, game: str, config):
+        self._ale = ALEInterface()
+        self._ale.setFloat("repeat_action_probability", 0.25 if config.sticky else 0.0)
+        self._ale.setInt("random_seed", 0)
+        self._ale.loadROM(roms.get_rom_path(game))
+        self._actions = self._ale.getLegalActionSet() if config.actions == "all" else self._ale.getMinimalActionSet()
+        self._screen = self._ale.getScreenGrayscale if config.grayscale else self._ale.getScreenRGB
+        self._rows, self._columns = (_area_weights(*sides) for sides in zip(self._ale.getScreenDims(), config.size))
+        self._repeat, self._noops = config.action_repeat, config.noops
+        self.action_space = spaces.Discrete(len(self._actions))
+        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (*config.size, 1 if config.grayscale else 3), np.uint8),
+                                              "log_memory": spaces.Box(0, 255, (self._ale.getRAMSize(),), np.uint8)})
+
+    def _observe(self, *frames: np.ndarray) -> dict[str, np.ndarray]:
+        image = np.maximum.reduce(frames).reshape(*self._ale.getScreenDims(), -1)
+        image = np.tensordot(self._rows, np.tensordot(self._columns, image, (1, 1)), (1, 1))
+        return {"image": image.round().astype(np.uint8), "log_memory": self._ale.getRAM()}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        super().reset(seed=seed)
+        self._ale.reset_game()
+        for _ in range(self.np_random.integers(self._noops + 1)):
+            self._ale.act(0)
+        return self._observe(self._screen()), {}
+
+    def step(self, action) -> tuple:
+        reward, frame = 0.0, self._screen()
+        for _ in range(self._repeat):
+            before, reward = frame, reward + self._ale.act(self._actions[action])
+            frame = self._screen()
+            if self._ale.game_over():
+                break
+        return self._observe(before, frame), reward, self._ale.game_over(), False, {}
+
+
+def _area_weights(old: int, new: int) -> np.ndarray:
+    """How much of each of `old` pixels in a row lies in each of `new` ones, (new, old)."""
+    edges, pixels = np.linspace(0, old, new + 1), np.arange(old)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return overlap.clip(0.0) * new / old
+
+
+def make_with_memory(game: str, count: int, config):
+    """`count` environments `AtariWithMemory`."""
+    return vectorize(functools.partial(AtariWithMemory, game, config), count, config)
+
+
+# Where some games keep what can be seen (Anand et al. 2019, "Unsupervised State Representation Learning in Atari").
+MEMORY = {
+    "breakout": {"paddle x": 72, "ball x": 99, "ball y": 101},
+    "freeway": {"chicken y": 14, **{f"car {lane} x": 117 - lane for lane in range(10)}},
+    "pong": {"player y": 51, "enemy y": 50, "ball x": 49, "ball y": 54, "player score": 14, "enemy score": 13},
+}
