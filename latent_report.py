@@ -19,7 +19,6 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 import checkpoints
 import console
@@ -312,12 +311,12 @@ def draw_rows(rows: dict[str, dict[str, np.ndarray]]) -> Figure:
         axis.set_yticks(np.arange(len(rows)) * height + height / 2, list(rows), fontsize=8)
         axis.set_xticks(np.arange(len(times)) * width + width / 2, [f"step {time + 1}" for time in times], fontsize=8)
         axis.set_title(key)
+    kinds = list(dict.fromkeys(name.split(",")[0] for name in rows))  # dreams of a kind have one colour
     for axis, (key, index) in zip(axes[len(images):], numbers):
         for number, (name, sequence) in enumerate(rows.items()):
-            kind = name.split(",")[0]  # dreams of a kind have one colour
-            kinds = list(dict.fromkeys(other.split(",")[0] for other in rows))
-            axis.plot(sequence[key][:150, index], label=kind if name.endswith((kind, ", 1")) else None, linewidth=1.8 if number == 0 else 0.9,
-                      color="black" if number == 0 else f"C{kinds.index(kind) - 1}", zorder=2 if number == 0 else 1)
+            kind = name.split(",")[0]
+            style = dict(color=f"C{kinds.index(kind) - 1}", linewidth=0.9) if number else dict(color="black", linewidth=1.8, zorder=3)
+            axis.plot(sequence[key][:150, index], label=kind if name.endswith((kind, ", 1")) else None, **style)
         axis.set_title(f"{key}[{index}]", fontsize=9)
     if numbers:
         axes[-1].set_xlabel("step")
