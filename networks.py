@@ -429,6 +429,11 @@ class HierarchicalRSSM(RSSM):
         """Logits (..., Sb * Kb) from the hidden feature of the prior (..., hidden) and the top's summary (..., St)."""
         return self._imgs_stat_layer["bottom"](x) + self._top_to_prior(summary)
 
+    @torch.no_grad()  # Only the dynamics loss trains the prior; inside the posterior it is a constant.
+    def _prior_in_posterior(self, deter: Tensor, summary: Tensor) -> Tensor:
+        """Logits of the bottom prior that the posterior's residual is added to."""
+        return self._bottom_prior(self._img_out_layers(deter), summary)
+
     def _summarise(self, stoch_top: Tensor) -> Tensor:
         """(..., St, Kt) -> (..., St)."""
         return self._top_summary(stoch_top.flatten(-2))
@@ -445,8 +450,7 @@ class HierarchicalRSSM(RSSM):
         top = self._statistics("top", product("top", x))
         top["stoch_top"] = draw("top", top)
         summary = self._top_summary[1](product("summary", top["stoch_top"].flatten(-2)))
-        with torch.no_grad():  # Only the dynamics loss trains the prior; inside the posterior it is a constant.
-            prior = self._bottom_prior(self._img_out_layers(deter), summary)
+        prior = self._prior_in_posterior(deter, summary)
         logit = torch.addcmul(product("bottom", x) + product("top_to_post", summary), 1.0 + self._prior_weight, prior)
         bottom = self._statistics("bottom", logit)
         bottom["stoch_bottom"] = draw("bottom", bottom)

@@ -1,11 +1,10 @@
-"""Trains agents as `plan.yaml` says, and draws how they learn:
+"""Trains agents as `plan.yaml` says:
 
-    python benchmarks/learning.py run                  # whatever of the plan is not done yet; Ctrl-C stops, the same command goes on
-    python benchmarks/learning.py run cartpole --jobs 1
-    python benchmarks/learning.py draw                 # figures and tables of all results, from the stored numbers alone
+    python benchmarks/learning.py                      # whatever of the plan is not done yet; Ctrl-C stops, the same command goes on
+    python benchmarks/learning.py cartpole --jobs 1
 
 A run is dreamer.py's own command in a process with one thread. When it has ended, its evaluations are stored in `data/learning/`
-as a small JSON file; beside them those of the random policy.
+as a small JSON file; beside them those of the random policy. `draw.py` draws them.
 """
 
 import argparse
@@ -21,8 +20,6 @@ import threading
 import time
 from typing import NamedTuple
 
-import numpy as np
-from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
 HERE = pathlib.Path(__file__).parent
@@ -67,8 +64,6 @@ def planned_runs(plan: dict, tasks: list[str]) -> list[Run]:
                 runs.append(Run(task, variant, seed, ["--configs", "defaults", *settings["presets"], *presets, *flags, "--seed", str(seed)]))
     return runs
 
-
-# Running
 
 
 def play_randomly(task: str, settings: dict) -> None:
@@ -158,103 +153,13 @@ def read_evaluations(logdir: pathlib.Path) -> list[tuple[int, float]]:
     return sorted(returns.items())
 
 
-# Drawing
-
-
-def final_return(result: dict) -> float:
-    """Mean over the evaluations of the last quarter of a run: one evaluation is a few episodes of an agent that still changes."""
-    frames, returns = np.array(result["evaluations"]).T
-    return float(returns[frames > 0.75 * frames[-1]].mean())
-
-
-def load_results(plan: dict) -> dict[str, dict]:
-    """{task: {"random": returns, variant: {seed: result}}} of what is stored."""
-    found = {}
-    stored = results.load("learning")
-    for task in plan["tasks"]:
-        of_task = [result for result in stored if result["task"] == task]
-        if of_task:
-            found[task] = {variant: {} for variant in plan["variants"]}
-            for result in of_task:
-                if result["variant"] == "random":
-                    found[task]["random"] = result["returns"]
-                elif result["variant"] in found[task]:
-                    found[task][result["variant"]][result["seed"]] = result
-    return found
-
-
-def draw(plan: dict) -> None:
-    """Writes docs/results/learning.png and learning.md."""
-    found = load_results(plan)
-    if not found:
-        raise SystemExit("error: there are no results yet; run: python benchmarks/learning.py run")
-    draw_curves(plan, found, results.DOCS / "learning.png")
-    text = learning_table(plan, found)
-    (results.DOCS / "learning.md").write_text(text)
-    print(text)
-
-
-def draw_curves(plan: dict, found: dict, path: pathlib.Path) -> None:
-    """Evaluation return against frames, a panel for each task: every seed thin, their mean thick."""
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(found):]:
-        axis.set_visible(False)
-    for axis, (task, variants) in zip(axes.flat, found.items()):
-        settings = plan["tasks"][task]
-        for number, variant in enumerate(plan["variants"]):
-            curves = [np.array(result["evaluations"]).T for result in variants[variant].values()]
-            for frames, returns in curves:
-                axis.plot(frames, returns, color=f"C{number}", alpha=0.35, linewidth=1)
-            if curves:
-                shared = set.intersection(*(set(frames) for frames, _ in curves))
-                mean = [(frame, np.mean([returns[list(frames).index(frame)] for frames, returns in curves])) for frame in sorted(shared)]
-                axis.plot(*zip(*mean), color=f"C{number}", linewidth=2.5, label=f"{variant}, {len(curves)} seeds")
-        if "random" in variants:
-            axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", label="random policy")
-        if "learned" in settings:
-            axis.axhline(settings["learned"][0], color="black", linestyle="--", linewidth=0.8, label="learned")
-        axis.set(title=settings["title"], xlabel="frames", ylabel="return", xlim=(0, None))
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-
-
-def learning_table(plan: dict, found: dict) -> str:
-    """The table of final returns as Markdown."""
-    base, *others = plan["variants"]
-    lines = ["<!-- written by `python benchmarks/learning.py draw` -->", "",
-             "| task | random | " + " | ".join(f"{variant}: seeds (mean)" for variant in plan["variants"]) + " | "
-             + " | ".join(f"{other} - {base}, 95%" for other in others) + " | hours a run |",
-             "|" + "---|" * (3 + len(plan["variants"]) + len(others))]
-    for task, variants in found.items():
-        cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
-        finals = {variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())} for variant in plan["variants"]}
-        for final in finals.values():
-            values = list(final.values())
-            cells.append(f"{', '.join(f'{value:.0f}' for value in values)} (**{np.mean(values):.0f}**)" if values else "")
-        for other in others:
-            cells.append(results.difference([finals[other][seed] - finals[base][seed] for seed in finals[base] if seed in finals[other]], 0))
-        hours = [result["hours"] for variant in plan["variants"] for result in variants[variant].values()]
-        cells.append(f"{np.mean(hours):.1f}" if hours else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     plan = load_plan()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runner = commands.add_parser("run", help="train what is not done yet")
-    runner.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(plan['tasks'])}; all if none is named")
-    runner.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
-    runner.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("logdir/learning"), help="where the runs are")
-    commands.add_parser("draw", help="draw figures and tables from the stored results")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(plan['tasks'])}; all if none is named")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("logdir/learning"), help="where the runs are")
     options = parser.parse_args()
-    if options.command == "draw":
-        draw(plan)
-        return
     unknown = set(options.tasks) - set(plan["tasks"])
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))} is not in {PLAN.name}; it has {', '.join(plan['tasks'])}")

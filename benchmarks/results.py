@@ -1,4 +1,4 @@
-"""Results of experiments: small JSON files in `data/`, paired differences, and where drawings go."""
+"""Results of experiments: small JSON files in `data/`, and statistics of paired differences."""
 
 import json
 import pathlib
@@ -8,7 +8,6 @@ import numpy as np
 import tools
 
 HERE = pathlib.Path(__file__).parent
-DOCS = HERE.parent / "docs" / "results"
 
 
 def path_of(experiment: str, name: str) -> pathlib.Path:

@@ -1,9 +1,10 @@
-"""Two small environments that differ in one thing: whether what changes at once has one cause.
+"""Small environments that ask for one ability each.
 
     gym_benchmarks.synthetic:Together-v0     one hidden event changes all things, each in its own way
     gym_benchmarks.synthetic:Apart-v0        every thing has events of its own, as frequent
+    gym_benchmarks.synthetic:Recall-v0       what was shown has to be said some time later
 
-Seen one by one, things behave the same in both. Only a model that knows what belongs together can tell them apart.
+In the first two, things behave the same when seen one by one. Only a model that knows what belongs together can tell them apart.
 """
 
 import gymnasium
@@ -58,5 +59,39 @@ class Switches(gymnasium.Env):
         return (clean + self.NOISE * self.np_random.standard_normal(clean.shape)).astype(np.float32)
 
 
+class Recall(gymnasium.Env):
+    """Shows one of several cues, then nothing for a while, then asks: the action that names the cue is rewarded with 1.
+
+    An episode has several such trials. An observation has a number for each cue, and one that asks.
+    """
+
+    CUES, DELAY, TRIALS = 4, 15, 5
+
+    def __init__(self):
+        self.observation_space = spaces.Box(0.0, 1.0, (self.CUES + 1,), np.float32)
+        self.action_space = spaces.Discrete(self.CUES)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time = 0
+        return self._observe(), {}
+
+    def step(self, action) -> tuple:
+        trial_time = self._time % (self.DELAY + 2)
+        reward = float(trial_time == self.DELAY + 1 and action == self._cue)
+        self._time += 1
+        ended = self._time == self.TRIALS * (self.DELAY + 2)
+        return self._observe(), reward, ended, False, {}
+
+    def _observe(self) -> np.ndarray:
+        obs, trial_time = np.zeros(self.CUES + 1, np.float32), self._time % (self.DELAY + 2)
+        if trial_time == 0:
+            self._cue = int(self.np_random.integers(self.CUES))
+            obs[self._cue] = 1.0
+        obs[-1] = trial_time == self.DELAY + 1
+        return obs
+
+
 for name, together in (("Together", True), ("Apart", False)):
     gymnasium.register(f"{name}-v0", entry_point=Switches, kwargs={"together": together})
+gymnasium.register("Recall-v0", entry_point=Recall)

@@ -1,8 +1,9 @@
 """Compares world models on the same recorded data, without a policy that could blur the comparison:
 
-    python benchmarks/worldmodel.py run                 # whatever is not done yet; the same command goes on
-    python benchmarks/worldmodel.py run together --jobs 1
-    python benchmarks/worldmodel.py draw                # figures and tables of all results, from the stored numbers alone
+    python benchmarks/worldmodel.py                     # whatever is not done yet; the same command goes on
+    python benchmarks/worldmodel.py together --jobs 1
+
+`draw.py` draws the results.
 
 A run trains one world model on episodes of a random policy. Variants with the same seed see the same episodes, the same batches and
 as many updates. Then it is measured on held-out episodes, per step and in nats:
@@ -24,7 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -59,6 +59,21 @@ class DirectBottomPosterior(networks.HierarchicalRSSM):
         self.register_buffer("_prior_weight", torch.full((self.levels["bottom"].size,), -1.0))  # 1 + d = 0, for good
 
 
+class PriorLearnsThroughPosterior(networks.HierarchicalRSSM):
+    """The bottom prior inside the posterior is no constant: whatever the posterior learns from trains the prior too."""
+
+    def _prior_in_posterior(self, deter: Tensor, summary: Tensor) -> Tensor:
+        return self._bottom_prior(self._img_out_layers(deter), summary)
+
+
+class ResidualFromZero(networks.HierarchicalRSSM):
+    """The bottom posterior begins as its prior."""
+
+    def _make_stat_layers(self, hidden: int, act: str) -> None:
+        super()._make_stat_layers(hidden, act)
+        torch.nn.init.zeros_(self._obs_stat_layer["bottom"].weight)
+
+
 class Variant(NamedTuple):
     """Settings of a world model, and the class of its latent dynamics if it is not the one that they name."""
 
@@ -74,7 +89,10 @@ VARIANTS = {
     "two levels, half the free nats": Variant({**TWO_LEVELS, "kl_free": 0.5}),
     "bottom prior without top": Variant(TWO_LEVELS, BottomPriorAlone),
     "bottom posterior direct": Variant(TWO_LEVELS, DirectBottomPosterior),
+    "prior learns through posterior": Variant(TWO_LEVELS, PriorLearnsThroughPosterior),
+    "residual starts at zero": Variant(TWO_LEVELS, ResidualFromZero),
 }
+CLAIMS = tuple(VARIANTS)[:6]  # what the hierarchy is worth; the others are ways to build it
 
 
 class Data(NamedTuple):
@@ -90,7 +108,7 @@ class Data(NamedTuple):
 
 DATA = {
     "together": Data("one event changes all things", {"task": "gym_benchmarks.synthetic:Together-v0"}, 20_000, 4_000, 5),
-    "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5),
+    "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5, CLAIMS),
     "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, ("flat", "two levels")),
 }
 
@@ -185,74 +203,11 @@ def run(names: list[str], jobs: int) -> None:
         pool.starmap(run_one, todo, chunksize=1)
 
 
-# Drawing
-
-
-def load_results() -> dict[str, dict[str, dict[int, dict]]]:
-    """{data: {variant: {seed: result}}} of what is stored."""
-    found = {}
-    for result in results.load("worldmodel"):
-        found.setdefault(result["data"], {}).setdefault(result["variant"], {})[result["seed"]] = result
-    return {name: {variant: found[name][variant] for variant in VARIANTS if variant in found[name]} for name in DATA if name in found}
-
-
-def draw() -> None:
-    """Writes docs/results/worldmodel.png and worldmodel.md."""
-    found = load_results()
-    if not found:
-        raise SystemExit("error: there are no results yet; run: python benchmarks/worldmodel.py run")
-    figure = Figure(figsize=(5.5 * len(found), 7), layout="constrained")
-    axes = figure.subplots(2, len(found), squeeze=False)
-    for column, (name, variants) in enumerate(found.items()):
-        for number, (variant, seeds) in enumerate(variants.items()):
-            bounds = np.array([result["bounds"] for result in seeds.values()])  # (seeds, points, 2)
-            errors = np.array([result["open_loop"] for result in seeds.values()])  # (seeds, HORIZON)
-            for axis, x, curves in ((axes[0, column], bounds[0, :, 0], bounds[..., 1]),
-                                    (axes[1, column], np.arange(1, HORIZON + 1), errors)):
-                axis.plot(x, curves.T, color=f"C{number}", alpha=0.3, linewidth=0.8)
-                axis.plot(x, curves.mean(0), color=f"C{number}", linewidth=2, label=f"{variant}, {len(seeds)} seeds")
-        axes[0, column].set(title=DATA[name].title, xlabel="updates", ylabel="bound, nats per step (less is better)")
-        axes[1, column].set(xlabel="steps since the last one seen", ylabel="squared error of the observation")
-        axes[0, column].legend(fontsize=7)
-    figure.savefig(results.DOCS / "worldmodel.png", dpi=120)
-    text = "<!-- written by `python benchmarks/worldmodel.py draw` -->\n" + "".join(table(name, found[name]) for name in found)
-    (results.DOCS / "worldmodel.md").write_text(text)
-    print(text)
-
-
-COLUMNS = {"bound": 2, "kl": 3, "observation": 2, "reward": 3}  # with their digits
-
-
-def table(name: str, variants: dict[str, dict[int, dict]]) -> str:
-    """Means over seeds and paired differences from the flat model with 95% intervals, as Markdown."""
-    lines = ["", f"### {DATA[name].title.capitalize()}", "",
-             "| | seeds | bound | KL | observation | reward | open-loop error | bound - flat's, 95% | open-loop error - flat's, 95% |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for variant, seeds in variants.items():
-        cells = [variant, str(len(seeds))]
-        cells += [f"{np.mean([result[key] for result in seeds.values()]):.{digits}f}" for key, digits in COLUMNS.items()]
-        cells.append(f"{np.mean([np.mean(result['open_loop']) for result in seeds.values()]):.2f}")
-        pairs = [(result, variants["flat"][seed]) for seed, result in seeds.items() if seed in variants.get("flat", {})]
-        if variant != "flat":
-            cells.append(results.difference([ours["bound"] - flat["bound"] for ours, flat in pairs], 2))
-            cells.append(results.difference([np.mean(ours["open_loop"]) - np.mean(flat["open_loop"]) for ours, flat in pairs], 2))
-        else:
-            cells += ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runner = commands.add_parser("run", help="train what is not done yet")
-    runner.add_argument("data", nargs="*", help=f"of {', '.join(DATA)}; all if none is named")
-    runner.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
-    commands.add_parser("draw", help="draw figures and tables from the stored results")
+    parser.add_argument("data", nargs="*", help=f"of {', '.join(DATA)}; all if none is named")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
     options = parser.parse_args()
-    if options.command == "draw":
-        draw()
-        return
     unknown = set(options.data) - set(DATA)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))} is not among the data; there are {', '.join(DATA)}")

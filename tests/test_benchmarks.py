@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import learning, results, worldmodel
+import networks
+from benchmarks import draw, learning, results, worldmodel
 
 
 def switches(name: str, steps: int = 4000) -> np.ndarray:
@@ -41,6 +42,20 @@ def test_the_second_action_turns_all_things_and_the_reward_is_the_share_at_the_f
     assert np.abs(obs.reshape(8, 8) - np.eye(8)[after]).max() < 5 * 0.3
 
 
+def test_recall_rewards_what_was_shown_when_asked():
+    env = gymnasium.make("benchmarks.synthetic:Recall-v0")
+    total, cues, steps, ended = 0.0, [], 0, False
+    obs, _ = env.reset(seed=0)
+    while not ended:
+        if obs[:4].any():
+            cues.append(int(obs[:4].argmax()))
+        asked = bool(obs[4])
+        obs, reward, ended, *_ = env.step(cues[-1] if len(cues) != 2 else (cues[-1] + 1) % 4)  # the second answer is wrong
+        assert not reward or asked
+        total, steps = total + reward, steps + 1
+    assert (total, steps, len(cues)) == (4.0, 5 * 17, 5)
+
+
 def test_the_interval_of_paired_differences_is_that_of_their_mean():
     pairs = np.random.default_rng(1).normal(2.0, 1.0, 400)
     low, high = results.bootstrap_interval(pairs)
@@ -50,8 +65,8 @@ def test_the_interval_of_paired_differences_is_that_of_their_mean():
 
 
 def test_the_final_return_is_the_mean_of_the_last_quarter():
-    assert learning.final_return({"evaluations": [(1000, 0.0), (2000, 1.0), (3000, 4.0), (4000, 8.0)]}) == 8.0
-    assert learning.final_return({"evaluations": [(step, float(step)) for step in range(1, 9)]}) == 7.5
+    assert draw.final_return({"evaluations": [(1000, 0.0), (2000, 1.0), (3000, 4.0), (4000, 8.0)]}) == 8.0
+    assert draw.final_return({"evaluations": [(step, float(step)) for step in range(1, 9)]}) == 7.5
 
 
 def test_planned_runs_differ_in_variant_and_seed_alone():
@@ -93,3 +108,25 @@ def test_the_ablations_are_what_they_say():
         torch.manual_seed(1)
         logits.append(direct.observe(embed, action, first, state)[0]["logit_bottom"])
     torch.testing.assert_close(*logits)
+
+
+def test_the_other_ways_to_build_it_are_what_they_say():
+    torch.manual_seed(0)
+    sizes = dict(stoch_top=2, stoch_bottom=3, discrete_top=4, discrete_bottom=4, deter=8, hidden=8, num_actions=2, embed=5)
+    inputs = torch.randn(6, 1, 5), torch.randn(6, 1, 2), torch.zeros(6, 1)
+    post, prior = worldmodel.ResidualFromZero(**sizes).observe(*inputs)
+    torch.testing.assert_close(post["logit_bottom"], prior["logit_bottom"])
+    for rssm, learns in ((networks.HierarchicalRSSM(**sizes), False), (worldmodel.PriorLearnsThroughPosterior(**sizes), True)):
+        post, _ = rssm.observe(*inputs)
+        (post["logit_bottom"] * torch.randn(4)).sum().backward()
+        assert bool(rssm._imgs_stat_layer["bottom"].weight.grad.any()) == learns
+
+
+def test_a_page_keeps_its_words_and_gets_new_tables():
+    page = "before\n<!-- one -->\nold\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nafter\n"
+    filled = draw.fill(page, {"one": "| new |", "two": "| \\1 |"})
+    assert filled.split() == ["before", "<!--", "one", "-->", "|", "new", "|", "<!--", "end", "-->", "between", "<!--", "two", "-->",
+                              "|", "\\1", "|", "<!--", "end", "-->", "after"]
+    assert draw.fill(filled, {"one": "| new |"}) == filled
+    with pytest.raises(ValueError, match="three"):
+        draw.fill(page, {"three": ""})

@@ -1,0 +1,185 @@
+"""Draws every figure and table of docs/results.md from the stored results:
+
+    python benchmarks/draw.py
+
+Figures go to docs/results/, tables to where docs/results.md has them, between lines `<!-- name -->` and `<!-- end -->`.
+"""
+
+import pathlib
+import re
+import sys
+
+import numpy as np
+from matplotlib.figure import Figure
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks import learning, results, worldmodel  # noqa: E402
+
+PAGE = HERE.parent / "docs" / "results.md"
+FIGURES = HERE.parent / "docs" / "results"
+
+
+# How agents learn
+
+
+def learning_results(plan: dict) -> dict[str, dict]:
+    """{task: {"random": returns, variant: {seed: result}}} of what is stored."""
+    found = {}
+    stored = results.load("learning")
+    for task in plan["tasks"]:
+        of_task = [result for result in stored if result["task"] == task]
+        if of_task:
+            found[task] = {variant: {} for variant in plan["variants"]}
+            for result in of_task:
+                if result["variant"] == "random":
+                    found[task]["random"] = result["returns"]
+                elif result["variant"] in found[task]:
+                    found[task][result["variant"]][result["seed"]] = result
+    return found
+
+
+def final_return(result: dict) -> float:
+    """Mean over the evaluations of the last quarter of a run: one evaluation is a few episodes of an agent that still changes."""
+    frames, returns = np.array(result["evaluations"]).T
+    return float(returns[frames > 0.75 * frames[-1]].mean())
+
+
+def learning_figure(plan: dict, found: dict) -> Figure:
+    """Evaluation return against frames, a panel for each task: every seed thin, their mean thick."""
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(found):]:
+        axis.set_visible(False)
+    for axis, (task, variants) in zip(axes.flat, found.items()):
+        settings = plan["tasks"][task]
+        for number, variant in enumerate(plan["variants"]):
+            curves = [dict(result["evaluations"]) for result in variants[variant].values()]  # {frames: return}
+            for curve in curves:
+                axis.plot(curve.keys(), curve.values(), color=f"C{number}", alpha=0.35, linewidth=1)
+            if curves:
+                shared = sorted(set.intersection(*map(set, curves)))
+                mean = [np.mean([curve[frame] for curve in curves]) for frame in shared]
+                axis.plot(shared, mean, color=f"C{number}", linewidth=2.5, label=f"{variant}, {len(curves)} seeds")
+        if "random" in variants:
+            axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", label="random policy")
+        if "learned" in settings:
+            axis.axhline(settings["learned"][0], color="black", linestyle="--", linewidth=0.8, label=settings["learned"][1])
+        axis.set(title=settings["title"], xlabel="frames", ylabel="return", xlim=(0, None))
+        axis.legend(fontsize=7)
+    return figure
+
+
+def learning_table(plan: dict, found: dict) -> str:
+    """Returns of the last quarter by task and variant, as Markdown."""
+    base, *others = plan["variants"]
+    lines = ["| task | random | " + " | ".join(f"{variant}: seeds (mean)" for variant in plan["variants"]) + " | "
+             + " | ".join(f"{other} - {base}, 95%" for other in others) + " | best evaluation | hours a run |",
+             "|" + "---|" * (4 + len(plan["variants"]) + len(others))]
+    for task, variants in found.items():
+        cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
+        digits = plan["tasks"][task].get("digits", 0)
+        finals = {variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())} for variant in plan["variants"]}
+        for final in finals.values():
+            values = list(final.values())
+            cells.append(f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(values):.{digits}f}**)" if values else "")
+        for other in others:
+            pairs = [finals[other][seed] - finals[base][seed] for seed in finals[base] if seed in finals[other]]
+            cells.append(results.difference(pairs, digits))
+        runs = [result for variant in plan["variants"] for result in variants[variant].values()]
+        best = [max(value for _, value in result["evaluations"]) for result in runs]
+        cells.append(f"{min(best):.{digits}f} to {max(best):.{digits}f}" if best else "")
+        cells.append(f"{np.mean([result['hours'] for result in runs]):.1f}" if runs else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# World models on recorded data
+
+COLUMNS = {"bound": 2, "kl": 3, "observation": 2, "reward": 3}  # with their digits
+
+
+def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
+    """{data: {variant: {seed: result}}} of what is stored."""
+    found = {}
+    for result in results.load("worldmodel"):
+        found.setdefault(result["data"], {}).setdefault(result["variant"], {})[result["seed"]] = result
+    return {name: {variant: found[name][variant] for variant in worldmodel.VARIANTS if variant in found[name]}
+            for name in worldmodel.DATA if name in found}
+
+
+def worldmodel_figure(found: dict) -> Figure:
+    """The bound by updates and the open-loop error by steps, a column for each data: every seed thin, their mean thick."""
+    figure = Figure(figsize=(5.5 * len(found), 7), layout="constrained")
+    axes = figure.subplots(2, len(found), squeeze=False)
+    for column, (name, variants) in enumerate(found.items()):
+        for number, (variant, seeds) in enumerate(variants.items()):
+            bounds = np.array([result["bounds"] for result in seeds.values()])  # (seeds, points, 2)
+            errors = np.array([result["open_loop"] for result in seeds.values()])  # (seeds, HORIZON)
+            for axis, x, curves in ((axes[0, column], bounds[0, :, 0], bounds[..., 1]),
+                                    (axes[1, column], np.arange(1, errors.shape[1] + 1), errors)):
+                axis.plot(x, curves.T, color=f"C{number}", alpha=0.3, linewidth=0.8)
+                axis.plot(x, curves.mean(0), color=f"C{number}", linewidth=2, label=f"{variant}, {len(seeds)} seeds")
+        axes[0, column].set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step (less is better)")
+        axes[1, column].set(xlabel="steps since the last one seen", ylabel="squared error of the observation")
+        axes[0, column].legend(fontsize=7)
+    return figure
+
+
+def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
+    """Means over seeds and paired differences from the flat model with 95% intervals, as Markdown."""
+    lines = [f"**{worldmodel.DATA[name].title.capitalize()}**", "",
+             "| | seeds | bound | KL | observation | reward | open-loop error | bound - flat's, 95% | open-loop error - flat's, 95% |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for variant, seeds in variants.items():
+        cells = [variant, str(len(seeds))]
+        cells += [f"{np.mean([result[key] for result in seeds.values()]):.{digits}f}" for key, digits in COLUMNS.items()]
+        cells.append(f"{np.mean([np.mean(result['open_loop']) for result in seeds.values()]):.2f}")
+        pairs = [(result, variants["flat"][seed]) for seed, result in seeds.items() if seed in variants.get("flat", {})]
+        if variant != "flat":
+            cells.append(results.difference([ours["bound"] - flat["bound"] for ours, flat in pairs], 2))
+            cells.append(results.difference([np.mean(ours["open_loop"]) - np.mean(flat["open_loop"]) for ours, flat in pairs], 2))
+        else:
+            cells += ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# The page
+
+
+def fill(page: str, tables: dict[str, str]) -> str:
+    """The page with its tables replaced.
+
+    Raises:
+        ValueError: if it has no place for one.
+    """
+    for name, text in tables.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not place.search(page):
+            raise ValueError(f"{PAGE} has no lines '<!-- {name} -->' and '<!-- end -->' for a table; add them where it belongs")
+        page = place.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)
+    return page
+
+
+def main() -> None:
+    plan = learning.load_plan()
+    learned, modelled = learning_results(plan), worldmodel_results()
+    figures, tables = {}, {}
+    if learned:
+        figures["learning"], tables["learning"] = learning_figure(plan, learned), learning_table(plan, learned)
+    if modelled:
+        figures["worldmodel"] = worldmodel_figure(modelled)
+        tables["worldmodel"] = "\n\n".join(worldmodel_table(name, variants) for name, variants in modelled.items())
+    PAGE.write_text(fill(PAGE.read_text(), tables))
+    FIGURES.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(FIGURES / f"{name}.png", dpi=120)
+    print("\n\n".join(tables.values()) or "There are no results yet; run: python benchmarks/learning.py")
+
+
+if __name__ == "__main__":
+    main()
