@@ -8,9 +8,11 @@ Figures go to docs/results/, tables to where docs/results.md has them, between l
 import pathlib
 import re
 import sys
+from collections.abc import Collection
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -19,6 +21,10 @@ from benchmarks import learning, results, worldmodel  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "results.md"
 FIGURES = HERE.parent / "docs" / "results"
+
+
+def seeds_label(variant: str, seeds: Collection) -> str:
+    return f"{variant}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
 # How agents learn
@@ -30,7 +36,7 @@ def learning_results(plan: dict) -> dict[str, dict]:
     stored = results.load("learning")
     for task in plan["tasks"]:
         of_task = [result for result in stored if result["task"] == task]
-        if of_task:
+        if any(result["variant"] in plan["variants"] for result in of_task):
             found[task] = {variant: {} for variant in plan["variants"]}
             for result in of_task:
                 if result["variant"] == "random":
@@ -63,12 +69,13 @@ def learning_figure(plan: dict, found: dict) -> Figure:
             if curves:
                 shared = sorted(set.intersection(*map(set, curves)))
                 mean = [np.mean([curve[frame] for curve in curves]) for frame in shared]
-                axis.plot(shared, mean, color=f"C{number}", linewidth=2.5, label=f"{variant}, {len(curves)} seeds")
+                axis.plot(shared, mean, color=f"C{number}", linewidth=2.5, label=seeds_label(variant, curves))
         if "random" in variants:
             axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", label="random policy")
         if "learned" in settings:
             axis.axhline(settings["learned"][0], color="black", linestyle="--", linewidth=0.8, label=settings["learned"][1])
         axis.set(title=settings["title"], xlabel="frames", ylabel="return", xlim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.legend(fontsize=7)
     return figure
 
@@ -122,7 +129,7 @@ def worldmodel_figure(found: dict) -> Figure:
             for axis, x, curves in ((axes[0, column], bounds[0, :, 0], bounds[..., 1]),
                                     (axes[1, column], np.arange(1, errors.shape[1] + 1), errors)):
                 axis.plot(x, curves.T, color=f"C{number}", alpha=0.3, linewidth=0.8)
-                axis.plot(x, curves.mean(0), color=f"C{number}", linewidth=2, label=f"{variant}, {len(seeds)} seeds")
+                axis.plot(x, curves.mean(0), color=f"C{number}", linewidth=2, label=seeds_label(variant, seeds))
         axes[0, column].set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step (less is better)")
         axes[1, column].set(xlabel="steps since the last one seen", ylabel="squared error of the observation")
         axes[0, column].legend(fontsize=7)
