@@ -356,11 +356,11 @@ class Training:
                 progress.update(self.step)
                 if finished:
                     progress.note(f"return {finished[-1].sums['return']:.4g}")
-                if self.should_eval(self.step):
-                    self.evaluate()
-                    self.save()
+                self.evaluate_if_due()
                 if self.should_save():
                     self.save()
+            if not self.stop:
+                self.evaluate_if_due()  # the run may have been stopped in the middle of its last one
 
     def advance(self, new_steps: int, finished: list[Finished]) -> None:
         """Counts collected steps and logs finished episodes."""
@@ -381,6 +381,12 @@ class Training:
             self.logger.add({**self.speed(fps=self.step, updates_per_second=self.agent.updates), "updates": self.agent.updates},
                             prefix="time")
             self.logger.write(self.step)
+
+    def evaluate_if_due(self) -> None:
+        """Evaluates every `eval_every` frames, and saves."""
+        if self.should_eval(self.step):
+            self.evaluate()
+            self.save()
 
     def evaluate(self) -> None:
         """Plays evaluation episodes, unless there are none to play, and draws open-loop predictions."""

@@ -9,12 +9,14 @@ Shapes: N environments, T steps, M sampled steps, H steps of a prediction.
 """
 
 import argparse
+import contextlib
 import html
 import itertools
 import json
 import pathlib
 import sys
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ import runs
 import settings
 from dreamer import Dreamer
 from envs import EnvBatch, atari, make_envs
-from models import WorldModel
+from models import WorldModel, autocast
 from networks import State
 
 Data = dict[str, np.ndarray]
@@ -53,15 +55,19 @@ def make_player(logdir: pathlib.Path, count: int, device: str) -> tuple[Dreamer,
         raise ValueError(f"{logdir} holds no settings, so the agent cannot be built; give the folder of a run of this program")
     config = settings.load_config(overrides={**settings.flatten(stored), "device": device, "compile": False})
     suite, _, name = config.task.partition("_")
-    envs = EnvBatch(atari.make_with_memory(name, count, config)) if suite == "atari" else make_envs(config, count, training=False)
-    agent = Dreamer(envs.obs_space, envs.act_space, config)
-    agent.load_state_dict(checkpoint["agent_state_dict"])
+    with contextlib.ExitStack() as opened:
+        envs = EnvBatch(atari.make_with_memory(name, count, config)) if suite == "atari" else make_envs(config, count, training=False)
+        opened.enter_context(contextlib.closing(envs))
+        agent = Dreamer(envs.obs_space, envs.act_space, config)
+        agent.load_state_dict(checkpoint["agent_state_dict"])
+        opened.pop_all()  # all went well: the caller closes them
     agent.exploring = False
     return agent, envs, checkpoint
 
 
 def play(agent: Dreamer, envs: EnvBatch, steps: int, seed: int) -> Data:
     """Lets the agent act with sampled actions; arrays (N, T, ...) of observations and the actions that led to them."""
+    torch.manual_seed(seed)
     record, state = [], None
     obs, action = envs.reset(seed), np.zeros((envs.count, agent.codec.size), np.float32)
     with console.Progress("play", steps * envs.count, "steps") as progress:
@@ -80,8 +86,9 @@ def observe(model: WorldModel, data: Data) -> tuple[State, State]:
     """Posterior and prior (N, T, ...) of what was played, on the CPU."""
     state, chunks = None, []
     for start in range(0, data["action"].shape[1], CHUNK):
-        part = model.preprocess({key: value[:, start:start + CHUNK] for key, value in data.items()})
-        post, prior = model.dynamics.observe(model.encoder(part), part["action"], part["is_first"], state)
+        with autocast(model._config):
+            part = model.preprocess({key: value[:, start:start + CHUNK] for key, value in data.items()})
+            post, prior = model.dynamics.observe(model.encoder(part), part["action"], part["is_first"], state)
         state = {key: value[:, -1] for key, value in post.items()}
         chunks.append([{key: value.cpu() for key, value in states.items()} for states in (post, prior)])
     return tuple({key: torch.cat([chunk[number][key] for chunk in chunks], 1) for key in chunks[0][number]} for number in (0, 1))
@@ -94,7 +101,8 @@ def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
     parts = []
     for chunk in range(0, len(flat["deter"]), 512):
         feat = model.dynamics.get_feat({key: value[chunk:chunk + 512].to(model.dynamics.W.device) for key, value in flat.items()})
-        parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
+        with autocast(model._config):
+            parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return {key: value.reshape(*shape, *value.shape[1:]) for key, value in found.items()}
 
@@ -105,8 +113,15 @@ def seen(data: Data, predicted: dict[str, np.ndarray]) -> Data:
 
 
 def share_of_variance(error: np.ndarray, truth: np.ndarray) -> float:
-    """Squared errors (M, ...) over the variance of the truth (M, ...): 0 is perfect, 1 as good as its mean."""
-    return float((error ** 2).mean() / max(truth.var(0).mean(), 1e-12))
+    """Squared errors (..., *shape) over the variance of the truth (M, *shape): 0 is perfect, 1 as good as its mean.
+
+    Numbers of a vector count alike, whatever their scale; those that never change are left out. Pixels are taken together.
+    """
+    error = np.square(error.reshape(-1, *truth.shape[1:]), dtype=np.float64).mean(0)
+    variance = truth.var(0, dtype=np.float64)
+    if truth.ndim > 2:
+        return float(error.mean() / max(variance.mean(), 1e-12))
+    return float(np.mean(error[variance > 1e-12] / variance[variance > 1e-12])) if (variance > 1e-12).any() else 0.0
 
 
 # Measuring
@@ -122,18 +137,18 @@ def subsets(levels: Collection[str]) -> Iterator[tuple[str, ...]]:
 def measure_levels(model: WorldModel, post: State, prior: State, rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Statistics of each level, see latents.py."""
     statistics = {name: float(value) for name, value in latents.level_statistics(model.dynamics, post, prior).items()}
-    chosen = sample(post, rng)
-    known = latents.information(model.dynamics, {key: value.flatten(0, 1)[chosen] for key, value in post.items()})
+    chosen = sampled_steps(post, rng)
+    information = latents.information(model.dynamics, {key: value.flatten(0, 1)[chosen] for key, value in post.items()})
     found = {}
     for name, level in model.dynamics.levels.items():
         found[name] = {"categoricals": level.stoch, "classes": level.discrete}
         found[name] |= {key: statistics[f"{key}_{name}"] for key in latents.STATISTICS if f"{key}_{name}" in statistics}
-        if name in known:
-            found[name]["information"] = known[name]
+        if name in information:
+            found[name] |= {"information": information[name], "information_limit": float(np.log(len(chosen)))}
     return found
 
 
-def sample(post: State, rng: np.random.Generator) -> np.ndarray:
+def sampled_steps(post: State, rng: np.random.Generator) -> np.ndarray:
     """Which of N * T steps to measure on, (M,)."""
     steps = post["deter"].shape[0] * post["deter"].shape[1]
     return np.sort(rng.choice(steps, min(SAMPLES, steps), replace=False))
@@ -142,7 +157,7 @@ def sample(post: State, rng: np.random.Generator) -> np.ndarray:
 @torch.no_grad()
 def measure_reconstructions(model: WorldModel, data: Data, post: State, rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Errors of decoded observations as shares of their variance: from the posterior, and with levels drawn from their prior."""
-    chosen = sample(post, rng)
+    chosen = sampled_steps(post, rng)
     post = {key: value.flatten(0, 1)[chosen].to(model.dynamics.W.device) for key, value in post.items()}
     data = {key: value.reshape(-1, *value.shape[2:])[chosen] for key, value in data.items()}
     found = {}
@@ -182,7 +197,8 @@ def dream(model: WorldModel, data: Data, post: State, starts: np.ndarray) -> tup
     for levels in subsets(model.dynamics.levels):
         future = decode(model, model.dynamics.imagine_with_action(action, state, sample=levels))
         predicted[" and ".join(levels)] = {key: value.reshape(len(starts), DREAMS, *value.shape[1:]) for key, value in future.items()}
-    return {key: value[starts[:, :1], ahead] for key, value in seen(data, future).items()}, predicted
+    ahead = {key: value[starts[:, :1], ahead] for key, value in data.items()}
+    return seen(ahead, future), predicted
 
 
 def measure_dreams(came: dict, predicted: dict[str, dict]) -> dict[str, dict[str, dict[str, list[float]]]]:
@@ -226,30 +242,33 @@ def features_of(model: WorldModel, post: State) -> dict[str, np.ndarray]:
 def measure_probes(features: dict[str, np.ndarray], variables: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Shares of the variables' variance that linear probes predict in episodes that they have not seen, by features and variable.
 
-    Environments are split: half of them to fit, a quarter to choose the penalty, a quarter to measure.
+    Every environment is predicted once, with weights from the others.
     """
     targets = np.stack(list(variables.values()), -1)  # (N, T, V)
-    count, steps = targets.shape[:2]
-    parts = np.digitize(np.arange(count), [count // 2, count - count // 4]).repeat(steps)
-    found = {}
-    for name, values in features.items():
-        scores = probes.r_squared(values.reshape(count * steps, -1), targets.reshape(count * steps, -1), parts)
-        found[name] = {variable: float(score) for variable, score in zip(variables, scores) if np.isfinite(score)}
-    return found
+    return {name: {variable: float(score) for variable, score in zip(variables, probes.cross_validated(values, targets))
+                   if np.isfinite(score)} for name, values in features.items()}
 
 
-def measure(agent: Dreamer, untrained: Dreamer, data: Data, task: str, seed: int) -> tuple[dict, dict[str, Figure]]:
-    """All numbers of the report, and its figures by name."""
+class Measured(NamedTuple):
+    """The numbers of a report, and what its figures are drawn from; there are no dreams where all episodes are short."""
+
+    numbers: dict
+    data: Data
+    post: State
+    came: dict[str, np.ndarray]
+    dreams: dict[str, dict]
+
+
+def measure(agent: Dreamer, untrained: Dreamer, data: Data, task: str, seed: int) -> Measured:
+    """All numbers of the report."""
     model, rng = agent._wm, np.random.default_rng(seed)
     torch.manual_seed(seed)
     post, prior = observe(model, data)
     numbers = {"levels": measure_levels(model, post, prior, rng), "reconstruction": measure_reconstructions(model, data, post, rng)}
-    figures = {"codes": draw_codes(model, post), "reconstructions": draw_reconstructions(model, data, post)}
-    starts = starts_of_dreams(data, rng)
+    starts, came, dreams = starts_of_dreams(data, rng), {}, {}
     if len(starts):
         came, dreams = dream(model, data, post, starts)
         numbers["open_loop"] = measure_dreams(came, dreams)
-        figures |= {"dreams": draw_dreams(came, dreams), "spread": draw_spread(numbers["open_loop"])}
     else:
         console.warn(f"no episode lasts {HORIZON + 5} steps, so dreams are left out; more --steps may find longer ones")
     variables = state_variables(data, task)
@@ -257,20 +276,29 @@ def measure(agent: Dreamer, untrained: Dreamer, data: Data, task: str, seed: int
         console.say("probes: fitting")
         numbers["probes"] = {"trained": measure_probes(features_of(model, post), variables),
                              "untrained": measure_probes(features_of(untrained._wm, observe(untrained._wm, data)[0]), variables)}
-        figures["probes"] = draw_probes(numbers["probes"])
-    return numbers, figures
+    return Measured(numbers, data, post, came, dreams)
 
 
 # Drawing
 
 
-def draw_codes(model: WorldModel, post: State) -> Figure | None:
-    """How often each class of each categorical is used; None for Gaussians."""
-    levels = {name: level for name, level in model.dynamics.levels.items() if level.discrete}
-    if not levels:
-        return None
+def draw(model: WorldModel, measured: Measured) -> dict[str, Figure]:
+    """The figures of a report by name."""
+    figures = {"reconstructions": draw_reconstructions(model, measured.data, measured.post)}
+    if all(level.discrete for level in model.dynamics.levels.values()):
+        figures["codes"] = draw_codes(model, measured.post)
+    if measured.dreams:
+        figures |= {"dreams": draw_dreams(measured.came, measured.dreams), "spread": draw_spread(measured.numbers["open_loop"])}
+    if "probes" in measured.numbers:
+        figures["probes"] = draw_probes(measured.numbers["probes"])
+    return figures
+
+
+def draw_codes(model: WorldModel, post: State) -> Figure:
+    """How often each class of each categorical is used."""
+    levels = model.dynamics.levels
     figure = Figure(figsize=(5 * len(levels), 3), layout="constrained")
-    for axis, (name, level) in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels.items()):
+    for axis, name in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels):
         shares = model.dynamics.get_dist(post, name).probs.flatten(0, -3).mean(0)  # (S, K)
         shown = axis.imshow(shares.sort(-1, descending=True).values.numpy(), aspect="auto", vmin=0.0, vmax=1.0)
         figure.colorbar(shown, ax=axis)
@@ -284,44 +312,50 @@ def draw_reconstructions(model: WorldModel, data: Data, post: State) -> Figure:
     post = {key: value[0].to(model.dynamics.W.device) for key, value in post.items()}
     with torch.no_grad():
         rows = {name: decode(model, state) for name, state in resampled(model, post).items()}
-    return draw_rows({"truth": seen(data, rows["posterior"]), **rows})
+    return draw_rows([("truth", seen(data, rows["posterior"])), *rows.items()])
 
 
 def draw_dreams(came: dict, predicted: dict[str, dict]) -> Figure:
     """The open-loop predictions from the first start: three dreams for each choice of levels that vary."""
-    rows = {f"{levels} varies" if " and " not in levels else "all vary": keys for levels, keys in predicted.items()}
-    dreams = {f"{name}, {number + 1}": {key: value[0, number] for key, value in keys.items()}
-              for name, keys in rows.items() for number in range(3)}
-    return draw_rows({"truth": {key: value[0] for key, value in came.items()}, **dreams})
+    rows = [("truth", {key: value[0] for key, value in came.items()})]
+    for levels, keys in predicted.items():
+        name = "all vary" if " and " in levels else f"{levels} varies"
+        rows += [(name, {key: value[0, number] for key, value in keys.items()}) for number in range(3)]
+    return draw_rows(rows)
 
 
-def draw_rows(rows: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Sequences (T, ...) by name and key: numbers as curves, images as rows of pictures."""
-    keys = rows["truth"]
-    images = [key for key in keys if keys[key].ndim == 4]
-    numbers = [(key, index) for key in keys if key not in images for index in range(keys[key].shape[-1])][:DRAWN_NUMBERS]
+def draw_rows(rows: list[tuple[str, dict[str, np.ndarray]]]) -> Figure:
+    """Named sequences (T, ...) by key, the truth first: numbers as curves, one colour for each name, and images as rows of pictures."""
+    truth = rows[0][1]
+    images = [key for key in truth if truth[key].ndim == 4]
+    numbers = [(key, index) for key in truth if key not in images for index in range(truth[key].shape[-1])][:DRAWN_NUMBERS]
     heights = [0.9 * len(rows)] * len(images) + [2.2] * len(numbers)
     figure = Figure(figsize=(10, sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, key in zip(axes, images):
-        times = np.linspace(0, len(keys[key]) - 1, DRAWN_IMAGES).round().astype(int)
-        grid = np.concatenate([np.concatenate(list(sequence[key][times]), 1) for sequence in rows.values()])
-        axis.imshow(grid.clip(0.0, 1.0), cmap="gray", vmin=0.0, vmax=1.0)
-        height, width = keys[key].shape[1:3]
-        axis.set_yticks(np.arange(len(rows)) * height + height / 2, list(rows), fontsize=8)
-        axis.set_xticks(np.arange(len(times)) * width + width / 2, [f"step {time + 1}" for time in times], fontsize=8)
-        axis.set_title(key)
-    kinds = list(dict.fromkeys(name.split(",")[0] for name in rows))  # dreams of a kind have one colour
+        draw_pictures(axis, key, rows)
+    names = list(dict.fromkeys(name for name, _ in rows))
     for axis, (key, index) in zip(axes[len(images):], numbers):
-        for number, (name, sequence) in enumerate(rows.items()):
-            kind = name.split(",")[0]
-            style = dict(color=f"C{kinds.index(kind) - 1}", linewidth=0.9) if number else dict(color="black", linewidth=1.8, zorder=3)
-            axis.plot(sequence[key][:150, index], label=kind if name.endswith((kind, ", 1")) else None, **style)
+        for name in names:
+            color, width = ("black", 1.8) if name == "truth" else (f"C{names.index(name) - 1}", 0.9)
+            curves = [sequence[key][:150, index] for other, sequence in rows if other == name]
+            axis.plot(np.stack(curves, 1), label=[name] + [None] * (len(curves) - 1), color=color, linewidth=width)
         axis.set_title(f"{key}[{index}]", fontsize=9)
     if numbers:
         axes[-1].set_xlabel("step")
         axes[len(images)].legend(fontsize=7, ncols=4)
     return figure
+
+
+def draw_pictures(axis, key: str, rows: list[tuple[str, dict[str, np.ndarray]]]) -> None:
+    """Images of a few steps of each sequence, a row each; channels are averaged unless they are colours."""
+    length, height, width, channels = rows[0][1][key].shape
+    times = np.linspace(0, length - 1, DRAWN_IMAGES).round().astype(int)
+    grid = np.concatenate([np.concatenate(list(sequence[key][times]), 1) for _, sequence in rows]).clip(0.0, 1.0)
+    axis.imshow(grid if channels == 3 else grid.mean(-1), cmap="gray", vmin=0.0, vmax=1.0)
+    axis.set_yticks(np.arange(len(rows)) * height + height / 2, [name for name, _ in rows], fontsize=8)
+    axis.set_xticks(np.arange(len(times)) * width + width / 2, [f"step {time + 1}" for time in times], fontsize=8)
+    axis.set_title(key)
 
 
 def draw_spread(open_loop: dict) -> Figure:
@@ -408,21 +442,20 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
     """
     agent, players, checkpoint = make_player(logdir, envs, device)
     config = agent._config
-    try:
+    with contextlib.closing(players):
         data = play(agent, players, steps // envs, seed)
-    finally:
-        players.close()
     torch.manual_seed(seed)
     untrained = Dreamer(players.obs_space, players.act_space, config)
-    numbers, figures = measure(agent, untrained, data, config.task, seed)
+    measured = measure(agent, untrained, data, config.task, seed)
+    numbers = measured.numbers
     about = {"task": config.task, "frame": int(checkpoint.get("step", 0)), "updates": int(checkpoint.get("updates", 0)),
              "steps": envs * (steps // envs), "episodes": int(data["is_first"].sum()), "seed": seed}
     folder = logdir / "latents"
     folder.mkdir(exist_ok=True)
-    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    (folder / "report.json").write_text(json.dumps({**about, **numbers}, indent=1) + "\n")
+    figures = draw(agent._wm, measured)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
-    (folder / "report.json").write_text(json.dumps({**about, **numbers}, indent=1) + "\n")
     text = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in about.items())
     (folder / "index.html").write_text(page(f"Latents of {logdir}", text, numbers, figures))
     for name, level in numbers["levels"].items():
@@ -445,7 +478,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--steps is {options.steps}; {options.envs} environments need at least {options.envs * (HORIZON + 6)}")
     try:
         path = write_report(options.logdir, options.envs, options.steps, options.seed, options.device)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     console.say(f"The report: {path}")

@@ -300,7 +300,9 @@ class RSSM(nn.Module):
         """
         action_share = self._img_in_layers.share(prev_action)
         noise = self._noise(len(action_share)) if sample else None
-        drawn = None if isinstance(sample, bool) else tuple(sample)
+        drawn = None if isinstance(sample, bool) else sample
+        if drawn is not None:
+            self._check_levels(drawn)
         return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise, ones, drawn)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool | Collection[str] = True) -> State:
@@ -311,8 +313,18 @@ class RSSM(nn.Module):
             steps.append(state)
         return stack_states(steps, 1)
 
+    def _check_levels(self, names: Collection[str]) -> None:
+        unknown = [names] if isinstance(names, str) else [name for name in names if name not in self.levels]
+        if unknown:
+            raise ValueError(f"there is no latent level {unknown[0]!r}; give a list of some of {', '.join(self.levels)}")
+
     def resample(self, post: State, levels: Collection[str]) -> State:
-        """Posterior states whose latents of these levels are drawn from their prior instead, given deter and the level above."""
+        """Posterior states whose latents of these levels are drawn from their prior instead, given deter and the level above.
+
+        Raises:
+            ValueError: for a level that does not exist.
+        """
+        self._check_levels(levels)
         state = dict(post)
 
         def draw(name: str, stats: State) -> Tensor:
@@ -353,8 +365,7 @@ class RSSM(nn.Module):
     def get_dist(self, state: State, level: str | None = None):
         """Distribution of the latents of one level; of all levels together if none is named (events then as `flat_stoch`)."""
         if level is not None:
-            if level not in self.levels:
-                raise ValueError(f"there is no latent level {level!r}; this model has {', '.join(self.levels)}")
+            self._check_levels([level])
             return self._level_dist(level, state)
         parts = [self._level_dist(name, state) for name in self.levels]
         return parts[0] if len(parts) == 1 else dists.Joint(parts)

@@ -112,6 +112,21 @@ def test_a_memory_smaller_than_the_prefill_is_not_filled_again_after_a_resume(tm
     assert after["step"] == 200 and after["updates"] - before in (8, 9)  # 50 steps, 4 replayed each, in batches of 24
 
 
+def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch):
+    flags = ["--task", "gym_CartPole-v1", "--steps", "120", "--eval_every", "120", "--prefill", "60"]
+
+    def play_until_stopped(policy, envs, episodes, seed, stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(dreamer, "play_episodes", play_until_stopped)
+        rows = run(tmp_path / "run", "defaults", *flags)
+    assert not any("eval/return" in row for row in rows)
+    rows = run(tmp_path / "run", "defaults", *flags)
+    assert [row["step"] for row in rows if "eval/return" in row] == [120]
+
+
 def test_a_continued_run_trains_with_the_rates_that_it_is_given(tmp_path):
     flags = ["--task", "gym_CartPole-v1", "--eval_episode_num", "0"]
     run(tmp_path, "defaults", *flags, "--steps", "100")

@@ -36,12 +36,12 @@ def learning_results(plan: dict) -> dict[str, dict]:
     stored = results.load("learning")
     for task in plan["tasks"]:
         of_task = [result for result in stored if result["task"] == task]
-        if any(result["variant"] in plan["variants"] for result in of_task):
+        if any(result.get("seed") in plan["tasks"][task]["seeds"] for result in of_task):
             found[task] = {variant: {} for variant in plan["variants"]}
             for result in of_task:
                 if result["variant"] == "random":
                     found[task]["random"] = result["returns"]
-                elif result["variant"] in found[task]:
+                elif result["variant"] in found[task] and result["seed"] in plan["tasks"][task]["seeds"]:
                     found[task][result["variant"]][result["seed"]] = result
     return found
 
@@ -84,12 +84,13 @@ def learning_table(plan: dict, found: dict) -> str:
     """Returns of the last quarter by task and variant, as Markdown."""
     base, *others = plan["variants"]
     lines = ["| task | random | " + " | ".join(f"{variant}: seeds (mean)" for variant in plan["variants"]) + " | "
-             + " | ".join(f"{other} - {base}, 95%" for other in others) + " | best evaluation | hours a run |",
-             "|" + "---|" * (4 + len(plan["variants"]) + len(others))]
+             + " | ".join(f"{other} - {base}, 95%" for other in others) + " | hours a run |",
+             "|" + "---|" * (3 + len(plan["variants"]) + len(others))]
     for task, variants in found.items():
         cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
         digits = plan["tasks"][task].get("digits", 0)
-        finals = {variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())} for variant in plan["variants"]}
+        finals = {variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())}
+                  for variant in plan["variants"]}
         for final in finals.values():
             values = list(final.values())
             cells.append(f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(values):.{digits}f}**)" if values else "")
@@ -97,10 +98,19 @@ def learning_table(plan: dict, found: dict) -> str:
             pairs = [finals[other][seed] - finals[base][seed] for seed in finals[base] if seed in finals[other]]
             cells.append(results.difference(pairs, digits))
         runs = [result for variant in plan["variants"] for result in variants[variant].values()]
-        best = [max(value for _, value in result["evaluations"]) for result in runs]
-        cells.append(f"{min(best):.{digits}f} to {max(best):.{digits}f}" if best else "")
         cells.append(f"{np.mean([result['hours'] for result in runs]):.1f}" if runs else "")
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rates_table(found: list[dict]) -> str:
+    """Evaluation returns by learning rates and frames, as Markdown."""
+    frames = range(2000, 15001, 2000)
+    lines = ["| world model | actor, critic | " + " | ".join(f"{frame:,}" for frame in frames) + " |", "|" + "---|" * (2 + len(frames))]
+    for result in sorted(found, key=lambda result: (float(result["model_lr"]), float(result["lr"]))):
+        returns = dict(result["evaluations"])
+        cells = [f"{returns[frame]:.0f}" if frame in returns else "" for frame in frames]
+        lines.append(f"| {result['model_lr']} | {result['lr']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -137,20 +147,19 @@ def worldmodel_figure(found: dict) -> Figure:
 
 
 def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
-    """Means over seeds and paired differences from the flat model with 95% intervals, as Markdown."""
+    """Means over seeds and paired differences from the variant's reference, as Markdown."""
     lines = [f"**{worldmodel.DATA[name].title.capitalize()}**", "",
-             "| | seeds | bound | KL | observation | reward | open-loop error | bound - flat's, 95% | open-loop error - flat's, 95% |",
-             "|---|---|---|---|---|---|---|---|---|"]
+             "| | seeds | bound | KL | observation | reward | open-loop error | compared with | bound, 95% | open-loop error, 95% |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     for variant, seeds in variants.items():
         cells = [variant, str(len(seeds))]
         cells += [f"{np.mean([result[key] for result in seeds.values()]):.{digits}f}" for key, digits in COLUMNS.items()]
         cells.append(f"{np.mean([np.mean(result['open_loop']) for result in seeds.values()]):.2f}")
-        pairs = [(result, variants["flat"][seed]) for seed, result in seeds.items() if seed in variants.get("flat", {})]
-        if variant != "flat":
-            cells.append(results.difference([ours["bound"] - flat["bound"] for ours, flat in pairs], 2))
-            cells.append(results.difference([np.mean(ours["open_loop"]) - np.mean(flat["open_loop"]) for ours, flat in pairs], 2))
-        else:
-            cells += ["", ""]
+        reference = worldmodel.VARIANTS[variant].reference
+        pairs = [(result, variants[reference][seed]) for seed, result in seeds.items() if seed in variants.get(reference, {})]
+        cells.append(reference or "")
+        cells.append(results.difference([ours["bound"] - theirs["bound"] for ours, theirs in pairs], 2))
+        cells.append(results.difference([np.mean(ours["open_loop"]) - np.mean(theirs["open_loop"]) for ours, theirs in pairs], 2))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -175,7 +184,7 @@ def fill(page: str, tables: dict[str, str]) -> str:
 def main() -> None:
     plan = learning.load_plan()
     learned, modelled = learning_results(plan), worldmodel_results()
-    figures, tables = {}, {}
+    figures, tables = {}, {"rates": rates_table(results.load("rates"))}
     if learned:
         figures["learning"], tables["learning"] = learning_figure(plan, learned), learning_table(plan, learned)
     if modelled:

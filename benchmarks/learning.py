@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import settings  # noqa: E402
 import tools  # noqa: E402
 from benchmarks import results  # noqa: E402
 
@@ -45,8 +46,8 @@ class Run(NamedTuple):
         return f"{self.task}-{self.variant}-{self.seed}"
 
     @property
-    def done(self) -> bool:
-        return results.path_of("learning", self.name).exists()
+    def config(self) -> settings.Config:
+        return tools.load_config(*settings.parse_flags(self.command))
 
 
 def load_plan() -> dict:
@@ -57,16 +58,16 @@ def planned_runs(plan: dict, tasks: list[str]) -> list[Run]:
     """The runs of these tasks, seed by seed, so that variants can be compared early."""
     runs = []
     for task in tasks:
-        settings = plan["tasks"][task]
-        for seed in settings["seeds"]:
+        planned = plan["tasks"][task]
+        for seed in planned["seeds"]:
             for variant, presets in plan["variants"].items():
-                flags = [text for key, value in settings["flags"].items() for text in (f"--{key}", str(value))]
-                runs.append(Run(task, variant, seed, ["--configs", "defaults", *settings["presets"], *presets, *flags, "--seed", str(seed)]))
+                flags = [text for key, value in planned["flags"].items() for text in (f"--{key}", str(value))]
+                runs.append(Run(task, variant, seed, ["--configs", "defaults", *planned["presets"], *presets, *flags, "--seed", str(seed)]))
     return runs
 
 
 
-def play_randomly(task: str, settings: dict) -> None:
+def play_randomly(task: str, planned: dict) -> None:
     """Stores the returns of the random policy."""
     from collect import play_episodes
     from envs import make_envs
@@ -75,8 +76,7 @@ def play_randomly(task: str, settings: dict) -> None:
 
     if results.path_of("learning", f"{task}-random").exists():
         return
-    flags = {key: value for key, value in settings["flags"].items() if key != "steps"}
-    envs = make_envs(tools.load_config(["defaults", *settings["presets"]], flags), 1, training=False)
+    envs = make_envs(tools.load_config(["defaults", *planned["presets"]], planned["flags"]), 1, training=False)
     try:
         episodes = play_episodes(Random(ActionCodec(envs.act_space), 0), envs, RANDOM_EPISODES, seed=0)
     finally:
@@ -89,7 +89,7 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
     """Trains what has no result yet, `jobs` at a time; returns whether all have ended well."""
     todo, failed, running = queue.SimpleQueue(), [], {}
     for run in runs:
-        if not run.done:
+        if not results.is_done("learning", run.name, run.config):
             todo.put(run)
     stop = threading.Event()
 
@@ -99,7 +99,12 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
                 run = todo.get_nowait()
             except queue.Empty:
                 return
-            if not train(run, folder / run.name, running):
+            try:
+                ended_well = train(run, folder / run.name, running, stop)
+            except Exception as error:  # the other runs go on
+                print(f"error: {run.name}: {error}", file=sys.stderr)
+                ended_well = False
+            if not ended_well:
                 failed.append(run.name)
 
     def interrupt(*_) -> None:
@@ -107,8 +112,8 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
         for process in list(running.values()):
             process.send_signal(signal.SIGINT)  # it saves, and goes on from there next time
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     workers = [threading.Thread(target=work) for _ in range(jobs)]
     for worker in workers:
         worker.start()
@@ -119,7 +124,7 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
     return not failed and not stop.is_set()
 
 
-def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen]) -> bool:
+def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], stop: threading.Event) -> bool:
     """Trains one run to its end, and stores its evaluations."""
     logdir.mkdir(parents=True, exist_ok=True)
     seconds = logdir / "seconds.txt"  # one line each time that it went on
@@ -129,6 +134,8 @@ def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen]) 
         # A process group of its own, so that Ctrl-C in a terminal reaches it once, from here.
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
         running[run.name] = process
+        if stop.is_set():  # since the run was taken up
+            process.send_signal(signal.SIGINT)
         code = process.wait()
         del running[run.name]
     with open(seconds, "a") as file:
@@ -139,8 +146,8 @@ def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen]) 
         return False
     results.store("learning", run.name, {
         "task": run.task, "variant": run.variant, "seed": run.seed, "command": f"python dreamer.py {' '.join(run.command)}",
-        "hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2), "evaluations": evaluations,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run"})
+        "hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2), "settings": results.differing(run.config),
+        "evaluations": evaluations, "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run"})
     print(f"{run.name}: {evaluations[-1][1]:.1f} after {evaluations[-1][0]:,} frames", flush=True)
     return True
 

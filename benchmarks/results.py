@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+import settings
 import tools
 
 HERE = pathlib.Path(__file__).parent
@@ -22,9 +23,31 @@ def store(experiment: str, name: str, result: dict) -> None:
         file.write((json.dumps(result) + "\n").encode())
 
 
+def differing(config: settings.Config) -> dict[str, str]:
+    """Settings that are not the defaults, as they are stored with a result."""
+    return {name: value for name, _, value in settings.changes_from_defaults(config)}
+
+
+def is_done(experiment: str, name: str, config: settings.Config) -> bool:
+    """Whether there is a result that was measured with these settings.
+
+    Raises:
+        SystemExit: if there is one of other settings, so that one table never holds both.
+    """
+    path = path_of(experiment, name)
+    if not path.exists():
+        return False
+    stored, wanted = json.loads(path.read_text())["settings"], differing(config)
+    if stored != wanted:
+        others = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+        raise SystemExit(f"error: {path} was measured with other settings ({', '.join(others)}); delete it, and the folder of its run if "
+                         "there is one, to measure anew")
+    return True
+
+
 def load(experiment: str) -> list[dict]:
     """All results of an experiment, by name."""
-    return [json.loads(path.read_text()) for path in sorted(path_of(experiment, "*").parent.glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted((HERE / "data" / experiment).glob("*.json"))]
 
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:

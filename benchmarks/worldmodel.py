@@ -11,7 +11,7 @@ as many updates. Then it is measured on held-out episodes, per step and in nats:
     kl_*         unclipped KL(posterior || prior) of each level, and of all of them
     observation  negative log-likelihood of what is seen, given the posterior; the same for reward
     bound        their sum: the negative evidence lower bound, up to a constant that all variants share
-    open_loop    squared error of predicted observations, by steps since the last one that was seen
+    open_loop    squared error of the predicted mean of observations, by steps since the last one that was seen
 """
 
 import argparse
@@ -41,6 +41,7 @@ from replay import Replay  # noqa: E402
 
 CONTEXT, HORIZON = 10, 20  # steps that are seen before an open-loop prediction, and of it
 SEQUENCES, HELD_OUT = 256, 20_000  # sequences that are measured, out of so many held-out steps
+DREAMS = 8  # predictions of each
 
 
 class BottomPriorAlone(networks.HierarchicalRSSM):
@@ -75,24 +76,30 @@ class ResidualFromZero(networks.HierarchicalRSSM):
 
 
 class Variant(NamedTuple):
-    """Settings of a world model, and the class of its latent dynamics if it is not the one that they name."""
+    """Settings of a world model, the variant that it is compared with, and the class of its latent dynamics.
+
+    Two levels have free nats for each, so their counterpart is the flat model with as many in all.
+    """
 
     settings: dict
+    reference: str | None = None
     rssm: type = networks.HierarchicalRSSM
 
 
 TWO_LEVELS = {"hierarchical_mode": True}  # at small size of the flat latent's capacity
-VARIANTS = {
+CLAIMS = {  # what the hierarchy is worth
     "flat": Variant({}),
-    "flat, 2 free nats": Variant({"kl_free": 2.0}),
-    "two levels": Variant(TWO_LEVELS),
-    "two levels, half the free nats": Variant({**TWO_LEVELS, "kl_free": 0.5}),
-    "bottom prior without top": Variant(TWO_LEVELS, BottomPriorAlone),
-    "bottom posterior direct": Variant(TWO_LEVELS, DirectBottomPosterior),
-    "prior learns through posterior": Variant(TWO_LEVELS, PriorLearnsThroughPosterior),
-    "residual starts at zero": Variant(TWO_LEVELS, ResidualFromZero),
+    "flat, 2 free nats": Variant({"kl_free": 2.0}, "flat"),
+    "two levels": Variant(TWO_LEVELS, "flat, 2 free nats"),
+    "two levels, half the free nats": Variant({**TWO_LEVELS, "kl_free": 0.5}, "flat"),
+    "bottom prior without top": Variant(TWO_LEVELS, "two levels", BottomPriorAlone),
+    "bottom posterior direct": Variant(TWO_LEVELS, "two levels", DirectBottomPosterior),
 }
-CLAIMS = tuple(VARIANTS)[:6]  # what the hierarchy is worth; the others are ways to build it
+VARIANTS = {
+    **CLAIMS,  # and other ways to build it
+    "prior learns through posterior": Variant(TWO_LEVELS, "two levels", PriorLearnsThroughPosterior),
+    "residual starts at zero": Variant(TWO_LEVELS, "two levels", ResidualFromZero),
+}
 
 
 class Data(NamedTuple):
@@ -108,8 +115,8 @@ class Data(NamedTuple):
 
 DATA = {
     "together": Data("one event changes all things", {"task": "gym_benchmarks.synthetic:Together-v0"}, 20_000, 4_000, 5),
-    "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5, CLAIMS),
-    "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, ("flat", "two levels")),
+    "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5, tuple(CLAIMS)),
+    "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, ("flat", "flat, 2 free nats", "two levels")),
 }
 
 
@@ -118,7 +125,8 @@ def record(config, steps: int, seed: int, batch_size: int, batch_length: int):
     envs = make_envs(config, 1, training=True)
     codec = ActionCodec(envs.act_space)
     memory = Replay(envs.obs_space, codec.size, capacity=steps, streams=1, batch_size=batch_size, batch_length=batch_length, seed=seed)
-    collector, policy = Collector(envs, memory, seed=seed, training=True), Random(codec, seed)
+    # Environments use a generator of the same kind, so the policy's seed must be another.
+    collector, policy = Collector(envs, memory, seed=seed, training=True), Random(codec, seed + 500_000)
     while len(memory) < steps:
         collector.step(policy)
     memory.end_episodes()
@@ -158,17 +166,30 @@ def measure(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
     steps["bound"] = steps["kl"] + steps["observation"] + steps["reward"]
     # After the context: before, the model does not know yet where it is.
     means = {name: round(float(values[:, CONTEXT:].mean()), 4) for name, values in steps.items()}
-    last = {key: value[:, CONTEXT - 1] for key, value in post.items()}
-    future = model.dynamics.imagine_with_action(data["action"][:, CONTEXT:], last)
+    last = {key: value[:, CONTEXT - 1].repeat_interleave(DREAMS, 0) for key, value in post.items()}
+    future = model.dynamics.imagine_with_action(data["action"][:, CONTEXT:].repeat_interleave(DREAMS, 0), last)
     feat = model.dynamics.get_feat(future)
-    error = sum((dist.mode - data[key][:, CONTEXT:]).square().flatten(2).sum(-1) for key, dist in model.heads["decoder"](feat).items())
-    reward = (model.heads["reward"](feat).mode - data["reward"][:, CONTEXT:]).square().squeeze(-1)
+    error = sum(error_of_mean(dist.mode, data[key][:, CONTEXT:]) for key, dist in model.heads["decoder"](feat).items())
+    reward = error_of_mean(model.heads["reward"](feat).mode, data["reward"][:, CONTEXT:])
     return {**means, "open_loop": [round(value, 4) for value in error.mean(0).tolist()],
             "open_loop_reward": [round(value, 6) for value in reward.mean(0).tolist()]}
 
 
+def error_of_mean(dreams: Tensor, truth: Tensor) -> Tensor:
+    """Squared error of the mean that DREAMS samples estimate, (B * DREAMS, T, ...) and (B, T, ...) -> (B, T), unbiased.
+
+    A single sample would be the further off the more it varies, even if the world varies as much.
+    """
+    dreams = dreams.unflatten(0, (-1, DREAMS)).flatten(3)  # (B, DREAMS, T, n)
+    return (dreams.mean(1) - truth.flatten(2)).square().sum(-1) - dreams.var(1).sum(-1) / DREAMS
+
+
 def result_name(name: str, variant: str, seed: int) -> str:
     return f"{name}-{variant.replace(',', '').replace(' ', '_')}-{seed}"
+
+
+def config_of(name: str, variant: str):
+    return tools.load_config(["defaults", "small"], {**DATA[name].settings, **VARIANTS[variant].settings, "device": "cpu"})
 
 
 def run_one(name: str, variant_name: str, seed: int) -> None:
@@ -176,7 +197,7 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
     torch.set_num_threads(1)
     tools.keep_freed_memory()
     data, variant = DATA[name], VARIANTS[variant_name]
-    config = tools.load_config(["defaults", "small"], {**data.settings, **variant.settings, "device": "cpu"})
+    config = config_of(name, variant_name)
     start = time.time()
     memory, obs_space, num_actions = record(config, data.steps, seed, config.batch_size, config.batch_length)
     torch.manual_seed(seed)
@@ -191,6 +212,7 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
             torch.set_rng_state(state)
     results.store("worldmodel", result_name(name, variant_name, seed), {
         "data": name, "variant": variant_name, "seed": seed, "updates": data.updates, "steps": data.steps,
+        "settings": results.differing(config),
         "seconds": round(time.time() - start), "bounds": curve, **measure(model, batch)})
     print(f"{name}, {variant_name}, seed {seed}: bound {curve[-1][1]:.3f} nats", flush=True)
 
@@ -198,7 +220,7 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
 def run(names: list[str], jobs: int) -> None:
     """Trains what has no result yet, seed by seed, so that variants can be compared early."""
     todo = [(name, variant, seed) for name in names for seed in range(DATA[name].seeds) for variant in DATA[name].variants]
-    todo = [item for item in todo if not results.path_of("worldmodel", result_name(*item)).exists()]
+    todo = [item for item in todo if not results.is_done("worldmodel", result_name(*item), config_of(*item[:2]))]
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
         pool.starmap(run_one, todo, chunksize=1)
 

@@ -80,8 +80,8 @@ class AtariWithMemory(gymnasium.Env):
     def __init__(self, game: str, config):
         self._ale = ALEInterface()
         self._ale.setFloat("repeat_action_probability", 0.25 if config.sticky else 0.0)
-        self._ale.setInt("random_seed", 0)
-        self._ale.loadROM(roms.get_rom_path(game))
+        self._rom = roms.get_rom_path(game)
+        self._ale.loadROM(self._rom)
         self._actions = self._ale.getLegalActionSet() if config.actions == "all" else self._ale.getMinimalActionSet()
         self._screen = self._ale.getScreenGrayscale if config.grayscale else self._ale.getScreenRGB
         self._rows, self._columns = (_area_weights(*sides) for sides in zip(self._ale.getScreenDims(), config.size))
@@ -97,6 +97,9 @@ class AtariWithMemory(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)
+        if seed is not None:
+            self._ale.setInt("random_seed", seed % 2 ** 31)
+            self._ale.loadROM(self._rom)  # the machine takes up a seed only then
         self._ale.reset_game()
         for _ in range(self.np_random.integers(self._noops + 1)):
             self._ale.act(0)

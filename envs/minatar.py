@@ -11,7 +11,7 @@ GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a game, with its own actions alone, sticky actions and rising difficulty, as in the paper.
+    """`count` environments of a game, with its own actions alone (as in MinAtar's -v1), sticky actions and rising difficulty.
 
     Raises:
         ValueError: for an unknown game.
