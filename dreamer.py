@@ -319,7 +319,7 @@ class Training:
         if self.missing_steps <= 0:
             return
         trained = self.agent.updates > 0  # elsewhere, and its episodes are not here
-        policy = self.agent if trained else exploration.Random(self.agent.codec, train_seed(self.config.seed, self.step))
+        policy = self.agent if trained else exploration.Random(self.agent.codec, policy_seed(self.config.seed, self.step))
         with console.Progress("prefill", self.missing_steps, "steps") as progress:
             collected = 0
             while collected < self.missing_steps and self.step < self.config.steps and not self.stop:
@@ -496,6 +496,11 @@ def train_seed(seed: int, step: int) -> int:
 def eval_seed(seed: int) -> int:
     """Seed of the evaluation environments: other than in training, and the same at every evaluation."""
     return _derived_seed(seed, 1)
+
+
+def policy_seed(seed: int, step: int) -> int:
+    """Seed of the random actions from this frame on. Environments have generators of the same kind, so theirs must differ."""
+    return _derived_seed(seed, 2, step)
 
 
 def _derived_seed(*keys: int) -> int:
