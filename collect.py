@@ -117,12 +117,13 @@ class Collector:
             save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]})
 
 
-def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False) -> list[Finished]:
-    """Plays episodes with a policy that is not exploring.
+def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False, *,
+                  sample: bool = False) -> list[Finished]:
+    """Plays episodes with a policy that is not exploring, with its most likely actions or with sampled ones.
 
     Each environment plays a fixed share of them: to take whichever end first would favour short episodes.
     """
-    collector = Collector(envs, seed=seed, training=False)
+    collector = Collector(envs, seed=seed, training=sample)
     progress = console.Progress("evaluate", episodes, "episodes", nested=True)
     share = [episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)]
     results = []

@@ -30,7 +30,7 @@ import weights
 from collect import Collector, Finished, play_episodes
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
-from envs.spaces import ActionCodec
+from envs.spaces import ActionCodec, as_batch, describe_space
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
 from replay import Replay, count_stored_steps
@@ -46,6 +46,7 @@ class Dreamer(nn.Module):
         logger: where an agent may log by itself; this one returns its metrics instead. May be None.
         dataset: iterator of batches that `update` draws from, for example a `Replay`; may be None.
     Attributes:
+        obs_space, act_space: as given; what is only logged is left out.
         exploring: whether the exploring behavior (`expl_behavior`) acts in training, or the task's.
         updates: how many there have been.
     """
@@ -56,7 +57,8 @@ class Dreamer(nn.Module):
         self._config = config = copy.deepcopy(config)
         config.device = self.device = tools.pick_device(config.device)
         self._dataset = dataset
-        self.codec = ActionCodec(act_space)
+        self.obs_space = gymnasium.spaces.Dict({key: space for key, space in obs_space.spaces.items() if not key.startswith("log_")})
+        self.act_space, self.codec = act_space, ActionCodec(act_space)
         self._wm = WorldModel(obs_space, self.codec.size, config)
         self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.size, self.codec.classes, config)
         self._expl_behavior = exploration.make_behavior(self._wm, self.codec, config)
@@ -79,18 +81,24 @@ class Dreamer(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:
-        """Acts on a batch of N observations.
+        """Acts on a batch of N observations, or on a single one.
 
         Args:
-            obs: arrays (N, ...); `is_first` says where an episode begins (everywhere if there is no state).
+            obs: arrays (N, ...) by name, of a single observation without N; the array alone where the agent observes one thing.
+                `is_first` says where an episode begins (everywhere if there is no state).
             state: what the last call returned; None at the start.
             training: sample actions; otherwise the most likely ones are taken.
         Returns:
-            N actions that the environment takes, and the state for the next call, with the action vector (N, A) under "action".
+            N actions that the environment takes (one, without N, for a single observation), and the state for the next call, with
+            the action vector (N, A) under "action".
+        Raises:
+            ValueError: for observations other than the agent was built for.
         """
+        obs, single = as_batch(obs, self._wm.encoder.shapes)
         with autocast(self._config):
             begins = state is None or bool(torch.as_tensor(obs.get("is_first", False)).any())
-            return self._act(self._wm.preprocess(obs), state, training, begins)
+            actions, state = self._act(self._wm.preprocess(obs), state, training, begins)
+        return actions[0] if single else actions, state
 
     def _act(self, data: dict[str, torch.Tensor], state: dict | None, training: bool, begins: bool) -> tuple[np.ndarray, dict]:
         embed = self._wm.encoder(data)  # (N, E)
@@ -169,8 +177,9 @@ class Dreamer(nn.Module):
         return self._explorer.latent_writers() if self._explorer else []
 
     def checkpoint(self) -> dict:
-        """Weights and optimizers, as `load_checkpoint` takes them up, and settings."""
+        """Weights and optimizers, as `load_checkpoint` takes them up, with settings and spaces, from which the agent can be built."""
         return {"agent_state_dict": self.state_dict(), "config": settings.plain(self._config),
+                "spaces": {"observation": describe_space(self.obs_space), "action": describe_space(self.act_space)},
                 "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}}
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):

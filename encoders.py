@@ -143,6 +143,12 @@ class MultiEncoder(nn.Module):
                             norm=norm, symlog_inputs=symlog_inputs)
             self.outdim += mlp_units
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every observation that is encoded, by key."""
+        images = {key: (*size, count) for size, channels in self._images.items() for key, count in channels.items()}
+        return {**images, **self._vectors}
+
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         """Images (..., H, W, C) in [0, 1] and vectors (..., n) by key -> (..., outdim)."""
         parts = []

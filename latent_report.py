@@ -22,19 +22,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import checkpoints
 import console
 import latents
 import probes
-import runs
-import settings
+from agents import Data, decode, observe, play, read_agent, seen
 from dreamer import Dreamer
 from envs import EnvBatch, atari, make_envs
-from models import WorldModel, autocast
+from models import WorldModel
 from networks import State
 
-Data = dict[str, np.ndarray]
-CHUNK = 64  # steps that are encoded at a time
 SAMPLES = 1024  # steps that codes and reconstructions are measured on
 STARTS, DREAMS, HORIZON = 24, 6, 30  # of open-loop predictions
 DRAWN_NUMBERS, DRAWN_IMAGES, DRAWN_VARIABLES = 4, 8, 12  # at most, in figures
@@ -49,67 +45,11 @@ def make_player(logdir: pathlib.Path, count: int, device: str) -> tuple[Dreamer,
     Raises:
         ValueError: if the folder holds no trained agent.
     """
-    checkpoint = checkpoints.load(checkpoints.locate(str(logdir)), "Give the folder of a run that dreamer.py has trained")
-    stored = runs.stored_config(logdir)
-    if not stored:
-        raise ValueError(f"{logdir} holds no settings, so the agent cannot be built; give the folder of a run of this program")
-    config = settings.load_config(overrides={**settings.flatten(stored), "device": device, "compile": False})
+    agent, checkpoint = read_agent(logdir, device)
+    config = agent._config
     suite, _, name = config.task.partition("_")
-    with contextlib.ExitStack() as opened:
-        envs = EnvBatch(atari.make_with_memory(name, count, config)) if suite == "atari" else make_envs(config, count, training=False)
-        opened.enter_context(contextlib.closing(envs))
-        agent = Dreamer(envs.obs_space, envs.act_space, config)
-        agent.load_state_dict(checkpoint["agent_state_dict"])
-        opened.pop_all()  # all went well: the caller closes them
-    agent.exploring = False
+    envs = EnvBatch(atari.make_with_memory(name, count, config)) if suite == "atari" else make_envs(config, count, training=False)
     return agent, envs, checkpoint
-
-
-def play(agent: Dreamer, envs: EnvBatch, steps: int, seed: int) -> Data:
-    """Lets the agent act with sampled actions; arrays (N, T, ...) of observations and the actions that led to them."""
-    torch.manual_seed(seed)
-    record, state = [], None
-    obs, action = envs.reset(seed), np.zeros((envs.count, agent.codec.size), np.float32)
-    with console.Progress("play", steps * envs.count, "steps") as progress:
-        for step in range(steps):
-            record.append({**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), action)})
-            actions, state = agent.act(obs, state, training=True)
-            action = state["action"].cpu().numpy()
-            envs.send(actions)
-            obs = envs.recv()
-            progress.update((step + 1) * envs.count)
-    return {key: np.stack([step[key] for step in record], 1) for key in record[0]}
-
-
-@torch.no_grad()
-def observe(model: WorldModel, data: Data) -> tuple[State, State]:
-    """Posterior and prior (N, T, ...) of what was played, on the CPU."""
-    state, chunks = None, []
-    for start in range(0, data["action"].shape[1], CHUNK):
-        with autocast(model._config):
-            part = model.preprocess({key: value[:, start:start + CHUNK] for key, value in data.items()})
-            post, prior = model.dynamics.observe(model.encoder(part), part["action"], part["is_first"], state)
-        state = {key: value[:, -1] for key, value in post.items()}
-        chunks.append([{key: value.cpu() for key, value in states.items()} for states in (post, prior)])
-    return tuple({key: torch.cat([chunk[number][key] for chunk in chunks], 1) for key in chunks[0][number]} for number in (0, 1))
-
-
-def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
-    """Predicted observations (..., ...), images in [0, 1]."""
-    shape = state["deter"].shape[:-1]
-    flat = {key: value.flatten(0, len(shape) - 1) for key, value in state.items()}
-    parts = []
-    for chunk in range(0, len(flat["deter"]), 512):
-        feat = model.dynamics.get_feat({key: value[chunk:chunk + 512].to(model.dynamics.W.device) for key, value in flat.items()})
-        with autocast(model._config):
-            parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
-    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return {key: value.reshape(*shape, *value.shape[1:]) for key, value in found.items()}
-
-
-def seen(data: Data, predicted: dict[str, np.ndarray]) -> Data:
-    """The observations of the same keys as the predicted ones, images in [0, 1]."""
-    return {key: data[key] / np.float32(255.0) if data[key].dtype == np.uint8 else data[key] for key in predicted}
 
 
 def share_of_variance(error: np.ndarray, truth: np.ndarray) -> float:

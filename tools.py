@@ -57,20 +57,26 @@ class Logger:
         """Writes a video (T, H, W, C) in [0, 1] as an animated GIF, into the logdir and TensorBoard; returns its path."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        frames = (255 * frames).round().astype(np.uint8)
-        frames = frames.repeat(3, -1) if frames.shape[-1] == 1 else frames
-        first, *rest = [Image.fromarray(frame) for frame in frames[..., :3]]
-        buffer = io.BytesIO()
-        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)
+        gif = encode_gif(frames, fps)
         path = self.logdir / "videos" / f"{name.replace('/', '_')}_{step:09d}.gif"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-        image = Summary.Image(height=first.height, width=first.width, colorspace=3, encoded_image_string=buffer.getvalue())
+        path.write_bytes(gif)
+        image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif)
         self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         return path
 
     def close(self) -> None:
         self._writer.close()
+
+
+def encode_gif(frames: np.ndarray, fps: int) -> bytes:
+    """A video (T, H, W, C) in [0, 1], of one channel or three, as an animated GIF."""
+    frames = (255 * frames).round().astype(np.uint8)
+    frames = frames.repeat(3, -1) if frames.shape[-1] == 1 else frames
+    first, *rest = [Image.fromarray(frame) for frame in frames[..., :3]]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)
+    return buffer.getvalue()
 
 
 def _mean(values: list) -> float:

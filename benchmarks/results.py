@@ -7,6 +7,7 @@ import numpy as np
 
 import settings
 import tools
+from intervals import bootstrap_interval
 
 HERE = pathlib.Path(__file__).parent
 
@@ -48,12 +49,6 @@ def is_done(experiment: str, name: str, config: settings.Config) -> bool:
 def load(experiment: str) -> list[dict]:
     """All results of an experiment, by name."""
     return [json.loads(path.read_text()) for path in sorted((HERE / "data" / experiment).glob("*.json"))]
-
-
-def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
-    """95% interval of the mean of paired differences (n,), from 10,000 resamples of the pairs."""
-    means = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(1)
-    return tuple(np.quantile(means, (0.025, 0.975)))
 
 
 def difference(pairs: list[float], digits: int) -> str:

@@ -127,3 +127,73 @@ def _values(obs, prefix: str = ""):
             yield from _values(part, f"{prefix}/{key}" if prefix else str(key))
     else:
         yield prefix, obs
+
+
+def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, bool]:
+    """Observations as arrays (N, ...) by name, and whether a single one was given, without N.
+
+    Args:
+        obs: arrays by name; the array alone where there is one name.
+        shapes: those of a single observation by name; other names are passed on as they are.
+    Raises:
+        ValueError: if a name is missing or a shape is another.
+    """
+    if not isinstance(obs, dict):
+        if len(shapes) > 1:
+            raise ValueError(f"the agent observes {', '.join(shapes)}; give a dict of arrays with these names")
+        obs = {next(iter(shapes)): obs}
+    leading = {}
+    for key, shape in shapes.items():
+        if key not in obs:
+            raise ValueError(f"the observation lacks {key!r}; it has {', '.join(obs)}")
+        given = tuple(np.shape(obs[key]))
+        leading[key] = len(given) - len(shape)
+        if leading[key] not in (0, 1) or given[leading[key]:] != tuple(shape):
+            raise ValueError(f"the observation {key!r} has the shape {given}; the agent needs {tuple(shape)}, or a batch of such. "
+                             "envs.spaces.ObservationCodec resizes images and flattens vectors")
+    if len(set(leading.values())) > 1:
+        raise ValueError(f"of {', '.join(leading)} some are single observations and some are batches")
+    single = 0 in leading.values()
+    return {key: value[None] if np.ndim(value) else np.array([value]) for key, value in obs.items()} if single else obs, single
+
+
+def describe_space(space: gymnasium.Space) -> dict:
+    """A space in plain values, as checkpoints keep it.
+
+    Raises:
+        ValueError: for a space that neither codec has.
+    """
+    kind = type(space).__name__
+    if isinstance(space, spaces.Dict):
+        return {"kind": kind, "spaces": {key: describe_space(part) for key, part in space.spaces.items()}}
+    elif isinstance(space, spaces.Box):
+        low, high = (bound.flat[0].item() if (bound == bound.flat[0]).all() else bound.tolist() for bound in (space.low, space.high))
+        return {"kind": kind, "low": low, "high": high, "shape": list(space.shape), "dtype": space.dtype.name}
+    elif isinstance(space, spaces.Discrete):
+        return {"kind": kind, "n": int(space.n), "start": int(space.start)}
+    elif isinstance(space, spaces.MultiDiscrete):
+        return {"kind": kind, "nvec": space.nvec.tolist(), "dtype": space.dtype.name}
+    elif isinstance(space, spaces.MultiBinary):
+        return {"kind": kind, "n": list(space.shape)}
+    raise ValueError(f"the space {space} cannot be described; allowed are Dict, Box, Discrete, MultiDiscrete and MultiBinary")
+
+
+def space_of(description: dict) -> gymnasium.Space:
+    """The space that `describe_space` described.
+
+    Raises:
+        ValueError: if the description makes no sense.
+    """
+    try:
+        kind, sizes = description["kind"], {key: value for key, value in description.items() if key != "kind"}
+        if kind == "Dict":
+            return spaces.Dict({key: space_of(part) for key, part in sizes["spaces"].items()})
+        elif kind == "Box":
+            dtype, shape = np.dtype(sizes["dtype"]), tuple(sizes["shape"])
+            low, high = (np.broadcast_to(np.array(sizes[key], dtype), shape) for key in ("low", "high"))
+            return spaces.Box(low, high, shape, dtype.type)
+        elif kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
+            return getattr(spaces, kind)(**sizes)
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
+        raise ValueError(f"{description!r:.200} describes no space ({type(error).__name__}: {error})") from error
+    raise ValueError(f"{description!r:.200} describes no space; allowed kinds are Dict, Box, Discrete, MultiDiscrete and MultiBinary")

@@ -12,3 +12,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=["flat", "two levels", "images"])
+def trained(request, tmp_path_factory):
+    """A short run that has ended."""
+    task = {"task": "atari_pong", "size": [32, 32]} if request.param == "images" else {"task": "gym_CartPole-v1"}
+    import tools
+    from dreamer import Training
+
+    config = tools.load_config(["defaults", "debug"], {
+        **task, "logdir": str(tmp_path_factory.mktemp("run") / "run"), "steps": 240 if request.param == "images" else 60, "prefill": 40,
+        "hierarchical_mode": request.param != "flat", "eval_every": 0, "device": "cpu"})
+    training = Training(config)
+    training.run()
+    return training

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import agents
 import latent_report
 import latents
 import probes
 import tools
-from dreamer import Training
 from envs import EnvBatch, atari, make_envs
 from networks import RSSM, HierarchicalRSSM
 
@@ -183,17 +183,6 @@ def test_images_beside_the_memory_are_those_that_the_agent_was_trained_on():
 # The command
 
 
-@pytest.fixture(scope="module", params=["flat", "two levels", "images"])
-def trained(request, tmp_path_factory):
-    task = {"task": "atari_pong", "size": [32, 32]} if request.param == "images" else {"task": "gym_CartPole-v1"}
-    config = tools.load_config(["defaults", "debug"], {
-        **task, "logdir": str(tmp_path_factory.mktemp("run") / "run"), "steps": 240 if request.param == "images" else 60, "prefill": 40,
-        "hierarchical_mode": request.param != "flat", "eval_every": 0, "device": "cpu"})
-    training = Training(config)
-    training.run()
-    return training
-
-
 def test_the_command_writes_a_page_with_figures_and_numbers(trained, capsys):
     assert latent_report.main([str(trained.logdir), "--envs", "4", "--steps", "800", "--device", "cpu"]) == 0
     folder = trained.logdir / "latents"
@@ -212,7 +201,7 @@ def test_playing_again_with_the_seed_gives_the_same(trained):
     records = []
     for _ in range(2):
         agent, envs, _ = latent_report.make_player(trained.logdir, 4, "cpu")
-        records.append(latent_report.play(agent, envs, 20, seed=3))
+        records.append(agents.play(agent, envs, 20, seed=3))
         envs.close()
         torch.rand(7)
     for key, value in records[0].items():
@@ -220,13 +209,13 @@ def test_playing_again_with_the_seed_gives_the_same(trained):
 
 
 def test_chunks_of_a_sequence_are_observed_as_a_whole(trained, monkeypatch):
-    monkeypatch.setattr(latent_report, "CHUNK", 7)
+    monkeypatch.setattr(agents, "CHUNK", 7)
     agent, envs, _ = latent_report.make_player(trained.logdir, 4, "cpu")
-    data = latent_report.play(agent, envs, 40, seed=0)
+    data = agents.play(agent, envs, 40, seed=0)
     envs.close()
     observe = agent._wm.dynamics.observe
     monkeypatch.setattr(agent._wm.dynamics, "observe", lambda *args: observe(*args, sample=False))
-    post, _ = latent_report.observe(agent._wm, data)
+    post, _ = agents.observe(agent._wm, data)
     whole = agent._wm.preprocess(data)
     expected, _ = observe(agent._wm.encoder(whole), whole["action"], whole["is_first"], sample=False)
     torch.testing.assert_close(post["deter"], expected["deter"].detach(), atol=1e-4, rtol=0.0)
