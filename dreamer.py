@@ -12,7 +12,7 @@ import pathlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -30,6 +30,7 @@ import weights
 from collect import Collector, Finished, play_episodes
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
+from envs.gym import register
 from envs.spaces import ActionCodec, as_batch, describe_space
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
@@ -517,8 +518,12 @@ def _derived_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 2)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
+def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, or 2 for what the user can put right.
+
+    Args:
+        make_env: makes an environment of your own, which `--task gym_<name>` then stands for, whatever the name.
+    """
     argv = sys.argv[1:] if argv is None else argv
     with console.tolerant_output():
         if "--help" in argv or "-h" in argv:
@@ -530,6 +535,8 @@ def main(argv: list[str] | None = None) -> int:
             debug = str(flags.get("debug", "")).lower() == "true"  # before all else, since the other settings may be wrong
             config = settings.load_config(presets, flags)
             debug = config.debug
+            if make_env:
+                register(config.task, make_env)
             training = Training(config)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if debug:

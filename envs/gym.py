@@ -1,6 +1,7 @@
-"""Any environment that is registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1 or gym_module:Name-v0."""
+"""Any environment that is registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1; your own with `--import my_module`."""
 
 import functools
+import importlib
 import signal
 from collections.abc import Callable
 
@@ -8,23 +9,50 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
+from envs.check import check
 from envs.spaces import ObservationCodec
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a gymnasium id.
+    """`count` environments of a gymnasium id, after the module of the setting `import` has been imported, if there is one.
 
     Raises:
-        ValueError: for an unknown id, a missing package, or spaces that are not supported.
+        ValueError: for an unknown id, a module or package that is missing, spaces that are not supported, or an environment that does
+            not keep to gymnasium's interface.
     """
-    return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config)
-
-
-def _make_one(name: str, repeat: int) -> gymnasium.Env:
+    if module := config["import"]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"import is {module!r}, but that module cannot be imported ({error}); put it beside dreamer.py, or its "
+                             "folder into PYTHONPATH") from error
     try:
-        env = gymnasium.make(name)
+        env = gymnasium.make(name, disable_env_checker=True)
     except Exception as error:  # an environment's constructor may raise anything
-        raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}") from error
+        raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}. If a module of yours registers it, name that with "
+                         "--import") from error
+    check(env, name)
+    # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name.
+    return vectorize(functools.partial(_make_one, env.unwrapped.spec, config.action_repeat), count, config)
+
+
+def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
+    """Lets a task `gym_<name>` stand for the environments that a function makes, in this process.
+
+    Raises:
+        ValueError: for a task of another suite, or a name that gymnasium does not allow.
+    """
+    suite, _, name = task.partition("_")
+    if suite != "gym":
+        raise ValueError(f"task is {task!r}; an environment that make_env makes needs a task gym_<name>")
+    try:
+        gymnasium.register(name, make_env)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"task is {task!r}, but gymnasium cannot register that name: {error}") from error
+
+
+def _make_one(spec: gymnasium.envs.registration.EnvSpec, repeat: int) -> gymnasium.Env:
+    env = gymnasium.make(spec, disable_env_checker=True)
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 

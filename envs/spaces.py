@@ -17,25 +17,34 @@ class ActionCodec:
     """Translates between action vectors of the model and actions of an environment.
 
     Args:
-        space: Discrete, MultiDiscrete, MultiBinary or Box, of a single environment.
+        space: Discrete, MultiDiscrete, MultiBinary or Box, of a single environment. A number of an integer Box is a discrete part.
     Attributes:
         size: length A of an action vector.
         classes: class counts of the discrete parts, or None for continuous actions.
     """
 
+    MOST_INTEGERS = 256  # that one number of an integer Box may range over
+
     def __init__(self, space: gymnasium.Space):
         self._space = space
+        self._starts = 0  # what the first class of each discrete part means
         if isinstance(space, spaces.Discrete):
-            self.classes = (int(space.n),)
+            self.classes, self._starts = (int(space.n),), space.start
         elif isinstance(space, spaces.MultiDiscrete):
-            self.classes = tuple(int(n) for n in space.nvec.flatten())
+            self.classes, self._starts = tuple(int(n) for n in space.nvec.flatten()), space.start
         elif isinstance(space, spaces.MultiBinary):
             self.classes = (2,) * int(np.prod(space.shape))
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             self.classes = None
+        elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+            counts = space.high.astype(object) - space.low.astype(object) + 1  # Python's integers: a range may exceed the dtype
+            if max(counts.flatten()) > self.MOST_INTEGERS:
+                raise ValueError(f"the action space {space} has numbers of more than {self.MOST_INTEGERS} values; use floats, or "
+                                 "offer fewer in a wrapper")
+            self.classes, self._starts = tuple(int(n) for n in counts.flatten()), space.low
         else:
-            raise ValueError(f"the action space {space} is not supported; allowed are Discrete, MultiDiscrete, MultiBinary and Box "
-                             "of floats; wrap the environment to offer one of them")
+            raise ValueError(f"the action space {space} is not supported; allowed are Discrete, MultiDiscrete, MultiBinary and Box; "
+                             "wrap the environment to offer one of them")
         self.size = sum(self.classes) if self.classes else int(np.prod(space.shape))
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
@@ -48,9 +57,7 @@ class ActionCodec:
             return np.where(bounded, scaled, np.clip(vectors, low, high)).astype(self._space.dtype)
         parts = np.split(vectors, np.cumsum(self.classes)[:-1], -1)
         index = np.stack([part.argmax(-1) for part in parts], -1)  # (N, number of parts)
-        if isinstance(self._space, spaces.Discrete):
-            return index[:, 0] + self._space.start
-        return index.reshape(-1, *self._space.shape).astype(self._space.dtype)
+        return (index.reshape(-1, *self._space.shape) + self._starts).astype(self._space.dtype)
 
     def random(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """`count` action vectors of a uniformly random policy, (count, A)."""
@@ -172,7 +179,7 @@ def describe_space(space: gymnasium.Space) -> dict:
     elif isinstance(space, spaces.Discrete):
         return {"kind": kind, "n": int(space.n), "start": int(space.start)}
     elif isinstance(space, spaces.MultiDiscrete):
-        return {"kind": kind, "nvec": space.nvec.tolist(), "dtype": space.dtype.name}
+        return {"kind": kind, "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": space.dtype.name}
     elif isinstance(space, spaces.MultiBinary):
         return {"kind": kind, "n": list(space.shape)}
     raise ValueError(f"the space {space} cannot be described; allowed are Dict, Box, Discrete, MultiDiscrete and MultiBinary")

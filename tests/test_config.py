@@ -72,7 +72,7 @@ def test_values_out_of_range_are_refused(key, value, words):
 
 def test_every_setting_has_a_comment_and_the_documentation_is_up_to_date():
     described = {setting.name: setting for setting in settings.describe() if not setting.group.startswith("Suite")}
-    assert described.keys() == settings.flatten(settings.plain(tools.load_config([], {"task": "gym_CartPole-v1"}))).keys()
+    assert described.keys() == settings.flatten(settings.plain(tools.load_config([], {"task": "crafter_reward"}))).keys()
     assert all(len(setting.comment) > 3 for setting in settings.describe())
     assert settings.DOCS_FILE.read_text() == settings.markdown(), "run python settings.py"
 

@@ -59,10 +59,13 @@ class Sizes(gymnasium.Env):
 
 
 class Failing(Counter):
-    """Raises at its third step."""
+    """Raises after the steps that are tried out before a run begins."""
+
+    def __init__(self):
+        super().__init__(length=100)
 
     def step(self, action):
-        if self._time == 2:
+        if self._time == 30:
             raise RuntimeError("the game crashed")
         return super().step(action)
 
@@ -84,7 +87,8 @@ SPACES = {
 ACTIONS = {
     "discrete": spaces.Discrete(3), "shifted": spaces.Discrete(3, start=-1), "multi": spaces.MultiDiscrete([3, 2]),
     "binary": spaces.MultiBinary(3), "box": spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64),
-    "unbounded": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    "unbounded": spaces.Box(-np.inf, np.inf, (2,), np.float32), "shifted multi": spaces.MultiDiscrete([2, 3], start=[5, -1]),
+    "integers": spaces.Box(np.array([[-1, 0], [3, 250]]), np.array([[1, 1], [3, 255]]), dtype=np.int16),
 }
 PAIRS = list(zip(SPACES, itertools.cycle(ACTIONS)))
 for space_name, action_name in PAIRS:
@@ -143,7 +147,7 @@ def test_a_failing_worker_is_reported_by_its_own_error():
     envs = make_envs(config_for("gym_Failing-v0"), 2, training=True)
     envs.reset(0)
     with pytest.raises(RuntimeError, match="the game crashed"), contextlib.closing(envs):
-        for _ in range(5):
+        for _ in range(35):
             envs.send(np.zeros(2, int))
             envs.recv()
 
@@ -188,6 +192,18 @@ def test_action_vectors_decode_to_the_actions_they_stand_for():
     box = ActionCodec(ACTIONS["box"]).decode(np.array([[-1.0, -1.0], [0.0, 0.0], [1.0, 3.0]], np.float32))
     np.testing.assert_allclose(box, [[-2.0, 0.0], [0.0, 5.0], [2.0, 10.0]])
     np.testing.assert_allclose(ActionCodec(ACTIONS["unbounded"]).decode(np.array([[-0.5, 1.0]])), [[-0.5, 1.0]])
+    np.testing.assert_array_equal(ActionCodec(ACTIONS["shifted multi"]).decode(np.array([[0, 1, 0, 0, 1.0]])), [[6, 1]])
+    integers = ActionCodec(ACTIONS["integers"])
+    assert integers.classes == (3, 2, 1, 6)
+    np.testing.assert_array_equal(integers.decode(np.array([[1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0.0]])), [[[-1, 1], [3, 254]]])
+    for dtype in (np.int64, np.uint8):  # the first range exceeds the dtype
+        limits = np.iinfo(dtype)
+        space = spaces.Box(limits.min, limits.max, (2,), dtype)
+        if dtype == np.uint8:
+            assert ActionCodec(space).classes == (256, 256)
+        else:
+            with pytest.raises(ValueError, match="more than 256 values"):
+                ActionCodec(space)
     with pytest.raises(ValueError, match="MultiDiscrete"):
         ActionCodec(spaces.Text(3))
 

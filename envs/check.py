@@ -1,0 +1,99 @@
+"""A few steps in a new environment, which show what is wrong with it before a run begins."""
+
+import numbers
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+import console
+
+STEPS = 20
+
+
+def check(env: gymnasium.Env, name: str) -> None:
+    """Plays STEPS random steps in a new environment, which is closed afterwards; warns of values outside their bounds.
+
+    Raises:
+        ValueError: if it does not keep to gymnasium's interface or to its own spaces; the message says how.
+    """
+    outside = set()
+    env.action_space.seed(0)
+    try:
+        outside |= _check_reset(env)
+        for _ in range(STEPS):
+            found, ended = _check_step(env)
+            outside |= found
+            if ended:
+                outside |= _check_reset(env)
+    except _Broken as error:
+        raise ValueError(f"the environment {name!r} is not as it should be: {error}") from error
+    except Exception as error:
+        raise ValueError(f"the environment {name!r} fails in its first steps: {type(error).__name__}: {error}") from error
+    finally:
+        env.close()
+    if outside:
+        console.warn(f"the environment {name!r} has values outside the bounds of its observation space: {', '.join(sorted(outside))}")
+
+
+class _Broken(Exception):
+    """What is wrong with an environment."""
+
+
+def _check_reset(env: gymnasium.Env) -> set[str]:
+    returned = env.reset(seed=0)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+        raise _Broken(f"reset() returned {_kind(returned)}; it must return (observation, info), with a dict for info, as in gymnasium")
+    return _check_observation(env.observation_space, returned[0], "reset()")
+
+
+def _check_step(env: gymnasium.Env) -> tuple[set[str], bool]:
+    """The observations outside their bounds, and whether the episode has ended."""
+    returned = env.step(env.action_space.sample())
+    if not (isinstance(returned, tuple) and len(returned) == 5):
+        raise _Broken(f"step() returned {_kind(returned)}; it must return (observation, reward, terminated, truncated, info), as in "
+                      "gymnasium")
+    obs, reward, terminated, truncated, _ = returned
+    if not (isinstance(reward, (numbers.Real, np.number)) or (isinstance(reward, np.ndarray) and reward.ndim == 0)):
+        raise _Broken(f"step() gave the reward {reward!r}, {_kind(reward)}; it must be one number")
+    if not np.isfinite(reward):
+        raise _Broken(f"step() gave the reward {reward!r}; it must be finite")
+    for flag, value in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise _Broken(f"step() gave {value!r} for {flag}, {_kind(value)}; it must be True or False")
+    return _check_observation(env.observation_space, obs, "step()"), bool(terminated or truncated)
+
+
+def _check_observation(space: gymnasium.Space, value, source: str, key: str = "") -> set[str]:
+    """Names of the observations that lie outside their bounds."""
+    name = f"the observation {key!r}" if key else "an observation"
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.spaces if isinstance(space, spaces.Dict) else dict(enumerate(space.spaces))
+        kind = dict if isinstance(space, spaces.Dict) else tuple
+        given = dict(enumerate(value)) if isinstance(value, tuple) else value
+        if not isinstance(value, kind) or given.keys() != parts.keys():
+            raise _Broken(f"{source} gave {name} that is {_kind(value)}; its space has {kind.__name__} entries "
+                          f"{', '.join(map(str, parts))}")
+        return set().union(*(_check_observation(part, given[at], source, f"{key}/{at}" if key else str(at)) for at, part in parts.items()))
+    if not isinstance(space, spaces.Box):
+        if not space.contains(value):
+            raise _Broken(f"{source} gave {name} {value!r}, {_kind(value)}, which is not in its space {space}")
+        return set()
+    array = np.asarray(value)
+    if array.shape != space.shape:
+        raise _Broken(f"{source} gave {name} of shape {array.shape}; its space says {space.shape}")
+    if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        raise _Broken(f"{source} gave {name} of dtype {array.dtype}; its space says {space.dtype}")
+    if not np.isfinite(array).all():
+        raise _Broken(f"{source} gave {name} with NaN or infinite values")
+    return set() if (array >= space.low).all() and (array <= space.high).all() else {key or "observation"}
+
+
+def _kind(value) -> str:
+    """What a value is, in a few words."""
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)} ({', '.join(type(part).__name__ for part in value)})"
+    if isinstance(value, dict):
+        return f"a dict with {', '.join(map(str, value)) or 'no entries'}"
+    shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    return f"{type(value).__name__}{shape}"
