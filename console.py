@@ -124,7 +124,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
-def metrics_lines(step: int, means: dict[str, float]) -> str:
+def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> str:
     """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal."""
     train = {key.removeprefix("train/"): value for key, value in means.items() if key.startswith("train/")}
     losses = {key.removesuffix("_loss"): value for key, value in train.items() if key.endswith("_loss") or key.startswith("kl")}
@@ -132,7 +132,7 @@ def metrics_lines(step: int, means: dict[str, float]) -> str:
     hidden = ("model", "dyn", "rep", *(f"kl_{level}" for level in levels))
     losses = {key: value for key, value in losses.items() if key not in hidden}
     groups = [
-        f"frame {step:,}",
+        f"{unit} {step:,}",
         _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
         _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length") if f"eval/{name}" in means}),
         _pairs("loss", losses),

@@ -8,7 +8,6 @@ lists them.
 
 import contextlib
 import copy
-import pathlib
 import shlex
 import shutil
 import sys
@@ -27,7 +26,7 @@ import runs
 import settings
 import tools
 import weights
-from collect import Collector, Finished, play_episodes
+from collect import Collector, Finished
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
 from envs.gym import register
@@ -35,6 +34,7 @@ from envs.spaces import ActionCodec, as_batch, describe_space
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
 from replay import Replay, count_stored_steps
+from runs import Run
 
 
 class Dreamer(nn.Module):
@@ -219,117 +219,87 @@ class Dreamer(nn.Module):
         return found
 
 
-class Training:
-    """A run: environments, replay memory, agent and logger, and the loop that connects them.
-
-    Building it takes up what the logdir holds of an earlier run.
+class Training(Run):
+    """A run that steps environments: its memory, and the loop that acts and updates by turns.
 
     Args:
         config: settings, from `tools.load_config`.
     """
 
-    def __init__(self, config: settings.Config):
-        self.config = config = copy.deepcopy(config)
-        changes = []
-        if config.logdir:
-            self.logdir = pathlib.Path(config.logdir).expanduser()
-            config.logdir = str(self.logdir)
-            changes = settings.changes_of_run(runs.stored_config(self.logdir), config, self.logdir)
-        # The checkpoint of another run or program that this one begins with.
-        self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
-        tools.set_seed(config.seed, config.deterministic_run)
-        tools.keep_freed_memory()
-        tools.allow_tf32()
-        self.stop = tools.StopSignal()
-        with contextlib.ExitStack() as opened:  # closes the environments if anything after them fails
-            self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
-            eval_envs = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
-            self.eval_envs = make_envs(config, eval_envs, training=False) if eval_envs else None
-            if self.eval_envs:
-                opened.enter_context(contextlib.closing(self.eval_envs))
-            self._build(changes)
-            self._opened = opened.pop_all()
-
-    def _build(self, changes: list[tuple[str, str, str]]) -> None:
-        """Everything around the environments, with what the logdir holds; its settings change by `changes`."""
+    def open(self, opened: contextlib.ExitStack) -> None:
+        """Builds environments, memory and agent."""
         config = self.config
+        self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
+        self.eval_envs = self.open_eval_envs(opened)
         self.replay = Replay(
             self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
             batch_size=config.batch_size, batch_length=config.batch_length, seed=config.seed)
         self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
-        self.step, self.last_eval, self.saved = 0, 0, None
-        checkpoint, found = self.take_up_agent()
-        self.logdir = runs.open_logdir(config)
-        config.logdir = str(self.logdir)
-        console.say(self.summary())
-        if self.origin:
-            self._report(checkpoint, found)
-        self.missing_steps = self._missing_prefill(self.resume(checkpoint))
-        self.logger = tools.Logger(self.logdir)
-        self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
-                                   training=True)
-        self.should_eval = tools.Every(config.eval_every, self.last_eval)
-        self.should_save = tools.Timer(config.checkpoint_every)
-        self.should_log = tools.Every(config.log_every, self.step)
-        self.log_timer = tools.Timer(60.0)
-        self.speed = tools.Speed(fps=self.step, updates_per_second=self.agent.updates)
-        self.set_exploring()
-        if self.origin == self.logdir / "latest.pt":
-            console.say(f"The file itself is kept as {runs.keep_original(self.origin)}.")
-        if self.origin:
-            self.save()
-        # Last, since from now on these settings bind whoever continues the run.
-        runs.store_config(self.logdir, config, changes, self.step)
-        if changes:
-            console.say(console.table("Settings that change from here on", _arrows(changes)))
-
-    def summary(self) -> str:
-        """What runs where, and the settings that are not the defaults, for the console."""
-        config, counts = self.config, self.agent.parameter_counts()
-        device = tools.describe_device(self.agent.device)
-        spaces = ", ".join(f"{key} {space.shape} {space.dtype}" for key, space in self.envs.obs_space.spaces.items())
-        levels = " + ".join(f"{level.stoch} x {level.discrete} {name}" if level.discrete else f"{level.stoch} Gaussians"
-                            for name, level in self.agent._wm.dynamics.levels.items())
-        per_update = config.batch_size * config.batch_length / config.train_ratio
-        about = console.table("hDreamer", [
-            ("task", config.task),
-            ("run", str(self.logdir)),
-            ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
-            ("environments", f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
-                             f"observations {spaces}; actions {self.envs.act_space}"),
-            ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
-            ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
-            ("latent", levels),
-            ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
-        ])
-        differing = [change for change in settings.changes_from_defaults(config) if change[0] not in ("task", "logdir")]
-        return about + ("\n" + console.table("Settings that differ from the defaults", _arrows(differing)) if differing else "")
 
     def _replay_capacity(self) -> int:
         """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
         return min(self.config.dataset_size, int(1.1 * self.config.steps / self.config.action_repeat) + self.config.prefill)
+
+    def about(self) -> list[tuple[str, str]]:
+        """Where the data comes from and how it is used, for the summary."""
+        config = self.config
+        per_update = config.batch_size * config.batch_length / config.train_ratio
+        return [
+            ("environments", f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
+                             f"{runs.describe_spaces(self.envs.obs_space, self.envs.act_space)}"),
+            ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
+            ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
+        ]
+
+    def begin(self, checkpoint: dict | None) -> None:
+        """Loads the episodes that belong to what was taken up, and starts the environments."""
+        directory = self.logdir / "train_eps"
+        if self.origin:
+            runs.take_over_episodes(self.origin.parent / "train_eps", directory)
+        stored_steps = self.replay.load(directory)
+        self.step = max(self.step, count_stored_steps(directory) * self.config.action_repeat)  # frames
+        if self.step or checkpoint:
+            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
+                        "memory.")
+        self.missing_steps = self._missing_prefill(stored_steps)
+        self.collector = Collector(self.envs, self.replay, directory, seed=tools.train_seed(self.config.seed, self.step), training=True)
+        self.set_exploring()
 
     def _missing_prefill(self, stored_steps: int) -> int:
         """Agent steps to collect before training; none where the memory was filled by an earlier run."""
         filled = len(self.replay) >= min(self.config.prefill, self.replay.capacity)
         return 0 if filled else self.config.prefill - stored_steps
 
-    def run(self) -> None:
-        """Trains until `steps` frames have been collected, or until it is told to stop; saves everything at the end."""
-        with self.stop, contextlib.closing(self):
-            self.prefill()
-            self.pretrain()
-            self.train()
-            self.collector.close_episodes()
-            self.save()
+    @property
+    def clock(self) -> int:
+        """Frames that have been collected."""
+        return self.step
+
+    def rates(self) -> dict[str, int]:
+        return {"fps": self.step, **super().rates()}
+
+    def counters(self) -> dict:
+        return {**super().counters(), "update_credit": self.budget.credit}
+
+    def restore(self, checkpoint: dict) -> None:
+        super().restore(checkpoint)
+        if not self.origin:
+            self.budget.credit = checkpoint["update_credit"]
+
+    def learn(self) -> None:
+        """Trains until `steps` frames have been collected, or until it is told to stop."""
+        self.prefill()
+        self.pretrain()
+        self.train()
+        self.collector.close_episodes()
 
     def prefill(self) -> None:
         """Collects the first steps, with random actions unless the agent has been trained before."""
         if self.missing_steps <= 0:
             return
         trained = self.agent.updates > 0  # elsewhere, and its episodes are not here
-        policy = self.agent if trained else exploration.Random(self.agent.codec, policy_seed(self.config.seed, self.step))
+        policy = self.agent if trained else exploration.Random(self.agent.codec, tools.policy_seed(self.config.seed, self.step))
         with console.Progress("prefill", self.missing_steps, "steps") as progress:
             collected = 0
             while collected < self.missing_steps and self.step < self.config.steps and not self.stop:
@@ -384,139 +354,6 @@ class Training:
         """Lets the exploring behavior act until `expl_until`."""
         self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
 
-    def log(self) -> None:
-        """Writes metrics every `log_every` frames or 60 seconds."""
-        if self.should_log(self.step) or self.log_timer():
-            self.log_timer.restart()
-            self.logger.add({**self.speed(fps=self.step, updates_per_second=self.agent.updates), "updates": self.agent.updates},
-                            prefix="time")
-            self.logger.write(self.step)
-
-    def evaluate_if_due(self) -> None:
-        """Evaluates every `eval_every` frames, and saves."""
-        if self.should_eval(self.step):
-            self.evaluate()
-            self.save()
-
-    def evaluate(self) -> None:
-        """Plays evaluation episodes, unless there are none to play, and draws open-loop predictions."""
-        if self.eval_envs:
-            episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, eval_seed(self.config.seed), self.stop)
-            if self.stop:
-                return  # after a resume the evaluation is made up for
-            for episode in episodes:
-                self.logger.add(episode.metrics, prefix="eval")
-        self.last_eval = self.step
-        if self.config.video_pred_log:
-            batch = {key: value[:6] for key, value in self.replay.sample().items()}
-            for key, video in self.agent.video_pred(batch).items():
-                self.logger.video(f"openl_{key}", video, self.step)
-        self.logger.write(self.step)
-
-    def save(self) -> None:
-        """Writes latest.pt, unless nothing has changed since the last time."""
-        if (self.step, self.agent.updates) == self.saved:
-            return
-        self.saved = (self.step, self.agent.updates)
-        checkpoints.save(self.logdir / "latest.pt", {
-            **self.agent.checkpoint(),
-            "step": self.step,
-            "last_eval": self.last_eval,
-            "updates": self.agent.updates,
-            "update_credit": self.budget.credit,
-            "random_state": checkpoints.random_state(self.replay.rng),
-            "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
-        })
-        self.should_save.restart()
-
-    def take_up_agent(self) -> tuple[dict | None, dict[str, str]]:
-        """Loads weights and optimizers: from latest.pt if the logdir has one, else from `from_checkpoint`.
-
-        Returns:
-            the checkpoint, None if there is none; and what was found in it, see `Dreamer.load_checkpoint`.
-        """
-        own = self.logdir / "latest.pt" if self.config.logdir else None
-        if own and own.exists():
-            if self.origin:
-                console.warn(f"from_checkpoint is not read, since {self.logdir} has a checkpoint of its own")
-            self.origin, path, way_out = None, own, None
-        elif self.origin:
-            path, way_out = self.origin, "Give another --from_checkpoint"
-        else:
-            return None, {}
-        checkpoint = checkpoints.load(path, way_out)
-        if "version" not in checkpoint:
-            self.origin = path
-        try:
-            found = self.agent.load_checkpoint(checkpoint)
-            self._restore(checkpoint)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}. {way_out or 'Or give another --logdir'}") from error
-        return checkpoint, found
-
-    def _restore(self, checkpoint: dict) -> None:
-        """Sets counters, and random states if the run goes on in its own folder."""
-        try:
-            self.step = self.last_eval = int(checkpoint.get("step", 0))
-            self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
-            if not self.origin:
-                self.last_eval, self.budget.credit = checkpoint["last_eval"], checkpoint["update_credit"]
-                self.saved = (self.step, self.agent.updates)
-                checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"it is incomplete or damaged ({type(error).__name__}: {' '.join(str(error).split())})") from error
-
-    def resume(self, checkpoint: dict | None) -> int:
-        """Loads the episodes that belong to what was taken up; returns the agent steps in memory."""
-        directory = self.logdir / "train_eps"
-        if self.origin:
-            runs.take_over_episodes(self.origin.parent / "train_eps", directory)
-        stored_steps = self.replay.load(directory)
-        self.step = max(self.step, count_stored_steps(directory) * self.config.action_repeat)  # frames
-        if self.origin or not checkpoint:
-            self.last_eval = self.step  # evaluations of another run do not count
-        if self.step or checkpoint:
-            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
-                        "memory.")
-        return stored_steps
-
-    def _report(self, checkpoint: dict, found: dict[str, str]) -> None:
-        """Says what was taken over from another run or program, and how its settings differ, if it tells."""
-        console.say(console.table("Agent taken over", [("from", str(self.origin)), *found.items()]))
-        differing = settings.changes_of_model(checkpoint.get("config"), self.config)
-        if differing:
-            console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
-
-    def close(self) -> None:
-        """Ends writers and environments."""
-        self.logger.write(self.step)
-        self.logger.close()
-        self._opened.close()
-
-
-def _arrows(changes: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    return [(name, f"{old} -> {new}") for name, old, new in changes]
-
-
-def train_seed(seed: int, step: int) -> int:
-    """Seed of the training environments that start at this frame, so that a continued run meets new episodes."""
-    return _derived_seed(seed, 0, step)
-
-
-def eval_seed(seed: int) -> int:
-    """Seed of the evaluation environments: other than in training, and the same at every evaluation."""
-    return _derived_seed(seed, 1)
-
-
-def policy_seed(seed: int, step: int) -> int:
-    """Seed of the random actions from this frame on. Environments have generators of the same kind, so theirs must differ."""
-    return _derived_seed(seed, 2, step)
-
-
-def _derived_seed(*keys: int) -> int:
-    # Environments add their index and want 31 bits.
-    return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 2)
-
 
 def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right.
@@ -551,14 +388,14 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
         return 0
 
 
-def how_to_continue(training: Training, presets: list[str], flags: dict) -> str:
+def how_to_continue(training: Run, presets: list[str], flags: dict) -> str:
     """Where a run ended, and the command that continues it."""
     flags = {**flags, "logdir": str(training.logdir)}
     flags.pop("from_checkpoint", None)  # the folder has all of it now
-    if training.step < training.config.steps:
-        ended = f"Stopped at frame {training.step:,}, everything is saved. To continue:"
+    if training.clock < training.config.steps:
+        ended = f"Stopped at {training.unit} {training.clock:,}, everything is saved. To continue:"
     else:
-        ended = f"Finished at frame {training.step:,}. To train on, with more steps:"
+        ended = f"Finished at {training.unit} {training.clock:,}. To train on, with more steps:"
         flags["steps"] = str(2 * training.config.steps)
     words = ["python", "dreamer.py", "--configs", *presets]
     for name, value in flags.items():

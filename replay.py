@@ -1,5 +1,6 @@
 """Replay memory, and episodes on disk."""
 
+import copy
 import datetime
 import pathlib
 import uuid
@@ -90,16 +91,16 @@ class Replay:
         newest = (self._head - 1) % self._stream_capacity
         self._arrays["is_last"][np.arange(len(newest)), newest] |= self._size > 0
 
-    def sample(self) -> dict[str, np.ndarray]:
-        """A batch of sequences, arrays (B, T, ...)."""
-        return self._copy(*self._draw())
+    def sample(self, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """A batch of sequences, arrays (B, T, ...), drawn by the memory's own generator if no other is given."""
+        return self._copy(*self._draw(rng or self.rng))
 
-    def _draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the steps of a batch lie: their streams (B, 1), places in them (B, T), and where a sequence meets the seam (B, T)."""
         if not len(self):
             raise ValueError("replay memory is empty; collect steps before sampling")
         ends = self._size.cumsum()
-        start = self.rng.integers(ends[-1], size=self._batch_size)
+        start = rng.integers(ends[-1], size=self._batch_size)
         stream = np.searchsorted(ends, start, side="right")  # (B,)
         age = start - (ends - self._size)[stream]  # steps since the oldest one of the stream
         size = self._size[stream, None]
@@ -125,14 +126,17 @@ class Replay:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """A batch as from `sample`, while a thread copies the one after it; that one knows the steps stored by now.
-
-        A run that is continued draws anew, so it skips the one batch that lay ready.
-        """
+        """A batch as from `sample`, while a thread copies the one after it; that one knows the steps stored by now."""
         batch = self._next.result() if self._next else self.sample()
         self._copier = self._copier or ThreadPoolExecutor(1)
-        self._next = self._copier.submit(self._copy, *self._draw())  # drawn here, so that runs repeat
+        self._before_next = copy.deepcopy(self.rng)
+        self._next = self._copier.submit(self._copy, *self._draw(self.rng))  # drawn here, so that runs repeat
         return batch
+
+    @property
+    def next_rng(self) -> np.random.Generator:
+        """The generator as it was before it drew the batch that lies ready: with it a continued run draws that batch again."""
+        return self._before_next if self._next else self.rng
 
     def load(self, directory: pathlib.Path) -> int:
         """Appends the newest episodes on disk that fit, oldest first; damaged files are named, counted and skipped.

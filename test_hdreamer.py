@@ -120,7 +120,7 @@ def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch
         return []
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(dreamer, "play_episodes", play_until_stopped)
+        stopped.setattr(runs, "play_episodes", play_until_stopped)
         rows = run(tmp_path / "run", "defaults", *flags)
     assert not any("eval/return" in row for row in rows)
     rows = run(tmp_path / "run", "defaults", *flags)

@@ -26,12 +26,13 @@ class Logger:
 
     Args:
         logdir: folder of the run.
+        unit: what a step of the log is, for the console.
     """
 
-    def __init__(self, logdir: pathlib.Path):
+    def __init__(self, logdir: pathlib.Path, unit: str = "frame"):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.logdir = logdir
+        self.logdir, self._unit = logdir, unit
         self._values = {}
         self._writer = SummaryWriter(str(logdir), max_queue=1000)
 
@@ -41,7 +42,7 @@ class Logger:
             self._values.setdefault(f"{prefix}/{key}" if prefix else key, []).append(value)
 
     def write(self, step: int) -> dict[str, float]:
-        """Writes the means of all that was collected, at this many frames, and returns them."""
+        """Writes the means of all that was collected, at this step, and returns them."""
         means = {key: _mean(values) for key, values in self._values.items()}
         self._values = {}
         if means:
@@ -50,7 +51,7 @@ class Logger:
             for key, value in means.items():
                 self._writer.add_scalar(key, value, step)
             self._writer.flush()
-            console.say(console.metrics_lines(step, means))
+            console.say(console.metrics_lines(step, means, self._unit))
         return means
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
@@ -291,3 +292,28 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
         torch.backends.cudnn.benchmark = False
     if deterministic or torch.are_deterministic_algorithms_enabled():  # the call imports torch._inductor, which takes time
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def train_seed(seed: int, step: int) -> int:
+    """Seed of the training environments that start at this frame, so that a continued run meets new episodes."""
+    return _derived_seed(seed, 0, step)
+
+
+def eval_seed(seed: int) -> int:
+    """Seed of the evaluation environments: other than in training, and the same at every evaluation."""
+    return _derived_seed(seed, 1)
+
+
+def policy_seed(seed: int, step: int) -> int:
+    """Seed of the random actions from this frame on. Environments have generators of the same kind, so theirs must differ."""
+    return _derived_seed(seed, 2, step)
+
+
+def video_seed(seed: int, clock: int) -> int:
+    """Seed of the choice of sequences for open-loop predictions."""
+    return _derived_seed(seed, 3, clock)
+
+
+def _derived_seed(*keys: int) -> int:
+    # Environments add their index and want 31 bits.
+    return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 2)

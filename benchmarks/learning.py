@@ -77,7 +77,7 @@ def play_randomly(task: str, planned: dict) -> None:
         return
     envs = make_envs(tools.load_config(["defaults", *planned["presets"]], planned["flags"]), 1, training=False)
     try:
-        episodes = play_episodes(Random(ActionCodec(envs.act_space), 1), envs, RANDOM_EPISODES, seed=0)  # see dreamer.policy_seed
+        episodes = play_episodes(Random(ActionCodec(envs.act_space), 1), envs, RANDOM_EPISODES, seed=0)  # see tools.policy_seed
     finally:
         envs.close()
     returns = [round(float(episode.sums["return"]), 3) for episode in episodes]

@@ -241,9 +241,9 @@ def test_evaluation_shares_episodes_and_repeats_its_seeds():
 
 
 def test_seeds_of_training_evaluation_and_random_actions_differ():
-    training = {seed_of(seed, step) for seed_of in (dreamer.train_seed, dreamer.policy_seed) for seed in range(20) for step in (0, 1000, 2000)}
-    evaluation = {dreamer.eval_seed(seed) for seed in range(20)}
-    assert len(training | evaluation) == 140 and dreamer.eval_seed(3) == dreamer.eval_seed(3)
+    training = {seed_of(seed, step) for seed_of in (tools.train_seed, tools.policy_seed) for seed in range(20) for step in (0, 1000, 2000)}
+    evaluation = {tools.eval_seed(seed) for seed in range(20)}
+    assert len(training | evaluation) == 140 and tools.eval_seed(3) == tools.eval_seed(3)
 
 
 def atari(count: int = 2, training: bool = True, **settings):
