@@ -1,5 +1,6 @@
 """Any environment that is registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1; your own with `--import my_module`."""
 
+import copy
 import functools
 import importlib
 import signal
@@ -32,8 +33,11 @@ def make(name: str, count: int, config):
         raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}. If a module of yours registers it, name that with "
                          "--import") from error
     check(env, name)
-    # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name.
-    return vectorize(functools.partial(_make_one, env.unwrapped.spec, config.action_repeat), count, config)
+    # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name. That of the
+    # environment itself can always be made again, but lacks the time limit, which gymnasium adds as a wrapper.
+    spec = copy.deepcopy(env.unwrapped.spec)
+    spec.max_episode_steps = env.spec.max_episode_steps
+    return vectorize(functools.partial(_make_one, spec, config.action_repeat), count, config)
 
 
 def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:

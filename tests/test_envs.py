@@ -113,6 +113,17 @@ def collect(task: str, tmp_path, steps: int, envs: int = 1, **settings) -> tuple
     return [load_episode(path) for path in sorted(tmp_path.iterdir())], turns
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_time_limit_of_a_registered_environment_holds(count):
+    envs = make_envs(tools.load_config([], {"task": "gym_Pendulum-v1"}), count, training=True)
+    with contextlib.closing(envs):
+        envs.reset(seed=0)
+        for step in range(1, 201):
+            envs.send(np.zeros((count, 1), np.float32))
+            obs = envs.recv()
+            assert (obs["is_last"] == (step == 200)).all() and not obs["is_terminal"].any()
+
+
 @pytest.mark.parametrize("envs", [1, 3])
 @pytest.mark.parametrize("task, terminal, length", [("gym_Counter-v0", True, 5), ("gym_CutCounter-v0", False, 4)])
 def test_actions_rewards_and_flags_stay_aligned_over_autoresets(tmp_path, envs, task, terminal, length):
