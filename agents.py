@@ -70,6 +70,7 @@ def play(agent: Dreamer, envs: EnvBatch, steps: int, seed: int, *, sample: bool 
         sample: sampled actions or the most likely ones.
         one_episode: stop where all environments are at the end of one.
     """
+    agent.act_in(envs.act_space)
     torch.manual_seed(seed)
     record, state = [], None
     obs, action = envs.reset(seed), np.zeros((envs.count, agent.codec.size), np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 import console
 import tools
 from envs import EnvBatch
+from envs.spaces import ActionCodec
 from replay import Replay, save_episode
 
 
@@ -36,11 +37,14 @@ class Collector:
         directory: where finished episodes are written; None to write none.
         seed: of the environments.
         training: passed on to the policy, which may act differently in evaluation.
+    Attributes:
+        written: of which environments episodes are written, (N,) bool; all at first.
     """
 
     def __init__(self, envs: EnvBatch, replay: Replay | None = None, directory: pathlib.Path | None = None, *, seed: int,
                  training: bool):
         self._envs, self._replay, self._directory, self._training = envs, replay, directory, training
+        self.written = np.ones(envs.count, bool)
         self._begin(seed)
 
     def _begin(self, seed: int | None) -> None:
@@ -101,34 +105,37 @@ class Collector:
                 self._sums[name] = before + value.reshape(self._envs.count, -1).sum(-1)
 
     def _store(self, obs: dict[str, np.ndarray]) -> None:
-        if self._replay is None:
+        if self._replay is None and self._directory is None:
             return
         if self._action_vectors is None:
-            self._action_vectors = np.zeros((self._envs.count, self._replay.action_size), np.float32)
+            self._action_vectors = np.zeros((self._envs.count, ActionCodec(self._envs.act_space).size), np.float32)
         step = {**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), self._action_vectors)}
-        self._replay.add(step)
+        if self._replay is not None:
+            self._replay.add(step)
         if self._directory is not None:
             for env, episode in enumerate(self._episodes):
                 episode.append({key: value[env].copy() for key, value in step.items()})
 
     def _save(self, env: int) -> None:
         episode, self._episodes[env] = self._episodes[env], []
-        if episode:
+        if episode and self.written[env]:
             save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]})
 
 
 def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False, *,
-                  sample: bool = False) -> list[Finished]:
+                  sample: bool = False, directory: pathlib.Path | None = None) -> list[Finished]:
     """Plays episodes with a policy that is not exploring, with its most likely actions or with sampled ones.
 
-    Each environment plays a fixed share of them: to take whichever end first would favour short episodes.
+    Each environment plays a fixed share of them: to take whichever end first would favour short episodes. They are written into a
+    directory, if one is given.
     """
-    collector = Collector(envs, seed=seed, training=sample)
-    progress = console.Progress("evaluate", episodes, "episodes", nested=True)
-    share = [episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)]
+    collector = Collector(envs, directory=directory, seed=seed, training=sample)
+    progress = console.Progress("record" if directory else "evaluate", episodes, "episodes", nested=True)
+    share = np.array([episodes // envs.count + (env < episodes % envs.count) for env in range(envs.count)])
     results = []
     with progress:
-        while any(share) and not stop:
+        while share.any() and not stop:
+            collector.written = share > 0
             for episode in collector.step(policy)[1]:
                 if share[episode.env]:
                     share[episode.env] -= 1

@@ -126,26 +126,31 @@ def number(value: float) -> str:
 
 def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> str:
     """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal."""
-    train = {key.removeprefix("train/"): value for key, value in means.items() if key.startswith("train/")}
-    losses = {key.removesuffix("_loss"): value for key, value in train.items() if key.endswith("_loss") or key.startswith("kl")}
-    levels = [level for level in ("flat", "top", "bottom") if f"prior_entropy_{level}" in train]
-    hidden = ("model", "dyn", "rep", *(f"kl_{level}" for level in levels))
-    losses = {key: value for key, value in losses.items() if key not in hidden}
+    levels = [level for level in ("flat", "top", "bottom") if f"train/prior_entropy_{level}" in means]
     groups = [
         f"{unit} {step:,}",
         _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
         _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length") if f"eval/{name}" in means}),
-        _pairs("loss", losses),
-        " ".join(f"{number(means[key])}{NBSP}{unit}" for key, unit in RATES.items() if means.get(key)),
+        _pairs("held out", _losses(means, "eval/", levels)),
+        _pairs("loss", _losses(means, "train/", levels)),
+        " ".join(f"{number(means[key])}{NBSP}{rate}" for key, rate in RATES.items() if means.get(key)),
     ]
     lines = [" | ".join(group for group in groups if group)]
     for level in levels:
-        found = {name: train[f"{name}_{level}"] for name in latents.STATISTICS if f"{name}_{level}" in train}
+        found = {name: means[f"train/{name}_{level}"] for name in latents.STATISTICS if f"train/{name}_{level}" in means}
         lines.append("    " + _pairs(f"{level} latents:", found))
     if sys.stdout.isatty():
         width = max(20, shutil.get_terminal_size().columns)
         lines = [textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False) for line in lines]
     return "\n".join(lines).replace(NBSP, " ")
+
+
+def _losses(means: dict[str, float], prefix: str, levels: list[str]) -> dict[str, float]:
+    """Losses by short names, without those that others sum up, and those of the levels that have a line of their own."""
+    hidden = ("model_loss", "dyn_loss", "rep_loss", *(f"kl_{level}" for level in levels))
+    found = {key.removeprefix(prefix): value for key, value in means.items() if key.startswith(prefix)}
+    return {key.removesuffix("_loss"): value for key, value in found.items()
+            if (key.endswith("_loss") or key.startswith("kl")) and key not in hidden}
 
 
 def _pairs(title: str, values: dict[str, float]) -> str:

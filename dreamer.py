@@ -22,6 +22,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 import checkpoints
 import console
 import exploration
+import offline
 import runs
 import settings
 import tools
@@ -116,6 +117,21 @@ class Dreamer(nn.Module):
         action = policy.sample() if training else policy.mode
         return self.codec.decode(action.cpu().numpy()), {**latent, "action": action}
 
+    def act_in(self, act_space: gymnasium.Space) -> None:
+        """Lets `act` return actions of an environment's space.
+
+        An agent that has learned from recorded episodes alone knows no other discrete actions than those that count from 0, and no
+        other continuous ones than those in [-1, 1].
+
+        Raises:
+            ValueError: if the agent's action vectors are others.
+        """
+        codec = ActionCodec(act_space)
+        if (codec.size, codec.classes) != (self.codec.size, self.codec.classes):
+            raise ValueError(f"the agent has learned actions {self.act_space}, and the environment takes {act_space}; give an environment "
+                             "of the task that it has learned")
+        self.act_space, self.codec = act_space, codec
+
     def update(self, batch: dict | None = None) -> Metrics:
         """One update of world model, actor and critic on a batch of arrays (B, T, ...), drawn from the dataset if none is given.
 
@@ -136,6 +152,12 @@ class Dreamer(nn.Module):
             metrics.update(self._explorer.update(self._wm, post, data, self.updates))
         self.updates += 1
         return metrics
+
+    @torch.no_grad()
+    def model_losses(self, batch: dict) -> Metrics:
+        """The world model's losses on a batch of arrays (B, T, ...), without an update; scalar tensors by name."""
+        loss, _, metrics = self._wm.loss(self._wm.preprocess(batch))
+        return {"model_loss": loss, **{key: value.mean() for key, value in metrics.items()}}
 
     def video_pred(self, batch: dict) -> dict[str, np.ndarray]:
         """Open-loop predictions of images, see `WorldModel.video_pred`."""
@@ -355,6 +377,73 @@ class Training(Run):
         self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
 
 
+class OfflineTraining(Run):
+    """A run that learns from recorded episodes; environments are stepped in evaluations alone.
+
+    If it evaluates, observations and actions are those of the environment. Otherwise they follow from the episodes, and no
+    environment is needed.
+
+    Args:
+        config: settings, from `tools.load_config`.
+    """
+
+    unit = "update"
+
+    def open(self, opened: contextlib.ExitStack) -> None:
+        """Reads the episodes, builds memory, agent and the environments to evaluate in."""
+        config = self.config
+        self.eval_envs = self.open_eval_envs(opened)
+        wanted = (self.eval_envs.obs_space, self.eval_envs.act_space) if self.eval_envs else None
+        self.recording = recording = offline.survey("offline_traindir", config.offline_traindir, wanted, config.task, config)
+        self.replay = offline.fill(recording, config)
+        self.held_out = None
+        if config.offline_evaldir:
+            wanted = recording.obs_space, recording.act_space
+            self.held_out = offline.survey("offline_evaldir", config.offline_evaldir, wanted, config.offline_traindir, config)
+            self.held_out_memory = offline.fill(self.held_out, config)
+        self.agent = Dreamer(recording.obs_space, recording.act_space, config, dataset=self.replay)
+
+    def about(self) -> list[tuple[str, str]]:
+        """Where the data comes from and how it is used, for the summary."""
+        config, recording = self.config, self.recording
+        held_out = [("held out", str(self.held_out))] if self.held_out else []
+        return [
+            ("recorded", f"{recording}; {runs.describe_spaces(recording.obs_space, recording.act_space)}"),
+            *held_out,
+            ("environments", f"none to train, {self.eval_envs.count if self.eval_envs else 'none'} to evaluate"),
+            ("replay", f"{len(self.replay):,} of {sum(recording.lengths.values()):,} steps, {self.replay.nbytes:,} bytes"),
+            ("updates", f"{config.batch_size} x {config.batch_length} steps, {config.steps:,} updates"),
+        ]
+
+    def begin(self, checkpoint: dict | None) -> None:
+        """Says where it goes on."""
+        if checkpoint:
+            console.say(f"Continuing at update {self.clock:,}.")
+
+    @property
+    def clock(self) -> int:
+        """Updates there have been."""
+        return self.agent.updates
+
+    def learn(self) -> None:
+        """Trains until there have been `steps` updates, or until it is told to stop."""
+        with console.Progress("train", self.config.steps, "updates", self.clock) as progress:
+            while self.clock < self.config.steps and not self.stop:
+                self.logger.add(self.agent.update(), prefix="train")
+                self.log()
+                progress.update(self.clock)
+                self.evaluate_if_due()
+                if self.should_save():
+                    self.save()
+            if not self.stop:
+                self.evaluate_if_due()  # the run may have been stopped in the middle of its last one
+
+    def measure(self) -> list[dict]:
+        """Metrics of episodes, if any are played, and the world model's losses on held-out ones, if there are any."""
+        batches = offline.held_out_batches(self.held_out_memory) if self.held_out else []
+        return super().measure() + [self.agent.model_losses(batch) for batch in batches]
+
+
 def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right.
 
@@ -374,7 +463,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             debug = config.debug
             if make_env:
                 register(config.task, make_env)
-            training = Training(config)
+            training = (OfflineTraining if config.offline_traindir else Training)(config)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if debug:
                 raise

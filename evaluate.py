@@ -141,6 +141,7 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
 def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool) -> list[Finished]:
     """Plays episodes in `count` environments of the task that the agent was trained on."""
     with contextlib.closing(make_envs(agent._config, count, training=False)) as envs:
+        agent.act_in(envs.act_space)
         return play_episodes(agent, envs, episodes, seed, sample=sample)
 
 

@@ -184,6 +184,8 @@ def load_episode(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads an episode; the last flag, which files of dreamerv3-torch lack, is set on the last step."""
     with np.load(path, allow_pickle=False) as file:
         episode = {key: file[key] for key in file.files}
+    if "reward" not in episode:
+        raise ValueError(f"it lacks reward; it has {', '.join(sorted(episode)) or 'nothing'}")
     length = len(episode["reward"])
     if any(len(value) != length for value in episode.values()):
         raise ValueError("its arrays differ in length")

@@ -14,6 +14,7 @@ import torch
 
 import checkpoints
 import console
+import offline
 import settings
 import tools
 from collect import play_episodes
@@ -36,6 +37,7 @@ class Run:
 
     def __init__(self, config: settings.Config):
         self.config = config = copy.deepcopy(config)
+        offline.check_settings(config)
         changes = []
         if config.logdir:
             self.logdir = pathlib.Path(config.logdir).expanduser()

@@ -181,9 +181,7 @@ def plain(config: Config) -> dict:
 def _current_names(overrides: dict) -> dict:
     current = {}
     for key, value in flatten(overrides).items():
-        if key in ("offline_traindir", "offline_evaldir") and value in ("", None):
-            continue  # its value there for training from an environment, which is the only way here
-        elif key in IGNORED:
+        if key in IGNORED:
             _note(f"{key} is ignored: {IGNORED[key]}")
         elif key == "precision" and str(value) == "16":
             _note("precision 16 is bf16 here, which has float32's range and needs no scaling of gradients")
@@ -424,8 +422,14 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
     """What a continued run changes, see `changes`.
 
     Raises:
-        ValueError: if a fixed setting is among it.
+        ValueError: if a fixed setting is among it, or if it learned from recorded episodes and should learn from an environment, or
+            the other way round, since its log counts something else then.
     """
+    if stored and bool(stored.get("offline_traindir")) != bool(config.offline_traindir):
+        sources = ["an environment", "recorded episodes"]
+        raise ValueError(f"{folder} holds a run that learns from {sources[bool(stored.get('offline_traindir'))]}; to go on from "
+                         f"{sources[bool(config.offline_traindir)]}, begin another run with its weights: --from_checkpoint {folder} and "
+                         "another --logdir")
     found = [change for change in changes(stored, plain(config)) if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]]
     fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]
     if fixed:

@@ -199,7 +199,6 @@ def test_logger_writes_means_lines_and_videos(tmp_path):
         assert gif.n_frames == 5 and gif.size == (8, 12)
 
 
-def test_offline_folders_of_older_configs_are_accepted_while_they_are_empty():
-    assert tools.load_config([], {"offline_traindir": "", "offline_evaldir": None}) == tools.load_config()
-    with pytest.raises(ValueError, match="unknown setting 'offline_traindir'"):
-        tools.load_config([], {"offline_traindir": "episodes"})
+def test_offline_folders_of_older_configs_mean_none_while_they_are_empty():
+    config = tools.load_config([], {"offline_traindir": "", "offline_evaldir": None})
+    assert not config.offline_traindir and not config.offline_evaldir

@@ -1,0 +1,223 @@
+"""Folders of recorded episodes to learn from: what is in them, and whether it fits together and to the task.
+
+Episodes are .npz files as `replay.save_episode` writes them, or as dreamerv3-torch does. They are only read.
+
+Shapes: L steps of an episode, A action, M steps of all episodes.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+import console
+from envs.spaces import RESERVED, ActionCodec
+from replay import Replay, load_episode
+
+HELD_OUT_BATCHES = 20  # that are measured at most
+NEEDED = ("action", "reward", "is_first", "is_terminal")
+
+Episode = dict[str, np.ndarray]
+
+
+class Recording(NamedTuple):
+    """What a folder of episodes holds.
+
+    Attributes:
+        obs_space, act_space: as an environment would have them, but discrete actions count from 0 and continuous ones lie in [-1, 1].
+        lengths: of every episode by its file, in the order of their names, so the oldest first; L counts the first observation too.
+        returns: sums of rewards, in the same order.
+    """
+
+    folder: pathlib.Path
+    obs_space: spaces.Dict
+    act_space: gymnasium.Space
+    lengths: dict[pathlib.Path, int]
+    returns: list[float]
+
+    def __str__(self) -> str:
+        steps = sum(self.lengths.values()) - len(self.lengths)
+        return (f"{self.folder}: {len(self.lengths):,} episodes, {steps:,} steps, return {np.mean(self.returns):.4g} on average, "
+                f"{min(self.returns):.4g} to {max(self.returns):.4g}")
+
+
+def check_settings(config) -> None:
+    """Raises ValueError if the settings of recorded episodes do not go together, or with others."""
+    if config.offline_evaldir and not config.offline_traindir:
+        raise ValueError("offline_evaldir is for runs that learn from recorded episodes; give --offline_traindir too, or leave it out")
+    if config.offline_evaldir and not config.eval_every:
+        raise ValueError("offline_evaldir is measured at every evaluation, and eval_every is 0, which means none; give --eval_every, with "
+                         "--eval_episode_num 0 to play no episodes")
+    folders = [(name, config[name]) for name in ("offline_traindir", "offline_evaldir") if config[name]]
+    for name, folder in folders:
+        if config.logdir and pathlib.Path(config.logdir).resolve().is_relative_to(pathlib.Path(folder).expanduser().resolve()):
+            raise ValueError(f"logdir {config.logdir!r} is in {name} {folder!r}, which is only read; give another --logdir")
+
+
+def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space] | None, source: str, config) -> Recording:
+    """Reads every episode of a folder once and checks that all fit; damaged files are named and left out.
+
+    Args:
+        setting: that named the folder, for errors.
+        wanted: observation and action space that the episodes must fit. None to take those that follow from the episodes.
+        source: what wants these spaces, for errors.
+        config: settings.
+    Raises:
+        ValueError: if there are none, if one does not fit, or if it cannot be told what the actions are.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{setting} is {folder!r}, which is no folder; give one with recorded episodes, such as the train_eps of a run or "
+                         "what record.py writes")
+    obs_space, act_space = wanted or (None, None)
+    lengths, returns, actions = {}, [], []
+    files = sorted(path.glob("*.npz"))
+    with console.Progress("read", len(files), "episodes") as progress:
+        for number, file in enumerate(files):
+            try:
+                episode = _read(file)
+            except Exception as error:  # a damaged file makes its readers raise nearly anything
+                console.warn(f"left out the episode {file}, which cannot be read: {error}")
+                continue
+            if obs_space is None:
+                obs_space, source = _observations(file, episode, config), str(file)
+            _check(file, episode, obs_space, exact=wanted is None, source=source)
+            taken = episode["action"][~episode["is_first"]]
+            _check_actions(file, taken, act_space, actions, source)
+            lengths[file] = len(episode["reward"])
+            returns.append(float(episode["reward"].sum()))
+            actions.append(taken)
+            progress.update(number + 1)
+    if not sum(map(len, actions)):
+        raise ValueError(f"{setting} is {folder!r}, which holds no episode that can be read; give a folder with files "
+                         "<time>-<id>-<length>.npz, such as the train_eps of a run or what record.py writes")
+    return Recording(path, obs_space, act_space or _actions(np.concatenate(actions), config.actor.dist, path), lengths, returns)
+
+
+def fill(recording: Recording, config) -> Replay:
+    """A memory with the newest episodes of a folder, as many steps as `dataset_size` allows."""
+    steps = min(config.dataset_size, sum(recording.lengths.values()))
+    memory = Replay(recording.obs_space, ActionCodec(recording.act_space).size, capacity=steps, streams=1, batch_size=config.batch_size,
+                    batch_length=config.batch_length, seed=config.seed)
+    newest, room = [], steps
+    for file, length in reversed(recording.lengths.items()):
+        if room <= 0:
+            break
+        newest.append(file)
+        room -= length
+    for file in reversed(newest):
+        memory.add_episode(_read(file))
+    return memory
+
+
+def held_out_batches(memory: Replay) -> list[Episode]:
+    """Sequences to measure on, the same at every call: as many steps as the memory holds, but at most HELD_OUT_BATCHES batches."""
+    rng = np.random.default_rng(0)
+    first = memory.sample(rng)
+    count = min(HELD_OUT_BATCHES, max(1, len(memory) // first["reward"].size))
+    return [first] + [memory.sample(rng) for _ in range(count - 1)]
+
+
+def _read(file: pathlib.Path) -> Episode:
+    episode = load_episode(file)
+    if "is_first" in episode:  # the first step is, whatever the file says: in memory another episode comes before it
+        episode["is_first"] = episode["is_first"].astype(bool) | (np.arange(len(episode["reward"])) == 0)
+    return episode
+
+
+def _observations(file: pathlib.Path, episode: Episode, config) -> spaces.Dict:
+    """The observation space that follows from an episode."""
+    found = {}
+    for key, value in episode.items():
+        if key in RESERVED or key.startswith("log_"):
+            continue
+        if value.dtype == np.uint8 and value.ndim == 4:
+            if list(value.shape[1:3]) != config.size:
+                raise ValueError(f"{file}: {key} is an image of {value.shape[1]}x{value.shape[2]}, and size is {config.size}; give --size "
+                                 f"{value.shape[1]} {value.shape[2]}, or record images of that size")
+            found[key] = spaces.Box(0, 255, value.shape[1:], np.uint8)
+        elif value.ndim == 2 and value.dtype.kind in "fiub":
+            found[key] = spaces.Box(-np.inf, np.inf, value.shape[1:], np.float32)
+        else:
+            raise ValueError(f"{file}: {key} is {value.dtype} of shape {value.shape}; an observation is an image, uint8 of shape (L, H, W, "
+                             "C), or a vector of numbers, (L, n). Leave it out, or name it log_... to have it ignored")
+    if not found:
+        raise ValueError(f"{file} holds no observations; it has {', '.join(sorted(episode))}")
+    return spaces.Dict(found)
+
+
+def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: bool, source: str) -> None:
+    """Raises ValueError unless an episode has these observations (with `exact`: no others), and all else that is learned from."""
+    missing = [key for key in (*obs_space.spaces, *NEEDED) if key not in episode and not key.startswith("log_")]
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(episode))}. Wanted are {', '.join(NEEDED)} and the "
+                         f"observations of {source}")
+    other = [key for key in episode if key not in obs_space.spaces and key not in RESERVED and not key.startswith("log_")]
+    if exact and other:
+        raise ValueError(f"{file} has {', '.join(other)}, which {source} has not; all episodes must have the same observations")
+    for key, space in obs_space.spaces.items():
+        if key.startswith("log_"):
+            continue
+        value = episode[key]
+        if value.shape[1:] != space.shape or (space.dtype == np.uint8) != (value.dtype == np.uint8 and value.ndim == 4):
+            raise ValueError(f"{file}: {key} is {value.dtype} of shape {value.shape[1:]} at each step; {source} has {space.dtype} of "
+                             f"shape {space.shape}. Give episodes of the same task, recorded with the same size and grayscale")
+    for key in NEEDED:
+        wanted, dimensions = ("(L, A), one-hot for discrete actions", 2) if key == "action" else ("(L,)", 1)
+        if episode[key].ndim != dimensions:
+            raise ValueError(f"{file}: {key} has shape {episode[key].shape}; wanted is {wanted}")
+    for key in (*obs_space.spaces, "action", "reward"):
+        if key in episode and episode[key].dtype.kind == "f" and not np.isfinite(episode[key]).all():
+            raise ValueError(f"{file}: {key} has NaN or infinite values; move that file away")
+
+
+def _actions(actions: np.ndarray, dist: str, folder: pathlib.Path) -> gymnasium.Space:
+    """The action space that follows from recorded actions (M, A) and the setting `actor.dist`.
+
+    Actions of two or more numbers that are always one-hot are taken to be discrete, or, as the concatenation of several such, to have
+    several discrete parts; all others that are not just zeros and ones are continuous.
+    """
+    size = actions.shape[1]
+    binary = bool(np.isin(actions, (0, 1)).all()) and size > 1
+    if dist == "normal" or (dist == "auto" and not binary):
+        return spaces.Box(-1.0, 1.0, (size,), np.float32)
+    if binary and (actions.sum(1) == 1).all():
+        return spaces.Discrete(size)
+    classes = _parts(actions) if binary else None
+    if classes is None:
+        raise ValueError(f"the actions in {folder}, vectors of {size} numbers, are not one-hot, nor several one-hot parts of which every "
+                         "class occurs, so it cannot be told what they mean. Give --actor.dist normal if they are continuous, or let "
+                         "an environment of the task tell, with --eval_every and --eval_episode_num above 0")
+    return spaces.MultiDiscrete(classes)
+
+
+def _parts(actions: np.ndarray) -> list[int] | None:
+    """Class counts of the one-hot parts that zeros and ones (M, A) consist of; None if they do, or could, consist of something else.
+
+    Where every class occurs, a part ends exactly where for the first time all rows have had their one.
+    """
+    classes, start = [], 0
+    for end in range(1, actions.shape[1] + 1):
+        if (actions[:, start:end].sum(1) == 1).all():
+            classes.append(end - start)
+            start = end
+    return classes if start == actions.shape[1] and actions.any(0).all() else None
+
+
+def _check_actions(file: pathlib.Path, actions: np.ndarray, act_space: gymnasium.Space | None, before: list[np.ndarray],
+                   source: str) -> None:
+    """Raises ValueError unless actions (L - 1, A) are of this space; without one, of the size of those of the files before."""
+    if act_space is None:
+        if before and actions.shape[1] != before[0].shape[1]:
+            raise ValueError(f"{file}: action has {actions.shape[1]} numbers, in {source} it has {before[0].shape[1]}; all episodes must be "
+                             "of one task")
+        return
+    codec = ActionCodec(act_space)
+    if actions.shape[1] != codec.size:
+        raise ValueError(f"{file}: action has {actions.shape[1]} numbers; {source} has {act_space}, which takes {codec.size}. Give "
+                         "episodes of the same task")
+    parts = np.split(actions, np.cumsum(codec.classes)[:-1], 1) if codec.classes else []
+    if not all(np.isin(part, (0, 1)).all() and (part.sum(1) == 1).all() for part in parts):
+        raise ValueError(f"{file}: action is not one-hot; {source} has {act_space}. Give episodes of the same task")
