@@ -392,7 +392,10 @@ class OfflineTraining(Run):
     def open(self, opened: contextlib.ExitStack) -> None:
         """Reads the episodes, builds memory, agent and the environments to evaluate in."""
         config = self.config
-        self.eval_envs = self.open_eval_envs(opened)
+        try:
+            self.eval_envs = self.open_eval_envs(opened)
+        except ValueError as error:
+            raise ValueError(f"{error}. To learn from recorded episodes without an environment: --eval_episode_num 0") from error
         wanted = (self.eval_envs.obs_space, self.eval_envs.act_space) if self.eval_envs else None
         self.recording = recording = offline.survey("offline_traindir", config.offline_traindir, wanted, config.task, config)
         self.replay = offline.fill(recording, config)
@@ -427,6 +430,7 @@ class OfflineTraining(Run):
 
     def learn(self) -> None:
         """Trains until there have been `steps` updates, or until it is told to stop."""
+        self.evaluate_if_due()  # the run may have been stopped in the middle of its last one
         with console.Progress("train", self.config.steps, "updates", self.clock) as progress:
             while self.clock < self.config.steps and not self.stop:
                 self.logger.add(self.agent.update(), prefix="train")
@@ -435,8 +439,6 @@ class OfflineTraining(Run):
                 self.evaluate_if_due()
                 if self.should_save():
                     self.save()
-            if not self.stop:
-                self.evaluate_if_due()  # the run may have been stopped in the middle of its last one
 
     def measure(self) -> list[dict]:
         """Metrics of episodes, if any are played, and the world model's losses on held-out ones, if there are any."""

@@ -68,6 +68,26 @@ def test_iterating_gives_the_batches_that_sampling_gives_one_ahead():
     assert set(np.unique(next(ahead)["reward"])) == set(range(20, 40))
 
 
+def test_a_memory_with_the_random_state_of_the_next_batch_goes_on_with_that_batch():
+    memory, other = make(), make()
+    for value in range(20):
+        memory.add(step([value])), other.add(step([value]))
+    for _ in range(3):
+        next(memory)
+    other.rng.bit_generator.state = memory.next_rng.bit_generator.state
+    for _ in range(3):
+        np.testing.assert_array_equal(next(other)["reward"], next(memory)["reward"])
+
+
+def test_a_batch_drawn_by_another_generator_leaves_the_order_of_the_others_alone():
+    memory, other = make(), make()
+    for value in range(20):
+        memory.add(step([value])), other.add(step([value]))
+    for _ in range(3):
+        memory.sample(np.random.default_rng(5))
+        np.testing.assert_array_equal(memory.sample()["reward"], other.sample()["reward"])
+
+
 def test_sequences_stay_in_the_stream_of_one_environment():
     memory = make(capacity=60, streams=3)
     for value in range(30):
