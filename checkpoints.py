@@ -83,7 +83,7 @@ def _way_back(path: pathlib.Path) -> str:
     if path != last_good and last_good.exists():
         try:
             before = load(last_good)
-            origin = f"from frame {before['step']:,}" if "version" in before else "dreamerv3-torch's"
+            origin = f"from frame {before['step']:,}, update {before['updates']:,}" if "version" in before else "dreamerv3-torch's"
             return f"The one before it is {origin}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
         except ValueError:
             pass  # damaged too

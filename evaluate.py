@@ -183,12 +183,15 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Does what the command line asks for."""
     agent, checkpoint = read_agent(options.logdir, options.device)
-    about = {"task": agent._config.task, "frame": int(checkpoint.get("step", 0)), "seed": options.seed, "sample": options.sample}
+    about = {"task": agent._config.task, "frame": int(checkpoint.get("step", 0)), "updates": agent.updates, "seed": options.seed,
+             "sample": options.sample}
     if options.episodes:
         torch.manual_seed(options.seed)
         episodes = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, options.sample)
         summary = summarise(episodes)
-        console.say(console.table(f"{about['task']} at frame {about['frame']:,}, {len(episodes)} episodes", as_rows(summary)))
+        # An agent of recorded episodes has collected no frames.
+        when = f"frame {about['frame']:,}" if about["frame"] else f"update {about['updates']:,}"
+        console.say(console.table(f"{about['task']} at {when}, {len(episodes)} episodes", as_rows(summary)))
         if options.json:
             rows = [episode.metrics for episode in episodes]
             options.json.write_text(json.dumps({**about, "summary": summary, "episodes": rows}, indent=1) + "\n")

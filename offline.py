@@ -52,8 +52,12 @@ def check_settings(config) -> None:
                          "--eval_episode_num 0 to play no episodes")
     folders = [(name, config[name]) for name in ("offline_traindir", "offline_evaldir") if config[name]]
     for name, folder in folders:
-        if config.logdir and pathlib.Path(config.logdir).resolve().is_relative_to(pathlib.Path(folder).expanduser().resolve()):
+        if config.logdir and _resolved(config.logdir).is_relative_to(_resolved(folder)):
             raise ValueError(f"logdir {config.logdir!r} is in {name} {folder!r}, which is only read; give another --logdir")
+
+
+def _resolved(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().resolve()
 
 
 def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space] | None, source: str, config) -> Recording:
@@ -176,8 +180,8 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
 def _actions(actions: np.ndarray, dist: str, folder: pathlib.Path) -> gymnasium.Space:
     """The action space that follows from recorded actions (M, A) and the setting `actor.dist`.
 
-    Actions of two or more numbers that are always one-hot are taken to be discrete, or, as the concatenation of several such, to have
-    several discrete parts; all others that are not just zeros and ones are continuous.
+    Actions of two or more numbers that are always one-hot are discrete; those that are always several one-hot vectors behind each other
+    have so many discrete parts; all others that are not just zeros and ones are continuous.
     """
     size = actions.shape[1]
     binary = bool(np.isin(actions, (0, 1)).all()) and size > 1
@@ -203,7 +207,8 @@ def _parts(actions: np.ndarray) -> list[int] | None:
         if (actions[:, start:end].sum(1) == 1).all():
             classes.append(end - start)
             start = end
-    return classes if start == actions.shape[1] and actions.any(0).all() else None
+    told = start == actions.shape[1] and actions.any(0).all() and min(classes) > 1
+    return classes if told else None
 
 
 def _check_actions(file: pathlib.Path, actions: np.ndarray, act_space: gymnasium.Space | None, before: list[np.ndarray],
@@ -211,8 +216,8 @@ def _check_actions(file: pathlib.Path, actions: np.ndarray, act_space: gymnasium
     """Raises ValueError unless actions (L - 1, A) are of this space; without one, of the size of those of the files before."""
     if act_space is None:
         if before and actions.shape[1] != before[0].shape[1]:
-            raise ValueError(f"{file}: action has {actions.shape[1]} numbers, in {source} it has {before[0].shape[1]}; all episodes must be "
-                             "of one task")
+            raise ValueError(f"{file}: action has {actions.shape[1]} numbers, in {source} it has {before[0].shape[1]}; all episodes must "
+                             "be of one task")
         return
     codec = ActionCodec(act_space)
     if actions.shape[1] != codec.size:

@@ -82,7 +82,8 @@ def run(presets: list[str], flags: dict) -> None:
     agent, config = _agent_and_settings(presets, flags)
     policy = policy or ("sampled" if agent else "random")
     if policy not in POLICIES or (policy != "random" and not agent):
-        raise ValueError(f"--policy is {policy!r}; allowed are random, and with --logdir, which names a trained agent, sampled and most_likely")
+        raise ValueError(f"--policy is {policy!r}; allowed are random, and with --logdir, which names a trained agent, sampled and "
+                         "most_likely")
     with contextlib.closing(make_envs(config, config.envs, training=True)) as envs:
         if agent:
             agent.act_in(envs.act_space)

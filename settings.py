@@ -425,11 +425,10 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
         ValueError: if a fixed setting is among it, or if it learned from recorded episodes and should learn from an environment, or
             the other way round, since its log counts something else then.
     """
-    if stored and bool(stored.get("offline_traindir")) != bool(config.offline_traindir):
-        sources = ["an environment", "recorded episodes"]
-        raise ValueError(f"{folder} holds a run that learns from {sources[bool(stored.get('offline_traindir'))]}; to go on from "
-                         f"{sources[bool(config.offline_traindir)]}, begin another run with its weights: --from_checkpoint {folder} and "
-                         "another --logdir")
+    before, now = ("recorded episodes" if source.get("offline_traindir") else "an environment" for source in (stored, config))
+    if stored and before != now:
+        raise ValueError(f"{folder} holds a run that learns from {before}; to go on from {now}, begin another run with its weights: "
+                         f"--from_checkpoint {folder} and another --logdir")
     found = [change for change in changes(stored, plain(config)) if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]]
     fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]
     if fixed:

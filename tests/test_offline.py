@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from old_files import DATA, same
 
 import checkpoints
 import dreamer
@@ -24,8 +25,7 @@ from agents import load_agent, play
 from collect import Collector
 from dreamer import Dreamer
 from envs import make_envs
-from old_files import DATA, same
-from replay import load_episode, save_episode
+from replay import load_episode
 
 ROOT = pathlib.Path(__file__).parent.parent
 NO_ENVIRONMENT = ["--task", "gym_Nowhere-v0", "--eval_episode_num", "0"]
@@ -116,7 +116,7 @@ def test_the_commands_record_train_and_evaluate(tmp_path):
     assert [line["step"] for line in lines if "eval/vector_loss" in line] == [20, 40]
     assert checkpoints.load(tmp_path / "run" / "latest.pt")["updates"] == 40
     played = run("evaluate.py", "--logdir", logdir, "--episodes", "2").stdout
-    assert "2 episodes" in played
+    assert "gym_CartPole-v1 at update 40, 2 episodes" in played
     more = run("record.py", "--logdir", logdir, "--steps", "25", "--out", recorded).stdout
     assert "25 steps of gym_CartPole-v1 more, actions sampled" in more
 
@@ -183,8 +183,8 @@ def test_a_recording_that_makes_no_sense_is_refused_and_nothing_written(flags, w
 
 
 def test_without_an_environment_observations_and_discrete_actions_follow_from_the_episodes(pictures, tmp_path):
-    lines = train(tmp_path, *NO_ENVIRONMENT, "--offline_traindir", str(pictures), "--size", "16", "16", "--steps", "20", "--eval_every", "10",
-                  "--log_every", "10")
+    lines = train(tmp_path, *NO_ENVIRONMENT, "--offline_traindir", str(pictures), "--size", "16", "16", "--steps", "20", "--eval_every",
+                  "10", "--log_every", "10")
     assert [line["step"] for line in lines if "train/image_loss" in line] == [10, 20]
     assert len(list((tmp_path / "videos").iterdir())) == 2
     agent = load_agent(tmp_path, "cpu")
@@ -208,6 +208,7 @@ def test_what_actions_are_follows_from_their_numbers(actions, settings, expected
 
 @pytest.mark.parametrize("actions, settings", [
     ([[0, 1, 1, 0], [1, 1, 0, 0]], {}),  # neither one-hot nor parts
+    ([[1, 1], [1, 1]], {}),
     ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]], {}),  # parts, but where the fourth number belongs is open
     ([[0.5, 0.5], [0.1, 0.2]], {"actor.dist": "onehot"}),
 ])
@@ -230,8 +231,7 @@ TASK = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (1,), np.float32)}), s
 ])
 @pytest.mark.parametrize("wanted", [None, TASK], ids=["from the first episode", "from the task"])
 def test_an_episode_that_does_not_fit_is_named_with_what_is_wanted(second, words, wanted, tmp_path):
-    parts = {key: value for key, value in second.items()}
-    folder = write(tmp_path, episode(), episode(**parts))
+    folder = write(tmp_path, episode(), episode(**second))
     with pytest.raises(ValueError, match=rf"20260101T000000-x-6.npz.*{words}"):
         survey(folder, wanted)
 
@@ -257,14 +257,15 @@ def test_what_cannot_be_observed_is_named(part, words, tmp_path):
         survey(write(tmp_path, episode(**part)), size=[16, 16])
 
 
-@pytest.mark.parametrize("name, words", [("nowhere", "is no folder"), ("", "holds no episode that can be read"), ("file", "is no folder")])
+@pytest.mark.parametrize("name, words", [("nowhere", "is no folder"), ("", "holds no episode that can be read"),
+                                         ("file", "is no folder")])
 def test_a_folder_without_episodes_is_refused_in_one_line(name, words, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "damaged-x-3.npz").write_bytes(b"PK")
-    assert dreamer.main(["--configs", "debug", *NO_ENVIRONMENT, "--offline_traindir", str(tmp_path / name), "--logdir", str(tmp_path.parent / "r"),
-                         "--device", "cpu"]) == 2
+    logdir = tmp_path.parent / "never"
+    assert dreamer.main(["--configs", "debug", *NO_ENVIRONMENT, "--offline_traindir", str(tmp_path / name), "--logdir", str(logdir)]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert words in error[-1] and error[-1].startswith("error: ") and not (tmp_path.parent / "r").exists()
+    assert words in error[-1] and error[-1].startswith("error: ") and not logdir.exists()
 
 
 def test_a_damaged_file_is_left_out_and_named(tmp_path, capsys):
@@ -289,13 +290,15 @@ def test_the_memory_keeps_the_newest_steps_that_fit_and_marks_where_episodes_beg
 
 def test_more_than_the_free_memory_is_refused_with_a_size_that_fits(cartpole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(replay, "available_memory", lambda: 3000)
-    assert dreamer.main(["--configs", "debug", *NO_ENVIRONMENT, "--offline_traindir", str(cartpole), "--logdir", str(tmp_path / "run")]) == 2
+    flags = ["--offline_traindir", str(cartpole), "--logdir", str(tmp_path / "run")]
+    assert dreamer.main(["--configs", "debug", *NO_ENVIRONMENT, *flags]) == 2
     assert "set dataset_size to at most" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_episodes_of_dreamerv3_torch_are_learned_from(tmp_path):
-    lines = train(tmp_path / "run", "--task", "atari_pong", "--eval_episode_num", "0", "--offline_traindir", str(DATA / "atari" / "train_eps"),
-                  "--offline_evaldir", str(DATA / "atari" / "train_eps"), "--steps", "4", "--eval_every", "4", "--log_every", "2")
+    recorded = str(DATA / "atari" / "train_eps")
+    lines = train(tmp_path / "run", "--task", "atari_pong", "--eval_episode_num", "0", "--offline_traindir", recorded, "--offline_evaldir",
+                  recorded, "--steps", "4", "--eval_every", "4", "--log_every", "2")
     assert load_agent(tmp_path / "run", "cpu").act_space == spaces.Discrete(5)
     assert "eval/image_loss" in lines[-1]
 
@@ -327,7 +330,8 @@ def test_losses_on_held_out_episodes_are_those_of_an_update_before_its_step(cart
 
 
 @pytest.mark.parametrize("kind, method, call", [("numbers", "update", 13), ("numbers", "act", 25), ("pictures", "update", 11)])
-def test_a_run_that_is_stopped_and_continued_is_the_same_as_one_that_never_stopped(kind, method, call, cartpole, pictures, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_and_continued_is_the_same_as_one_that_never_stopped(kind, method, call, cartpole, pictures, tmp_path,
+                                                                                 monkeypatch):
     flags = {"numbers": ["--task", "gym_CartPole-v1", "--offline_traindir", str(cartpole), "--offline_evaldir", str(cartpole)],
              "pictures": [*NO_ENVIRONMENT, "--offline_traindir", str(pictures), "--size", "16", "16"]}[kind]
     flags += ["--steps", "24", "--eval_every", "6", "--log_every", "1", "--time_limit", "20"]
@@ -373,7 +377,8 @@ def test_a_process_that_gets_sigterm_saves_everything(cartpole, tmp_path):
 
 def test_an_agent_of_continuous_actions_acts_in_the_bounds_of_the_environment_it_is_evaluated_in(tmp_path, capsys):
     assert record.main(["--task", "gym_Pendulum-v1", "--steps", "300", "--out", str(tmp_path / "recorded")]) == 0
-    train(tmp_path / "run", "--task", "gym_Pendulum-v1", "--eval_every", "0", "--offline_traindir", str(tmp_path / "recorded"), "--steps", "3")
+    flags = ["--task", "gym_Pendulum-v1", "--eval_every", "0"]
+    train(tmp_path / "run", *flags, "--offline_traindir", str(tmp_path / "recorded"), "--steps", "3")
     agent = load_agent(tmp_path / "run", "cpu")
     assert agent.act_space == spaces.Box(-1.0, 1.0, (1,))
     envs = make_envs(agent._config, 1, training=False)
@@ -386,8 +391,9 @@ def test_an_agent_of_continuous_actions_acts_in_the_bounds_of_the_environment_it
 
 
 def test_a_run_goes_on_in_an_environment_with_what_it_has_learned(cartpole, tmp_path, capsys):
-    train(tmp_path / "offline", "--task", "gym_CartPole-v1", "--eval_every", "0", "--offline_traindir", str(cartpole), "--steps", "7")
-    train(tmp_path / "online", "--task", "gym_CartPole-v1", "--eval_every", "0", "--from_checkpoint", str(tmp_path / "offline"), "--steps", "70")
+    flags = ["--task", "gym_CartPole-v1", "--eval_every", "0"]
+    train(tmp_path / "offline", *flags, "--offline_traindir", str(cartpole), "--steps", "7")
+    train(tmp_path / "online", *flags, "--from_checkpoint", str(tmp_path / "offline"), "--steps", "70")
     assert "Continuing at frame 0 after 7 updates, with 0 steps in memory." in capsys.readouterr().out
     assert checkpoints.load(tmp_path / "online" / "latest.pt")["step"] == 70
 
