@@ -12,7 +12,7 @@ from gymnasium import spaces
 import dreamer
 import exploration
 import tools
-from collect import Collector
+from collect import Collector, play_episodes
 from envs import make_envs
 from envs.gym import ActionRepeat
 from envs.spaces import ActionCodec, ObservationCodec
@@ -245,7 +245,7 @@ def test_evaluation_shares_episodes_and_repeats_its_seeds():
     results = []
     for _ in range(2):
         policy = exploration.Random(ActionCodec(envs.act_space), 0)
-        results.append(dreamer.play_episodes(policy, envs, 7, seed=5))
+        results.append(play_episodes(policy, envs, 7, seed=5))
     envs.close()
     assert sorted(episode.env for episode in results[0]) == [0, 0, 0, 1, 1, 2, 2]
     assert results[0] == results[1]
