@@ -75,7 +75,7 @@ class Plan2Explore(nn.Module):
         super().__init__()
         dynamics = world_model.dynamics
         sizes = {"embed": world_model.encoder.outdim, "stoch": dynamics.stoch_size, "deter": dynamics.deter_size,
-                 "feat": dynamics.feat_size}
+                 "feat": dynamics.feat_size, **{f"stoch{level.suffix}": level.size for level in dynamics.levels.values()}}
         if config.disag_target not in sizes:
             raise ValueError(f"disag_target is {config.disag_target!r}; allowed are {', '.join(sizes)}")
         if config.disag_offset >= config.batch_length:
@@ -129,17 +129,25 @@ class Plan2Explore(nn.Module):
         inputs = feat[:, :-offset]
         if config.disag_action_cond:  # what is done at a step is stored with the next one
             inputs = torch.cat([inputs, data["action"][:, 1:feat.shape[1] - offset + 1]], -1)
-        if config.disag_target == "embed":
-            with torch.no_grad():
-                target = world_model.encoder(data)
-        else:
-            target = {"stoch": world_model.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat}[config.disag_target]
+        target = self._target(world_model, post, feat, data)
         ones = world_model.dynamics.ones(post)
         ones = None if ones is None else ones.at((slice(None), slice(None, -offset)))
         log_probs = torch.stack([network(inputs, ones).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
         episode = data["is_first"].cumsum(1)
         same = (episode[:, offset:] == episode[:, :-offset]).float()
         return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
+
+    def _target(self, world_model: WorldModel, post: State, feat: Tensor, data: dict[str, Tensor]) -> Tensor:
+        """What the ensemble predicts, at the same steps, (B, T, n)."""
+        name = self._config.disag_target
+        if name == "embed":
+            with torch.no_grad():
+                return world_model.encoder(data)
+        elif name == "stoch":
+            return world_model.dynamics.flat_stoch(post)
+        elif name == "feat":
+            return feat
+        return post[name].flatten(2)  # the recurrent state, or one level
 
     def reward(self, world_model: WorldModel, rollout: Rollout) -> Tensor:
         """The explorer's reward: how much predictions differ between networks (their standard deviation), at every imagined state.

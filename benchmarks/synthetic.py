@@ -3,6 +3,7 @@
     gym_benchmarks.synthetic:Together-v0     one hidden event changes all things, each in its own way
     gym_benchmarks.synthetic:Apart-v0        every thing has events of its own, as frequent
     gym_benchmarks.synthetic:Recall-v0       what was shown has to be said some time later
+    gym_benchmarks.synthetic:Grid-v0         one cell far away is rewarded, nothing else
 
 In the first two, things behave the same when seen one by one. Only a model that knows what belongs together can tell them apart.
 """
@@ -92,6 +93,34 @@ class Recall(gymnasium.Env):
         return obs
 
 
+class Grid(gymnasium.Env):
+    """A walk in four directions over a square of cells from one corner, rewarded with 1 for each step in the opposite one.
+
+    Who walks at random seldom gets far before an episode ends.
+    """
+
+    SIDE, LENGTH = 12, 40
+    MOVES = np.array([(0, 1), (0, -1), (1, 0), (-1, 0)])
+
+    def __init__(self):
+        self.observation_space = spaces.Box(0.0, 1.0, (2 * self.SIDE,), np.float32)  # row and column, each as a one-hot vector
+        self.action_space = spaces.Discrete(len(self.MOVES))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time, self._place = 0, np.zeros(2, int)
+        return self._observe(), {}
+
+    def step(self, action) -> tuple:
+        self._time += 1
+        self._place = (self._place + self.MOVES[action]).clip(0, self.SIDE - 1)
+        return self._observe(), float((self._place == self.SIDE - 1).all()), False, self._time >= self.LENGTH, {}
+
+    def _observe(self) -> np.ndarray:
+        return np.eye(self.SIDE, dtype=np.float32)[self._place].ravel()
+
+
 for name, together in (("Together", True), ("Apart", False)):
     gymnasium.register(f"{name}-v0", entry_point=Switches, kwargs={"together": together})
 gymnasium.register("Recall-v0", entry_point=Recall)
+gymnasium.register("Grid-v0", Grid)

@@ -36,8 +36,9 @@ def make_batch(agent: Dreamer, batch: int = 3, time: int = 6) -> dict:
 both_levels = pytest.mark.parametrize("hierarchical", [False, True], ids=["flat", "hierarchical"])
 
 
-@both_levels
-@pytest.mark.parametrize("target", ["stoch", "deter", "feat", "embed"])
+@pytest.mark.parametrize("hierarchical, target", [
+    *((levels, target) for levels in (False, True) for target in ("stoch", "deter", "feat", "embed")),
+    (True, "stoch_top"), (True, "stoch_bottom")])
 @pytest.mark.parametrize("offset, action_cond", [(1, False), (1, True), (2, True)])
 def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical, target, offset, action_cond):
     agent = make_agent(hierarchical_mode=hierarchical, disag_target=target, disag_offset=offset, disag_action_cond=action_cond)
@@ -47,7 +48,8 @@ def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical
         _, post, _ = wm.loss(data)
         actual = explorer.ensemble_loss(wm, post, data)
         feat = wm.dynamics.get_feat(post)
-        targets = {"stoch": wm.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat, "embed": wm.encoder(data)}[target]
+        targets = {"stoch": wm.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat, "embed": wm.encoder(data),
+                   **{key: post[key].reshape(3, 6, -1) for key in ("stoch_top", "stoch_bottom") if hierarchical}}[target]
         terms = []
         for row in range(3):
             for t in range(6 - offset):
@@ -189,7 +191,8 @@ def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"expl_behavior": "curious"}, "greedy, random, plan2explore"), ({"disag_target": "top"}, "embed, stoch, deter, feat"),
+    ({"expl_behavior": "curious"}, "greedy, random, plan2explore"), ({"disag_target": "stoch_top"}, "embed, stoch, deter, feat$"),
+    ({"disag_target": "top", "hierarchical_mode": True}, "embed, stoch, deter, feat, stoch_top, stoch_bottom"),
     ({"disag_layers": 0}, "at least 1"), ({"disag_offset": 12}, "smaller than batch_length, 12"), ({"disag_models": 1}, "at least 2"), ({"disag_offset": 0}, "at least 1"),
 ])
 def test_wrong_settings_name_what_is_allowed(settings, words):
