@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from envs.check import check
-from envs.spaces import ObservationCodec
+from envs.spaces import ActionCodec, ObservationCodec
 
 
 def make(name: str, count: int, config):
@@ -32,6 +32,7 @@ def make(name: str, count: int, config):
     except Exception as error:  # an environment's constructor may raise anything
         raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}. If a module of yours registers it, name that with "
                          "--import") from error
+    ActionCodec(env.action_space), ObservationCodec(env.observation_space, config.size)  # refuse what nothing can handle
     check(env, name)
     # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name. That of the
     # environment itself can always be made again, but lacks the time limit, which gymnasium adds as a wrapper.
