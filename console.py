@@ -134,7 +134,7 @@ def metrics_lines(step: int, means: dict[str, float]) -> str:
     groups = [
         f"frame {step:,}",
         _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
-        _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length") if f"eval/{name}" in means}),
+        _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length", "score", "success") if f"eval/{name}" in means}),
         _pairs("loss", losses),
         " ".join(f"{number(means[key])}{NBSP}{unit}" for key, unit in RATES.items() if means.get(key)),
     ]

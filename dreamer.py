@@ -396,6 +396,7 @@ class Training:
                 return  # after a resume the evaluation is made up for
             for episode in episodes:
                 self.logger.add(episode.metrics, prefix="eval")
+            self.logger.add(self.eval_envs.scores([episode.sums for episode in episodes]), prefix="eval")
         self.last_eval = self.step
         if self.config.video_pred_log:
             batch = {key: value[:6] for key, value in self.replay.sample().items()}
