@@ -1,6 +1,8 @@
 """Adapters of optional suites: dm_env environments against a small one of our own; the suites themselves where they are installed."""
 
 import functools
+import json
+import re
 import types
 
 import gymnasium
@@ -9,8 +11,10 @@ import pytest
 from gymnasium import spaces
 
 import dreamer
+import settings
 import tools
-from envs import EnvBatch, crafter, make_envs
+from benchmarks import suites
+from envs import OPTIONAL, SUITES, EnvBatch, crafter, make_envs
 from envs.dmc import DmEnv
 from envs.gym import ActionRepeat, OldGym, vectorize
 from envs.metaworld import Drawn, MetaWorld
@@ -172,7 +176,10 @@ def test_crafters_score_is_the_geometric_mean_of_success_rates():
 
 
 def test_an_evaluation_logs_the_suites_own_score_of_its_episodes(tmp_path, monkeypatch):
-    monkeypatch.setattr("envs.gym.scores", lambda episodes: {"score": 100.0 * len(episodes) + min(episodes[0]["return"], 1.0)}, raising=False)
+    def scores(episodes):
+        return {"score": 100.0 * len(episodes) + min(episodes[0]["return"], 1.0)}
+
+    monkeypatch.setattr("envs.gym.scores", scores, raising=False)
     command = ["--configs", "debug", "--task", "gym_CartPole-v1", "--steps", "120", "--eval_every", "100", "--logdir", str(tmp_path)]
     assert dreamer.main([*command, "--device", "cpu", "--video_pred_log", "false"]) == 0
     assert '"eval/score": 201.0' in (tmp_path / "metrics.jsonl").read_text()  # of debug's two episodes
@@ -317,3 +324,43 @@ def test_an_unknown_task_of_a_suite_is_answered_with_the_nearest(package, task, 
         pytest.importorskip(package)
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
         make_envs(tools.load_config([], {"task": task}), 1, training=True)
+
+
+def table_row(suite: str, **cells) -> dict[str, str]:
+    return {**dict.fromkeys(suites.COLUMNS, "-"), "suite": suite, **cells}
+
+
+def test_a_row_of_the_table_of_suites_is_replaced_and_all_else_stays():
+    page = f"# Before\n\n{suites.BEGIN}\n{suites.END}\n\nAfter.\n"
+    order = ["atari", "crafter", "popgym"]
+    for row in (table_row("popgym"), table_row("atari", date="2020-01-01"), table_row("popgym", trains="yes, 3 updates"),
+                table_row("atari")):
+        page = suites.with_row(page, row, order)
+    assert page.splitlines() == [
+        "# Before", "", suites.BEGIN, "| " + " | ".join(suites.COLUMNS) + " |", "|" + " --- |" * len(suites.COLUMNS),
+        "| atari | - | - | - | - | - | - |", "| popgym | - | - | yes, 3 updates | - | - | - |", suites.END, "", "After."]
+    with pytest.raises(ValueError, match="put both where it belongs"):
+        suites.with_row("# Before", table_row("atari"), order)
+
+
+@pytest.mark.parametrize("change, answer", [
+    ({}, "yes, 1,200 updates"),
+    ({"train/actor_loss": float("nan")}, "no: train/actor_loss is nan"), ({"eval/return": None}, "no: eval/return is missing")])
+def test_a_suite_trains_if_losses_and_an_evaluation_were_logged_and_are_finite(tmp_path, change, answer):
+    line = {**{f"train/{loss}": 1.0 for loss in suites.LOSSES}, "eval/return": 0.0, "time/updates": 1200.0, **change}
+    line = {name: value for name, value in line.items() if value is not None}
+    path = tmp_path / "metrics.jsonl"
+    assert suites.trained(path) == "no: nothing logged"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in ({"step": 1}, line)))
+    assert suites.trained(path) == answer
+
+
+def test_the_page_of_environments_has_every_suite_and_its_commands_name_presets_and_suites_that_exist():
+    page = suites.PAGE.read_text()
+    commands = re.findall(r"^    python dreamer.py --configs (.*?) --task (\S+)(.*)$", page, re.M)
+    assert {task.partition("_")[0] for _, task, _ in commands} == set(SUITES)
+    for names, task, rest in commands:
+        _, flags = settings.parse_flags([*rest.split(), "--task", task])
+        assert settings.load_config(names.split(), flags).task == task
+    for suite in OPTIONAL:
+        assert f"    pip install -r requirements/{suite}.txt" in page and (suites.ROOT / "requirements" / f"{suite}.txt").exists()
