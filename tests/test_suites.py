@@ -355,6 +355,18 @@ def test_a_suite_trains_if_losses_and_an_evaluation_were_logged_and_are_finite(t
     assert suites.trained(path) == answer
 
 
+def test_a_suite_that_cannot_be_installed_gets_its_row_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "PAGE", tmp_path / "page.md")
+    suites.PAGE.write_text(f"{suites.BEGIN}\n{suites.END}\n")
+    (tmp_path / "crafty.txt").write_text("-r dmc.txt\nnumpy==2\n# a comment\ncrafty[all]==1.0\n")
+    flags = ["--order", "crafty", "--trial", "debug", "--code", "0", "--logdir", str(tmp_path), "--requirements", str(tmp_path / "crafty.txt")]
+    assert suites.main(["crafty", "--installs", "no", *flags]) == 1
+    row = suites.PAGE.read_text().splitlines()[3]
+    assert row.startswith("| crafty | `debug` | no | no | no | 20") and row.endswith("crafty missing |") and row.count("numpy") == 1
+    assert suites.main(["crafty", "--installs", "yes", *flags]) == 1
+    assert "| yes | no: nothing logged | no |" in suites.PAGE.read_text()
+
+
 def test_the_page_of_environments_has_every_suite_and_its_commands_name_presets_and_suites_that_exist():
     page = suites.PAGE.read_text()
     commands = re.findall(r"^    python dreamer.py --configs (.*?) --task (\S+)(.*)$", page, re.M)
