@@ -1,13 +1,12 @@
 """Meta-World: `--task metaworld_<task>`, for example metaworld_drawer-open; the fifty tasks of a robot's arm, of its version 3."""
 
 import functools
-import re
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.dmc import choose_renderer
+from envs.dmc import choose_renderer, wants_images
 from envs.gym import ActionRepeat, vectorize
 from settings import unknown
 
@@ -21,14 +20,14 @@ def make(name: str, count: int, config):
     Raises:
         ValueError: for an unknown task, or images without a library that renders them.
     """
-    wants_images = any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
-    choose_renderer(required=wants_images)
+    images = wants_images(config)
+    choose_renderer(required=images)
     import metaworld
 
     names = [known.removesuffix(VERSION) for known in metaworld.MT1.ENV_NAMES]
     if name not in names:
         raise ValueError(unknown("task", f"metaworld_{name}", [f"metaworld_{known}" for known in names]))
-    make_env = functools.partial(_make_one, name + VERSION, config.action_repeat, tuple(config.size) if wants_images else None)
+    make_env = functools.partial(_make_one, name + VERSION, config.action_repeat, tuple(config.size) if images else None)
     return vectorize(make_env, count, config)
 
 
