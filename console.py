@@ -130,7 +130,7 @@ def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> st
     groups = [
         f"{unit} {step:,}",
         _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
-        _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length") if f"eval/{name}" in means}),
+        _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length", "score", "success") if f"eval/{name}" in means}),
         _pairs("held out", _losses(means, "eval/", levels)),
         _pairs("loss", _losses(means, "train/", levels)),
         " ".join(f"{number(means[key])}{NBSP}{rate}" for key, rate in RATES.items() if means.get(key)),

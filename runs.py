@@ -167,12 +167,12 @@ class Run:
         self.logger.write(self.clock)
 
     def measure(self) -> list[dict]:
-        """What an evaluation finds: metrics of every episode, played unless there are none to play."""
+        """What an evaluation finds: metrics of every episode, and the suite's score; nothing if there are none to play."""
         if not self.eval_envs:
             return []
         seed = tools.eval_seed(self.config.seed)
         episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, seed, self.stop)
-        return [episode.metrics for episode in episodes]
+        return [*(episode.metrics for episode in episodes), self.eval_envs.scores([episode.sums for episode in episodes])]
 
     def save(self) -> None:
         """Writes latest.pt, unless nothing has changed since the last time."""

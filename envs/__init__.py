@@ -1,11 +1,12 @@
 """Environments: `make_envs` builds several of one task, stepped together."""
 
 import importlib
+from collections.abc import Callable
 
 import numpy as np
 
 # One file each, imported only when asked for.
-OPTIONAL = ("dmc", "crafter", "memorymaze", "minatar")
+OPTIONAL = ("dmc", "crafter", "memorymaze", "minatar", "minigrid", "popgym", "metaworld")
 SUITES = ("atari", "gym", *OPTIONAL)
 
 
@@ -31,7 +32,7 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
         requirements = f"requirements/{suite}.txt" if suite in OPTIONAL else "requirements.txt"
         raise ValueError(f"task {config.task!r} needs a package that is not installed ({error}); run: "
                          f"pip install -r {requirements}") from error
-    return EnvBatch(envs)
+    return EnvBatch(envs, getattr(module, "scores", None))
 
 
 class EnvBatch:
@@ -42,10 +43,12 @@ class EnvBatch:
 
     Args:
         envs: a gymnasium vector environment with NEXT_STEP autoreset, dict observations, `step_async` and `step_wait`.
+        scores: numbers by name that a list of episodes is worth, each a dict of sums (`return` and what is logged); None if the suite
+            has none beyond the means.
     """
 
-    def __init__(self, envs):
-        self._envs = envs
+    def __init__(self, envs, scores: Callable[[list[dict[str, float]]], dict[str, float]] | None = None):
+        self._envs, self._scores = envs, scores
         self.count = envs.num_envs
         self.obs_space = envs.single_observation_space
         self.act_space = envs.single_action_space
@@ -80,6 +83,10 @@ class EnvBatch:
             "is_last": self._ended,
             "is_terminal": terminated | (info.get("life_lost", False) & ~first),
         }
+
+    def scores(self, episodes: list[dict[str, float]]) -> dict[str, float]:
+        """What these episodes are worth together by the suite's own score, from the sums over each; nothing if it has none."""
+        return self._scores(episodes) if self._scores and episodes else {}
 
     def close(self) -> None:
         if self._pending:

@@ -1,15 +1,17 @@
 """Crafter: `--task crafter_reward`, or crafter_noreward for none."""
 
 import functools
+from collections.abc import Sequence
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.gym import ActionRepeat, vectorize
+from envs.gym import ActionRepeat, OldGym, vectorize
 from settings import unknown
 
 TASKS = ("reward", "noreward")
+LOG = "log_achievement_"
 
 
 def make(name: str, count: int, config):
@@ -26,35 +28,49 @@ def make(name: str, count: int, config):
 
 
 def _make_one(reward: bool, repeat: int, size: tuple[int, int]) -> gymnasium.Env:
-    env = Crafter(reward, size)
+    import crafter
+
+    env = Achievements(OldGym(lambda seed: crafter.Env(size=size[::-1], reward=reward, seed=seed)), crafter.constants.achievements)
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 
-class Crafter(gymnasium.Env):
-    """Crafter with gymnasium's interface; `log_achievement_<name>` is 1 where an achievement is unlocked."""
+class Achievements(gymnasium.Wrapper):
+    """Images as the observation "image", and beside it `log_achievement_<name>`: 1 where an achievement is unlocked, else 0.
 
-    def __init__(self, reward: bool, size: tuple[int, int]):
-        import crafter
+    Args:
+        env: tells in its info how often each achievement was reached.
+        names: of the achievements.
+    """
 
-        self._make_env = functools.partial(crafter.Env, size=size[::-1], reward=reward)
-        self._achievements = crafter.constants.achievements
-        self._env = self._make_env()
-        logs = {f"log_achievement_{name}": spaces.Box(0.0, 1.0, (), np.float32) for name in self._achievements}
-        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (*size, 3), np.uint8), **logs})
-        self.action_space = spaces.Discrete(len(self._env.action_names))
+    def __init__(self, env: gymnasium.Env, names: Sequence[str]):
+        super().__init__(env)
+        # Crafter's own space has width and height the other way round than its images.
+        width, height = env.observation_space.shape[:2]
+        logs = {LOG + name: spaces.Box(0.0, 1.0, (), np.float32) for name in names}
+        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (height, width, 3), np.uint8), **logs})
+        self._names = names
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        if seed is not None:
-            self._env = self._make_env(seed=seed)
-        self._counts = dict.fromkeys(self._achievements, 0)
-        return self._observe(self._env.reset(), self._counts), {}
+        image, info = self.env.reset(seed=seed, options=options)
+        self._counts = dict.fromkeys(self._names, 0)
+        return self._observe(image, self._counts), info
 
     def step(self, action) -> tuple:
-        image, reward, done, info = self._env.step(action)
-        died = info["discount"] == 0.0  # otherwise the time limit
-        return self._observe(image, info["achievements"]), float(reward), died, done and not died, {}
+        image, reward, ended, cut, info = self.env.step(action)
+        return self._observe(image, info["achievements"]), reward, ended, cut, info
 
     def _observe(self, image: np.ndarray, counts: dict[str, int]) -> dict[str, np.ndarray]:
-        unlocked = {name: counts[name] > 0 and self._counts[name] == 0 for name in self._achievements}
+        unlocked = {name: counts[name] > 0 and self._counts[name] == 0 for name in self._names}
         self._counts = dict(counts)
-        return {"image": image, **{f"log_achievement_{name}": np.float32(now) for name, now in unlocked.items()}}
+        return {"image": image, **{LOG + name: np.float32(now) for name, now in unlocked.items()}}
+
+
+def scores(episodes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Crafter's score in percent, `score`: the geometric mean of success rates, exp(mean(log(1 + s))) - 1 with s in percent (Hafner 2021).
+
+    Args:
+        episodes: sums over each, with `achievement_<name>`.
+    """
+    names = [name for name in episodes[0] if name.startswith("achievement_")]
+    percent = [100.0 * np.mean([episode[name] > 0 for episode in episodes]) for name in names]
+    return {"score": float(np.expm1(np.mean(np.log1p(percent))))}

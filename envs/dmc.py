@@ -23,16 +23,21 @@ def make(name: str, count: int, config):
     Raises:
         ValueError: for an unknown task, or images without a library that renders them.
     """
-    wants_images = any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
-    choose_renderer(required=wants_images)
+    images = wants_images(config)
+    choose_renderer(required=images)
     from dm_control import suite
 
     tasks = {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     tasks.update({f"cup_{task}": (domain, task) for domain, task in suite.ALL_TASKS if domain == "ball_in_cup"})
     if name not in tasks:
         raise ValueError(unknown("task", f"dmc_{name}", [f"dmc_{task}" for task in tasks]))
-    make_env = functools.partial(_make_one, *tasks[name], config.action_repeat, tuple(config.size) if wants_images else None)
+    make_env = functools.partial(_make_one, *tasks[name], config.action_repeat, tuple(config.size) if images else None)
     return vectorize(make_env, count, config)
+
+
+def wants_images(config) -> bool:
+    """Whether encoder or decoder asks for the observation "image"."""
+    return any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
 
 
 def choose_renderer(required: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from envs.check import check
@@ -129,3 +130,51 @@ class DictObservation(gymnasium.ObservationWrapper):
 
     def observation(self, obs) -> dict[str, np.ndarray]:
         return self._codec(obs)
+
+
+class OldGym(gymnasium.Env):
+    """An environment with the interface of the `gym` package before 0.26, with gymnasium's.
+
+    There `reset` returns the observation alone, and `step` four values, with one flag for every end. A time limit is told from a
+    true end by "TimeLimit.truncated" in the info, or by a "discount" other than 0.
+
+    Args:
+        make_env: builds the environment from a seed (or None).
+    """
+
+    def __init__(self, make_env: Callable):
+        self._make_env = make_env
+        self._env = make_env(None)
+        self.observation_space = _modern_space(self._env.observation_space)
+        self.action_space = _modern_space(self._env.action_space)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        if seed is not None:
+            self.close()
+            self._env = self._make_env(seed)
+        return self._env.reset(), {}
+
+    def step(self, action) -> tuple:
+        obs, reward, done, info = self._env.step(action)
+        cut = bool(done and (info.get("TimeLimit.truncated", False) or info.get("discount", 0.0) != 0.0))
+        return obs, float(reward), bool(done) and not cut, cut, info
+
+    def close(self) -> None:
+        if hasattr(self._env, "close"):
+            self._env.close()
+
+
+def _modern_space(space) -> gymnasium.Space:
+    # By their attributes, since there are several packages of old spaces, and none of them need be installed.
+    if hasattr(space, "spaces"):
+        parts = space.spaces
+        return spaces.Dict({key: _modern_space(part) for key, part in parts.items()}) if isinstance(parts, dict) \
+            else spaces.Tuple([_modern_space(part) for part in parts])
+    elif hasattr(space, "low"):
+        return spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype).type)
+    elif hasattr(space, "nvec"):
+        return spaces.MultiDiscrete(space.nvec)
+    elif hasattr(space, "n"):
+        return spaces.MultiBinary(space.n) if type(space).__name__ == "MultiBinary" else spaces.Discrete(int(space.n))
+    raise ValueError(f"the space {space} of an environment for the package gym is not supported; allowed are Box, Discrete, "
+                     "MultiDiscrete and MultiBinary, and dicts and tuples of them")
