@@ -413,6 +413,14 @@ def changes_from_defaults(config: Config) -> list[tuple[str, str, str]]:
     return changes({**suite, **sections["defaults"]}, plain(config))
 
 
+def shown(stored: dict) -> dict[str, str]:
+    """Every setting of a stored run as text by name; those that came later have their defaults."""
+    sections = _sections()
+    suite = sections["suites"].get(str(stored["task"]).partition("_")[0], {})
+    flat = flatten({**suite, **sections["defaults"]}) | flatten(stored)
+    return {name: _show(value) for name, value in flat.items()}
+
+
 def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:
     """How settings that say what weights mean differ from those stored with them, see `changes`; sizes of latents may."""
     latent = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
