@@ -36,21 +36,29 @@ class Metrics(NamedTuple):
     damaged: int
 
 
+def read_rows(path: pathlib.Path) -> tuple[list[dict], int]:
+    """Objects with a frame under "step" from a file with one on each line, and how many lines are none; nothing from a missing file."""
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]  # behind the last line break a line is incomplete
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, LookupError, OverflowError):
+            continue
+    return rows, len(lines) - len(rows)
+
+
 def read(logdir: pathlib.Path) -> Metrics:
     """The metrics of the run in this folder; none if it has no metrics.jsonl.
 
     A last line that is still being written is left out. A run that was killed and continued goes over some frames again; then
     what it wrote last counts.
     """
-    path, columns, damaged = logdir / "metrics.jsonl", {}, 0
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]  # behind the last line break a line is incomplete
-    for line in lines:
-        try:
-            row = json.loads(line)
-            frame = int(row.pop("step"))
-        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
-            damaged += 1
-            continue
+    columns = {}
+    rows, damaged = read_rows(logdir / "metrics.jsonl")
+    for row in rows:
+        frame = row.pop("step")
         for name, value in row.items():
             if type(value) in (int, float):
                 frames, values = columns.setdefault(RENAMED.get(name, name), ([], []))

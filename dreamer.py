@@ -27,6 +27,7 @@ import runs
 import settings
 import tools
 import weights
+import writers
 from collect import Collector, Finished, play_episodes
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
@@ -227,6 +228,7 @@ class Training:
             changes = settings.changes_of_run(runs.stored_config(self.logdir), config, self.logdir)
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
+        writers.check(config)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
         tools.allow_tf32()
@@ -256,7 +258,7 @@ class Training:
         if self.origin:
             self._report(checkpoint, found)
         self.missing_steps = self._missing_prefill(self.resume(checkpoint))
-        self.logger = tools.Logger(self.logdir)
+        self.logger = tools.Logger(self.logdir, writers.of_run(config, self.logdir))
         self.collector = Collector(self.envs, self.replay, self.logdir / "train_eps", seed=train_seed(config.seed, self.step),
                                    training=True)
         self.should_eval = tools.Every(config.eval_every, self.last_eval)

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,12 +27,14 @@ class Logger:
 
     Args:
         logdir: folder of the run.
+        more: writers beside these, see writers.py.
     """
 
-    def __init__(self, logdir: pathlib.Path):
+    def __init__(self, logdir: pathlib.Path, more: Sequence = ()):
         from torch.utils.tensorboard import SummaryWriter
 
         self.logdir = logdir
+        self._more = more
         self._values = {}
         self._writer = SummaryWriter(str(logdir), max_queue=1000)
 
@@ -51,6 +54,8 @@ class Logger:
                 self._writer.add_scalar(key, value, step)
             self._writer.flush()
             console.say(console.metrics_lines(step, means))
+            for writer in self._more:
+                writer.scalars(step, means)
         return means
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
@@ -67,10 +72,14 @@ class Logger:
         path.write_bytes(buffer.getvalue())
         image = Summary.Image(height=first.height, width=first.width, colorspace=3, encoded_image_string=buffer.getvalue())
         self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        for writer in self._more:
+            writer.video(name, path, step)
         return path
 
     def close(self) -> None:
         self._writer.close()
+        for writer in self._more:
+            writer.close()
 
 
 def _mean(values: list) -> float:
