@@ -208,7 +208,7 @@ def draw_seeds(axis, seeds: Sequence[Curve], color: str, label: str) -> None:
     for curve in seeds:
         axis.plot(curve.frames, curve.values, color=color, alpha=0.35, linewidth=1)
     band = curves.over_seeds(seeds)
-    axis.plot(band.frames, band.mean, color=color, linewidth=2.2, label=f"{label}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+    axis.plot(band.frames, band.mean, color=color, linewidth=2.2, label=f"{label}, {len(seeds)} run{'s' if len(seeds) > 1 else ''}")
     axis.fill_between(band.frames, band.low, band.high, color=color, alpha=0.15, linewidth=0)
 
 
