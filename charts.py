@@ -18,13 +18,13 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 340, 8, 166  # of the plot inside
 POINTS, DOTS = 240, 40  # a curve is drawn with at most so many points; dots that tell their value if there are fewer than these
 COLORS = 4
 STYLE = """
-figure.chart { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5em .6em .2em; min-width: 0 }
+figure.chart { margin: 0; min-width: 0; padding: .5em .6em .2em; background: var(--card); border: 1px solid var(--line); border-radius: 6px }
 figure.chart figcaption { font-size: .9em; display: flex; flex-wrap: wrap; gap: 0 1em; font-variant-numeric: tabular-nums }
 figure.chart svg { display: block; width: 100%; height: auto; font: 10px system-ui, sans-serif }
 .chart text { fill: var(--faint) } .chart .grid { stroke: var(--line); stroke-width: 1; fill: none }
-.chart polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round } .chart polygon { opacity: .18 }
-""" + "".join(f".k{n} polyline {{ stroke: var(--c{n}) }} .k{n} circle, .k{n} polygon {{ fill: var(--c{n}) }} b.k{n} {{ color: var(--c{n}) }}\n"
-              for n in range(COLORS))
+.chart polyline { fill: none; stroke: var(--own); stroke-width: 1.8; stroke-linejoin: round }
+.chart circle { fill: var(--own) } .chart polygon { fill: var(--own); opacity: .18 } .chart b { color: var(--own) }
+""" + "".join(f".k{number} {{ --own: var(--c{number}) }}\n" for number in range(COLORS))
 
 
 def chart(title: str, lines: dict[str, Curve], end: int) -> str:

@@ -113,7 +113,8 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
         console.warn(f"left out, without {metric} yet: {console.first(without)}")
     unknown = [str(run.logdir) for run in runs if run.described is None and (run.label is None or run.task == UNKNOWN_TASK)]
     if unknown:
-        console.warn(f"no config.yaml, as in runs of dreamerv3-torch: {console.first(unknown)}; say what it is with LABEL=FOLDER and --task")
+        console.warn(f"no config.yaml, as in runs of dreamerv3-torch: {console.first(unknown)}; say what it is with LABEL=FOLDER and "
+                     "--task")
     return runs
 
 

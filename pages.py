@@ -9,7 +9,7 @@ STYLE = """
   --c0: #1f6fc4; --c1: #d9571f; --c2: #1a8f63; --c3: #8250c4 }
 @media (prefers-color-scheme: dark) { :root { --back: #16181b; --card: #1e2125; --text: #e6e7e9; --faint: #9a9ea6; --line: #34383e;
   --c0: #6cb0f5; --c1: #f59a62; --c2: #55c99b; --c3: #bb96f2 } }
-body { font: 15px/1.45 system-ui, sans-serif; background: var(--back); color: var(--text); max-width: 76em; margin: 1.5em auto; padding: 0 1em }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 76em; margin: 1.5em auto; padding: 0 1em; background: var(--back); color: var(--text) }
 h1 { font-size: 1.5em; margin: 0 0 .2em } h2 { font-size: 1.15em; margin: 1.8em 0 .6em }
 p { max-width: 62em } .faint { color: var(--faint) } a { color: var(--c0) } img { max-width: 100% }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }

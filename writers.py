@@ -109,5 +109,6 @@ class Forgiving:
             call(*args)
         except Exception as error:  # whatever a network, a disk or a package may fail with
             if not self._warned:
-                console.warn(f"{type(self._writer).__name__} failed; training goes on ({type(error).__name__}: {' '.join(str(error).split())})")
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                console.warn(f"{type(self._writer).__name__} failed; training goes on ({reason})")
             self._warned = True

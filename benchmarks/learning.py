@@ -8,7 +8,6 @@ as a small JSON file; beside them those of the random policy. `draw.py` draws th
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform

@@ -34,8 +34,8 @@ def groups_of(*folders: pathlib.Path | str, by: list[str] | None = None) -> dict
 
 
 def test_a_line_that_is_still_being_written_is_left_out_and_damaged_ones_are_counted(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2, "text": "x", "flag": true}\n\xff\xfe\n[3]\n{"a": 4}\n{"step": 5, "a": NaN}\n'
-                                             b'{"step": 6, "a": 7}')
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1, "a": 2, "text": "x", "flag": true}\n\xff\xfe\n[3]\n{"a": 4}\n{"step": 5, "a": NaN}\n{"step": 6, "a": 7}')
     found, damaged = curves.read(tmp_path)
     assert damaged == 3 and list(found) == ["a"]
     np.testing.assert_array_equal(found["a"].frames, [1, 5])

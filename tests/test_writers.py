@@ -69,7 +69,8 @@ def test_a_continued_run_goes_on_in_the_same_run_and_another_folder_has_another(
 
 
 def test_training_sends_what_it_logs(wandb, tmp_path):
-    flags = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "0", "--logdir", str(tmp_path)]
+    flags = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "0"]
+    flags += ["--logdir", str(tmp_path)]
     assert dreamer.main([*flags, "--steps", "120", "--wandb_project", "mine"]) == 0
     assert wandb.begun[0]["dir"] == str(tmp_path) and wandb.logged[-1]["frame"] == 120 and len(wandb.finished) == 1
     assert dreamer.main([*flags, "--steps", "140"]) == 0
