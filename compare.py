@@ -67,14 +67,14 @@ def find_runs(words: Iterable[str]) -> list[tuple[pathlib.Path, str | None]]:
     """
     found = {}
     for word in words:
-        label, equals, path = word.rpartition("=") if not pathlib.Path(word).exists() else ("", "", word)
+        label, _, path = ("", "", word) if pathlib.Path(word).exists() else word.rpartition("=")
         folder = pathlib.Path(path).expanduser()
         if not folder.is_dir():
             raise ValueError(f"there is no folder {str(folder)!r}; give folders of runs, or folders that hold them")
         below = sorted(runs_below(folder))
         if not below:
             raise ValueError(f"{folder} holds no run: there is no metrics.jsonl in it or below")
-        found.update({logdir.resolve(): (logdir, label if equals else None) for logdir in below})
+        found.update({logdir.resolve(): (logdir, label or None) for logdir in below})
     return list(found.values())
 
 

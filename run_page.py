@@ -13,6 +13,7 @@ import pathlib
 import re
 import sys
 import time
+import urllib.parse
 
 import charts
 import console
@@ -96,7 +97,7 @@ def page(logdir: pathlib.Path, stored: dict, training: bool) -> str:
     end = max((int(curve.frames[-1]) for curve in found.values()), default=0)
     drawn = {section: "".join(charts.chart(title, lines, end) for title, lines in panels.items())
              for section, panels in arrange(found).items()}
-    sections = {section: f'<div class="grid">{charts}</div>' for section, charts in drawn.items() if charts}
+    sections = {section: f'<div class="grid">{panels}</div>' for section, panels in drawn.items() if panels}
     sections = {"Returns": "", "Latest videos": videos(logdir), **sections, **about_settings(logdir, stored)}
     body = summary(logdir, stored, found, end, training) + "".join(
         f"<h2>{heading}</h2>{content}\n" for heading, content in sections.items() if content)
@@ -144,7 +145,7 @@ def videos(logdir: pathlib.Path) -> str:
             latest[kind] = (path, int(frame))  # names have the frame with leading zeros: the last is the latest
     shown = [f'<figure><figcaption>{html.escape(kind)}, frame {frame:,}'
              f'{": " + OPEN_LOOP if kind.startswith("openl_") else ""}</figcaption>'
-             f'<img src="../videos/{html.escape(path.name)}" alt="{html.escape(kind)}"></figure>' for kind, (path, frame) in latest.items()]
+             f'<img src="../videos/{urllib.parse.quote(path.name)}" alt="{html.escape(kind)}"></figure>' for kind, (path, frame) in latest.items()]
     return f'<div class="videos">{"".join(shown)}</div>' if shown else ""
 
 
