@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 import console
 import latents
+import pages
 import probes
 from agents import Data, decode, observe, play, read_agent, seen
 from dreamer import Dreamer
@@ -341,26 +342,14 @@ CAPTIONS = {
     "spread": "How wrong dreams are, and how far they lie apart, by the levels that are drawn.",
     "probes": "Linear probes on episodes that they have not seen. Black frames: the same from an untrained network.",
 }
-STYLE = "body{font:15px sans-serif;max-width:62em;margin:2em auto;padding:0 1em}img{max-width:100%}table{border-collapse:collapse}" \
-        "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}"
-
-
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows of numbers by name as HTML."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = ["<tr><th></th>" + "".join(f"<th>{html.escape(column)}</th>" for column in columns) + "</tr>"]
-    for name, row in rows.items():
-        cells = "".join(f"<td>{console.number(row[column]) if column in row else ''}</td>" for column in columns)
-        lines.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"
 
 
 def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str:
     """The report as HTML that shows `<figure>.png` beside it."""
-    tables = {"codes": table(numbers["levels"]), "reconstructions": table(numbers["reconstruction"])}
+    tables = {"codes": pages.number_table(numbers["levels"]), "reconstructions": pages.number_table(numbers["reconstruction"])}
     if "probes" in numbers:
-        tables["probes"] = table({**numbers["probes"]["trained"],
-                                  **{f"untrained: {name}": row for name, row in numbers["probes"]["untrained"].items()}})
+        untrained = {f"untrained: {name}": row for name, row in numbers["probes"]["untrained"].items()}
+        tables["probes"] = pages.number_table({**numbers["probes"]["trained"], **untrained})
     headings = {"codes": "Levels", "reconstructions": "Reconstructions", "dreams": "Dreams", "spread": "Dreams by level",
                 "probes": "What can be read off"}
     parts = []
@@ -368,8 +357,7 @@ def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str
         picture = f'<p><img src="{name}.png" alt="{heading}"></p>' if name in figures else ""
         if picture or name in tables:
             parts.append(f"<h2>{heading}</h2><p>{CAPTIONS[name]}</p>{tables.get(name, '')}{picture}")
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-            f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{''.join(parts)}</html>")
+    return pages.document(title, f"<p>{html.escape(about)}</p>{''.join(parts)}")
 
 
 def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str) -> pathlib.Path:

@@ -17,6 +17,7 @@ import console
 import offline
 import settings
 import tools
+import writers
 from collect import play_episodes
 from envs import EnvBatch, make_envs
 
@@ -45,6 +46,7 @@ class Run:
             changes = settings.changes_of_run(stored_config(self.logdir), config, self.logdir)
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
+        writers.check(config)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
         tools.allow_tf32()
@@ -94,7 +96,7 @@ class Run:
         self.begin(checkpoint)
         if self.origin or not checkpoint:
             self.last_eval = self.clock  # evaluations of another run do not count
-        self.logger = tools.Logger(self.logdir, self.unit)
+        self.logger = tools.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir))
         self.should_eval = tools.Every(config.eval_every, self.last_eval)
         self.should_save = tools.Timer(config.checkpoint_every)
         self.should_log = tools.Every(config.log_every, self.clock)

@@ -5,6 +5,7 @@ made from it (`python settings.py` writes the latter).
 """
 
 import difflib
+import functools
 import math
 import pathlib
 import re
@@ -406,9 +407,20 @@ def changes(old: dict, new: dict) -> list[tuple[str, str, str]]:
 
 def changes_from_defaults(config: Config) -> list[tuple[str, str, str]]:
     """What differs from the section `defaults`; settings that only the task's suite has are compared with the suite."""
+    return changes(_defaults_of(str(config.task)), plain(config))
+
+
+@functools.cache
+def _defaults_of(task: str) -> dict:
+    """Section `defaults` with the settings of the task's suite."""
     sections = _sections()
-    suite = sections["suites"][config.task.partition("_")[0]]
-    return changes({**suite, **sections["defaults"]}, plain(config))
+    return {**sections["suites"].get(task.partition("_")[0], {}), **sections["defaults"]}
+
+
+def shown(stored: dict) -> dict[str, str]:
+    """Every setting of a stored run as text by name; those that came later have their defaults."""
+    flat = flatten(_defaults_of(str(stored["task"]))) | flatten(stored)
+    return {name: _show(value) for name, value in flat.items()}
 
 
 def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,12 +28,13 @@ class Logger:
     Args:
         logdir: folder of the run.
         unit: what a step of the log is, for the console.
+        more: writers beside these, see writers.py.
     """
 
-    def __init__(self, logdir: pathlib.Path, unit: str = "frame"):
+    def __init__(self, logdir: pathlib.Path, unit: str = "frame", more: Sequence = ()):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.logdir, self._unit = logdir, unit
+        self.logdir, self._unit, self._more = logdir, unit, more
         self._values = {}
         self._writer = SummaryWriter(str(logdir), max_queue=1000)
 
@@ -52,6 +54,8 @@ class Logger:
                 self._writer.add_scalar(key, value, step)
             self._writer.flush()
             console.say(console.metrics_lines(step, means, self._unit))
+            for writer in self._more:
+                writer.scalars(step, means)
         return means
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
@@ -64,10 +68,14 @@ class Logger:
         path.write_bytes(gif)
         image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif)
         self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        for writer in self._more:
+            writer.video(name, path, step)
         return path
 
     def close(self) -> None:
         self._writer.close()
+        for writer in self._more:
+            writer.close()
 
 
 def encode_gif(frames: np.ndarray, fps: int) -> bytes:

@@ -8,7 +8,6 @@ Figures go to docs/results/, tables to where docs/results.md has them, between l
 import pathlib
 import re
 import sys
-from collections.abc import Collection
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,14 +16,12 @@ from matplotlib.ticker import MaxNLocator
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import compare  # noqa: E402
+import curves  # noqa: E402
 from benchmarks import learning, results, worldmodel  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "results.md"
 FIGURES = HERE.parent / "docs" / "results"
-
-
-def seeds_label(variant: str, seeds: Collection) -> str:
-    return f"{variant}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
 # How agents learn
@@ -47,29 +44,22 @@ def learning_results(plan: dict) -> dict[str, dict]:
 
 
 def final_return(result: dict) -> float:
-    """Mean over the evaluations of the last quarter of a run: one evaluation is a few episodes of an agent that still changes."""
-    frames, returns = np.array(result["evaluations"]).T
-    return float(returns[frames > 0.75 * frames[-1]].mean())
+    """Mean over the evaluations of the last quarter of a run."""
+    return curves.final_value(evaluations(result))
+
+
+def evaluations(result: dict) -> curves.Curve:
+    return curves.Curve(*np.array(result["evaluations"]).T)
 
 
 def learning_figure(plan: dict, found: dict) -> Figure:
-    """Evaluation return against frames, a panel for each task: every seed thin, their mean thick."""
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(found):]:
-        axis.set_visible(False)
-    for axis, (task, variants) in zip(axes.flat, found.items()):
+    """Evaluation return against frames, a panel for each task, drawn as `compare.draw_seeds` says."""
+    figure, axes = compare.panels(len(found))
+    for axis, (task, variants) in zip(axes, found.items()):
         settings = plan["tasks"][task]
         for number, variant in enumerate(plan["variants"]):
-            curves = [dict(result["evaluations"]) for result in variants[variant].values()]  # {frames: return}
-            for curve in curves:
-                axis.plot(curve.keys(), curve.values(), color=f"C{number}", alpha=0.35, linewidth=1)
-            if curves:
-                shared = sorted(set.intersection(*map(set, curves)))
-                mean = [np.mean([curve[frame] for curve in curves]) for frame in shared]
-                axis.plot(shared, mean, color=f"C{number}", linewidth=2.5, label=seeds_label(variant, curves))
+            if variants[variant]:
+                compare.draw_seeds(axis, [evaluations(result) for result in variants[variant].values()], f"C{number}", variant)
         if "random" in variants:
             axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", label="random policy")
         if "learned" in settings:
@@ -129,17 +119,15 @@ def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
 
 
 def worldmodel_figure(found: dict) -> Figure:
-    """The bound by updates and the open-loop error by steps, a column for each data: every seed thin, their mean thick."""
+    """The bound by updates and the open-loop error by steps, a column for each data, drawn as `compare.draw_seeds` says."""
     figure = Figure(figsize=(5.5 * len(found), 7), layout="constrained")
     axes = figure.subplots(2, len(found), squeeze=False)
     for column, (name, variants) in enumerate(found.items()):
         for number, (variant, seeds) in enumerate(variants.items()):
-            bounds = np.array([result["bounds"] for result in seeds.values()])  # (seeds, points, 2)
-            errors = np.array([result["open_loop"] for result in seeds.values()])  # (seeds, HORIZON)
-            for axis, x, curves in ((axes[0, column], bounds[0, :, 0], bounds[..., 1]),
-                                    (axes[1, column], np.arange(1, errors.shape[1] + 1), errors)):
-                axis.plot(x, curves.T, color=f"C{number}", alpha=0.3, linewidth=0.8)
-                axis.plot(x, curves.mean(0), color=f"C{number}", linewidth=2, label=seeds_label(variant, seeds))
+            bounds = [curves.Curve(*np.array(result["bounds"]).T) for result in seeds.values()]
+            errors = [curves.Curve(np.arange(1, len(result["open_loop"]) + 1), np.array(result["open_loop"])) for result in seeds.values()]
+            compare.draw_seeds(axes[0, column], bounds, f"C{number}", variant)
+            compare.draw_seeds(axes[1, column], errors, f"C{number}", variant)
         axes[0, column].set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step (less is better)")
         axes[1, column].set(xlabel="steps since the last one seen", ylabel="squared error of the observation")
         axes[0, column].legend(fontsize=7)

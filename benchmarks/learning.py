@@ -8,7 +8,6 @@ as a small JSON file; beside them those of the random policy. `draw.py` draws th
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
@@ -25,6 +24,7 @@ from ruamel.yaml import YAML
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import curves  # noqa: E402
 import settings  # noqa: E402
 import tools  # noqa: E402
 from benchmarks import results  # noqa: E402
@@ -153,10 +153,8 @@ def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], 
 
 def read_evaluations(logdir: pathlib.Path) -> list[tuple[int, float]]:
     """(frames, mean return of the evaluation episodes), in order."""
-    path = logdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    returns = {row["step"]: round(row["eval/return"], 3) for row in rows if "eval/return" in row}  # a continued run may repeat one
-    return sorted(returns.items())
+    found = curves.read(logdir).curves
+    return [(int(frame), round(float(value), 3)) for frame, value in zip(*found["eval/return"])] if "eval/return" in found else []
 
 
 def main() -> None:

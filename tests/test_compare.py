@@ -1,0 +1,185 @@
+"""Comparing runs: reading metrics.jsonl, groups and their names, means over seeds, and the command itself."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import compare
+import curves
+import settings
+import tools
+
+
+def write_run(folder: pathlib.Path, returns: dict[int, float], presets: tuple[str, ...] = (), **overrides) -> pathlib.Path:
+    """A folder with the settings and the evaluations of a run."""
+    folder.mkdir(parents=True)
+    config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "logdir": str(folder), **overrides})
+    with open(folder / "config.yaml", "wb") as file:
+        settings.write_yaml(config, file)
+    (folder / "metrics.jsonl").write_text("".join(
+        json.dumps({"step": frame, "eval/return": value}) + "\n" for frame, value in returns.items()))
+    return folder
+
+
+def groups_of(*folders: pathlib.Path | str, by: list[str] | None = None) -> dict[str, dict[str, int]]:
+    """{task: {label: runs}} as the command would group them."""
+    runs = compare.read_runs(compare.find_runs(map(str, folders)), "eval/return", None)
+    return {task: {group.label: len(group.runs) for group in groups} for task, groups in compare.group_runs(runs, by).items()}
+
+
+# Reading
+
+
+def test_a_line_that_is_still_being_written_is_left_out_and_damaged_ones_are_counted(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1, "a": 2, "text": "x", "flag": true}\n\xff\xfe\n[3]\n{"a": 4}\n{"step": 5, "a": NaN}\n{"step": 6, "a": 7}')
+    found, damaged = curves.read(tmp_path)
+    assert damaged == 3 and list(found) == ["a"]
+    np.testing.assert_array_equal(found["a"].frames, [1, 5])
+    np.testing.assert_array_equal(found["a"].values, [2.0, np.nan])
+    np.testing.assert_array_equal(curves.finite(found["a"]).values, [2.0])
+    assert curves.read(tmp_path / "missing") == ({}, 0)
+
+
+def test_frames_that_a_continued_run_goes_over_again_count_as_written_last(tmp_path):
+    steps = [1, 2, 3, 4, 2, 3, 3, 5]
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "a": {number}}}\n' for number, step in enumerate(steps)))
+    curve = curves.read(tmp_path).curves["a"]
+    assert list(zip(*curve)) == [(1, 0.0), (2, 4.0), (3, 6.0), (5, 7.0)]
+
+
+def test_metrics_of_dreamerv3_torch_have_the_names_of_this_program(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 400, "train_return": 1.0, "train_length": 2.0}\n{"step": 800, "eval_return": 3.0}\n'
+                                            '{"step": 800, "image_loss": 4.0, "fps": 5.0}\n')
+    assert sorted(curves.read(tmp_path).curves) == ["episode/length", "episode/return", "eval/return", "time/fps", "train/image_loss"]
+
+
+def test_means_over_seeds_are_taken_where_all_seeds_are():
+    one = curves.Curve(np.array([0, 10, 20]), np.array([0.0, 10.0, 20.0]))
+    other = curves.Curve(np.array([5, 15]), np.array([1.0, 3.0]))
+    band = curves.over_seeds([one, other])
+    assert list(zip(*band)) == [(5, 3.0, 1.0, 5.0), (10, 6.0, 2.0, 10.0), (15, 9.0, 3.0, 15.0)]
+
+
+@pytest.mark.parametrize("count, parts", [(7, 300), (300, 300), (1000, 300), (10_001, 37)])
+def test_a_thinned_curve_keeps_ends_extremes_and_mean(count, parts):
+    rng = np.random.default_rng(count)
+    frames, values = np.sort(rng.choice(10 ** 6, count, replace=False)), rng.normal(size=count)
+    band = curves.thinned(curves.Curve(frames, values), parts)
+    assert len(band.frames) == min(count, parts) and (np.diff(band.frames) > 0).all()
+    assert (band.low.min(), band.high.max()) == (values.min(), values.max())
+    expected = [part.mean() for part in np.array_split(values, len(band.mean))]
+    assert abs(np.mean(band.mean) - np.mean(expected)) < 0.05
+    if count <= parts:
+        np.testing.assert_array_equal(band.mean, values)
+
+
+def test_a_curve_of_one_entry_at_the_start_has_a_final_value():
+    assert curves.final_value(curves.Curve(np.array([0]), np.array([3.0]))) == 3.0
+
+
+# Groups
+
+
+def test_runs_that_differ_in_seed_and_folder_are_one_group_and_tasks_are_apart(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "flat" / str(seed), {1000: 1.0}, seed=seed)
+        write_run(tmp_path / "two" / str(seed), {1000: 2.0}, ("hdreamer",), seed=seed, steps=5 + seed, device="cpu")
+    write_run(tmp_path / "pendulum", {1000: 3.0}, task="gym_Pendulum-v1")
+    assert groups_of(tmp_path) == {"gym_CartPole-v1": {"flat": 3, "two levels": 3}, "gym_Pendulum-v1": {"flat": 1}}
+    assert groups_of(tmp_path, tmp_path / "flat", tmp_path / "flat" / "1") == groups_of(tmp_path)  # each run counts once
+
+
+def test_sizes_of_the_other_kind_of_latent_do_not_part_runs(tmp_path):
+    write_run(tmp_path / "a", {1000: 1.0}, dyn_stoch_top=3)
+    write_run(tmp_path / "b", {1000: 1.0}, dyn_stoch_bottom=5)
+    assert groups_of(tmp_path) == {"gym_CartPole-v1": {"flat": 2}}
+    write_run(tmp_path / "c", {1000: 1.0}, dyn_stoch=8)
+    assert groups_of(tmp_path) == {"gym_CartPole-v1": {"latent 32x32": 2, "latent 8x32": 1}}
+
+
+def test_names_are_a_few_settings_and_the_rest_is_told_besides(tmp_path):
+    write_run(tmp_path / "a", {1000: 1.0}, ("small",))
+    write_run(tmp_path / "b", {1000: 1.0}, ("small", "hdreamer"))
+    write_run(tmp_path / "c", {1000: 1.0}, ("small", "hdreamer"), model_lr=0.5)
+    write_run(tmp_path / "d", {1000: 1.0}, ("small", "hdreamer"), model_lr=0.5, **{"actor.lr": 0.25, "critic.lr": 0.25})
+    labels = groups_of(tmp_path)["gym_CartPole-v1"]
+    assert len(labels) == 4 and all(label.count(",") <= 2 for label in labels)
+    runs = compare.read_runs(compare.find_runs([str(tmp_path)]), "eval/return", None)
+    for group in compare.group_runs(runs)["gym_CartPole-v1"]:
+        told = {**dict(part.rsplit(" ", 1) for part in group.label.split(", ")[1:]), **group.besides}
+        assert {"model_lr", "actor.lr", "critic.lr"} <= told.keys() and "units" not in told
+
+
+def test_groups_differ_in_what_is_asked_for(tmp_path):
+    for number, (seed, rate) in enumerate([(0, 0.1), (1, 0.1), (0, 0.2), (1, 0.2)]):
+        write_run(tmp_path / str(number), {1000: 1.0}, seed=seed, model_lr=rate)
+    assert groups_of(tmp_path, by=["seed"]) == {"gym_CartPole-v1": {"seed 0": 2, "seed 1": 2}}
+    with pytest.raises(ValueError, match="did you mean 'model_lr'"):
+        groups_of(tmp_path, by=["model_l"])
+
+
+def test_a_run_from_before_a_setting_existed_has_its_default(tmp_path):
+    write_run(tmp_path / "new", {1000: 1.0})
+    old = write_run(tmp_path / "old", {1000: 1.0}) / "config.yaml"
+    old.write_text("".join(line for line in old.read_text().splitlines(True) if not line.startswith(("kl_free", "seed"))))
+    assert groups_of(tmp_path) == {"gym_CartPole-v1": {"flat": 2}}
+
+
+def test_labels_by_hand_come_before_settings(tmp_path):
+    write_run(tmp_path / "a", {1000: 1.0})
+    write_run(tmp_path / "b", {1000: 1.0}, model_lr=0.5)
+    write_run(tmp_path / "x=y", {1000: 1.0}, ("hdreamer",))
+    assert groups_of(f"mine={tmp_path / 'a'}", f"mine={tmp_path / 'b'}", tmp_path / "x=y") == {
+        "gym_CartPole-v1": {"mine": 2, "two levels": 1}}
+
+
+# The command
+
+
+def test_the_command_draws_figures_and_prints_final_values(tmp_path, capsys):
+    write_run(tmp_path / "a", {1000: 0.0, 2000: 10.0, 3000: 20.0, 4000: 40.0}, seed=0)
+    write_run(tmp_path / "b", {1000: 0.0, 2000: 10.0, 3000: 20.0, 4000: 60.0}, seed=1)
+    write_run(tmp_path / "c", {1000: 0.0, 2000: 8.0}, ("hdreamer",), seed=7)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "metrics.jsonl").write_text('{"step": 1')
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "metrics.jsonl").write_text('{"step": 1000, "eval_return": 5.0}\n')
+    figures = [tmp_path / "figure.png", tmp_path / "figure.svg"]
+    assert compare.main([str(tmp_path / "new"), f"reference={old}", *map(str, (tmp_path / "a", tmp_path / "b", tmp_path / "c")),
+                         "--task", "gym_CartPole-v1", "--out", *map(str, figures)]) == 0
+    output = capsys.readouterr()
+    rows = [line.split() for line in output.out.splitlines()]
+    assert ["gym_CartPole-v1", "flat", "2", "0", "1", "50", "40", "60", "4,000"] in rows
+    assert ["gym_CartPole-v1", "two", "levels", "1", "7", "8", "8", "8", "2,000"] in rows
+    assert ["gym_CartPole-v1", "reference", "1", "?", "5", "5", "5", "1,000"] in rows
+    assert output.err == f"warning: left out, without eval/return yet: {tmp_path / 'new'}\n"
+    with Image.open(figures[0]) as image:
+        assert min(image.size) > 300
+    assert "<svg" in figures[1].read_text()
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["missing"], "no folder 'missing'"), (["label=missing"], "no folder 'missing'"), (["empty"], "holds no run"),
+    (["run", "--metric", "eval/retrun"], "did you mean 'eval/return'"), (["run", "--out", "figure.xyz"], "written as .png, .svg"),
+    (["run", "--out", "nowhere/figure.png"], "No such file"), (["run", "--by", "sed"], "did you mean 'seed'"),
+    (["nonsense"], "no metrics yet"), (["damaged"], "config.yaml is damaged")])
+def test_what_cannot_be_compared_is_said_in_one_line(flags, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(pathlib.Path("run"), {1000: 1.0})
+    write_run(pathlib.Path("damaged"), {1000: 1.0})
+    pathlib.Path("damaged/config.yaml").write_text("{")
+    for name, text in (("empty", None), ("nonsense", "what is this\n")):
+        pathlib.Path(name).mkdir()
+        if text:
+            pathlib.Path(name, "metrics.jsonl").write_text(text)
+    try:
+        code = compare.main(flags)
+    except SystemExit as exit:
+        code = exit.code
+    error = capsys.readouterr().err.splitlines()
+    assert code == 2 and expected in error[-1] and "Traceback" not in error
