@@ -45,8 +45,10 @@ def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, 
     checkpoint = checkpoints.load(file, "Give the folder of a run that dreamer.py has trained, or a checkpoint in it")
     stored = checkpoint.get("config")
     if not isinstance(stored, dict):
-        raise ValueError(f"{file} holds no settings, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
-                         f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}")
+        raise ValueError(
+            f"{file} holds no settings, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
+            f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}"
+        )
     config = settings.load_config(overrides={**settings.flatten(stored), "device": device, "compile": False})
     agent = Dreamer(*_spaces(checkpoint, config), config)
     agent.load_state_dict(checkpoint["agent_state_dict"])
@@ -93,7 +95,7 @@ def observe(model: WorldModel, data: Data) -> tuple[State, State]:
     state, chunks = None, []
     for start in range(0, data["action"].shape[1], CHUNK):
         with autocast(model._config):
-            part = model.preprocess({key: value[:, start:start + CHUNK] for key, value in data.items()})
+            part = model.preprocess({key: value[:, start : start + CHUNK] for key, value in data.items()})
             post, prior = model.dynamics.observe(model.encoder(part), part["action"], part["is_first"], state)
         state = {key: value[:, -1] for key, value in post.items()}
         chunks.append([{key: value.cpu() for key, value in states.items()} for states in (post, prior)])
@@ -107,7 +109,7 @@ def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
     flat = {key: value.flatten(0, len(shape) - 1) for key, value in state.items()}
     parts = []
     for chunk in range(0, len(flat["deter"]), 512):
-        feat = model.dynamics.get_feat({key: value[chunk:chunk + 512].to(model.dynamics.W.device) for key, value in flat.items()})
+        feat = model.dynamics.get_feat({key: value[chunk : chunk + 512].to(model.dynamics.W.device) for key, value in flat.items()})
         with autocast(model._config):
             parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

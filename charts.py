@@ -18,7 +18,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 340, 8, 166  # of the plot inside
 POINTS, DOTS = 240, 40  # a curve is drawn with at most so many points; dots that tell their value if there are fewer than these
 COLORS = 4
 STYLE = """
-figure.chart { margin: 0; min-width: 0; padding: .5em .6em .2em; background: var(--card); border: 1px solid var(--line); border-radius: 6px }
+figure.chart { margin: 0; min-width: 0; padding: .5em .6em .2em; background: var(--card); border: 1px solid var(--line);
+  border-radius: 6px }
 figure.chart figcaption { font-size: .9em; display: flex; flex-wrap: wrap; gap: 0 1em; font-variant-numeric: tabular-nums }
 figure.chart svg { display: block; width: 100%; height: auto; font: 10px system-ui, sans-serif }
 .chart text { fill: var(--faint) } .chart .grid { stroke: var(--line); stroke-width: 1; fill: none }
@@ -36,13 +37,20 @@ def chart(title: str, lines: dict[str, Curve], end: int) -> str:
     Args:
         end: frame at which the horizontal axis ends.
     """
-    bands = {name: curves.thinned(kept, POINTS) for name, kept in ((name, curves.finite(line)) for name, line in lines.items())
-             if len(kept.frames)}
-    last = [f'<b class="k{index % COLORS}">{html.escape(name)} {console.number(line.values[-1])}</b>'
-            for index, (name, line) in enumerate(lines.items())]
+    bands = {
+        name: curves.thinned(kept, POINTS)
+        for name, kept in ((name, curves.finite(line)) for name, line in lines.items())
+        if len(kept.frames)
+    }
+    last = [
+        f'<b class="k{index % COLORS}">{html.escape(name)} {console.number(line.values[-1])}</b>'
+        for index, (name, line) in enumerate(lines.items())
+    ]
     drawn = _plot(bands, list(lines), max(end, 1)) if bands else ""
-    return (f'<figure class="chart"><figcaption><span>{html.escape(title)}</span>{"".join(last)}</figcaption>'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{drawn}</svg></figure>')
+    return (
+        f'<figure class="chart"><figcaption><span>{html.escape(title)}</span>{"".join(last)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{drawn}</svg></figure>'
+    )
 
 
 def _plot(bands: dict[str, Band], names: list[str], end: int) -> str:
@@ -61,8 +69,11 @@ def _plot(bands: dict[str, Band], names: list[str], end: int) -> str:
     def y(values: np.ndarray) -> np.ndarray:
         return BOTTOM - (BOTTOM - TOP) * (scale(values) - bottom) / (top - bottom)
 
-    parts = [f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{RIGHT}"/><text x="{LEFT - 5}" y="{y(tick) + 3:.1f}" text-anchor="end">'
-             f"{short(tick)}</text>" for tick in ticks]
+    parts = [
+        f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{RIGHT}"/><text x="{LEFT - 5}" y="{y(tick) + 3:.1f}" text-anchor="end">'
+        f"{short(tick)}</text>"
+        for tick in ticks
+    ]
     parts += [f'<text x="{x(tick):.1f}" y="{BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>' for tick in round_ticks(0, end)]
     parts += [_line(band, names.index(name) % COLORS, x, y) for name, band in bands.items()]
     return "".join(parts)
@@ -75,8 +86,10 @@ def _line(band: Band, color: int, x: Callable, y: Callable) -> str:
     if (band.high > band.low).any():
         parts.append(f'<polygon points="{_points(x(band.frames), y(band.low))} {_points(x(band.frames[::-1]), y(band.high[::-1]))}"/>')
     if len(band.frames) <= DOTS:
-        parts += [f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.2"><title>frame {frame:,.0f}: {console.number(value)}</title></circle>'
-                  for across, down, frame, value in zip(x(band.frames), y(band.mean), band.frames, band.mean)]
+        parts += [
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.2"><title>frame {frame:,.0f}: {console.number(value)}</title></circle>'
+            for across, down, frame, value in zip(x(band.frames), y(band.mean), band.frames, band.mean)
+        ]
     return f'<g class="k{color}">{"".join(parts)}</g>'
 
 
@@ -94,7 +107,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 def powers_of_ten(low: float, high: float) -> list[float]:
     """At most five powers of ten from `low` to `high`."""
     exponents = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
-    return [10.0 ** exponent for exponent in exponents[::-(-len(exponents) // 5)]]
+    return [10.0**exponent for exponent in exponents[:: -(-len(exponents) // 5)]]
 
 
 def short(value: float) -> str:

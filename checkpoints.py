@@ -64,8 +64,9 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
                     raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"the checkpoint {path} is damaged or no checkpoint at all: it holds more than tensors and plain values. "
-                         f"{way_out}") from error
+        raise ValueError(
+            f"the checkpoint {path} is damaged or no checkpoint at all: it holds more than tensors and plain values. {way_out}"
+        ) from error
     except Exception as error:  # a damaged file makes its readers raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {way_out}") from error

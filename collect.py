@@ -41,8 +41,7 @@ class Collector:
         written: of which environments episodes are written, (N,) bool; all at first.
     """
 
-    def __init__(self, envs: EnvBatch, replay: Replay | None = None, directory: pathlib.Path | None = None, *, seed: int,
-                 training: bool):
+    def __init__(self, envs: EnvBatch, replay: Replay | None = None, directory: pathlib.Path | None = None, *, seed: int, training: bool):
         self._envs, self._replay, self._directory, self._training = envs, replay, directory, training
         self.written = np.ones(envs.count, bool)
         self._begin(seed)
@@ -100,7 +99,7 @@ class Collector:
         """Adds up what is logged per episode, from zero where an episode begins."""
         for key, value in self._obs.items():
             if key == "reward" or key.startswith("log_"):
-                name = "return" if key == "reward" else key[len("log_"):]
+                name = "return" if key == "reward" else key[len("log_") :]
                 before = np.where(self._obs["is_first"], 0.0, self._sums.get(name, 0.0))
                 self._sums[name] = before + value.reshape(self._envs.count, -1).sum(-1)
 
@@ -122,8 +121,16 @@ class Collector:
             save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]})
 
 
-def play_episodes(policy, envs: EnvBatch, episodes: int, seed: int, stop: tools.StopSignal | bool = False, *,
-                  sample: bool = False, directory: pathlib.Path | None = None) -> list[Finished]:
+def play_episodes(
+    policy,
+    envs: EnvBatch,
+    episodes: int,
+    seed: int,
+    stop: tools.StopSignal | bool = False,
+    *,
+    sample: bool = False,
+    directory: pathlib.Path | None = None,
+) -> list[Finished]:
     """Plays episodes with a policy that is not exploring, with its most likely actions or with sampled ones.
 
     Each environment plays a fixed share of them: to take whichever end first would favour short episodes. They are written into a

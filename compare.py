@@ -27,8 +27,24 @@ import settings
 from curves import Curve
 
 # Settings that say where a run is, how it is watched and how long it goes on.
-NOT_COMPARED = ("logdir", "task", "seed", "device", "debug", "deterministic_run", "compile", "steps", "eval_every", "eval_episode_num",
-                "eval_envs", "log_every", "checkpoint_every", "video_pred_log", "debug_hierarchical", "wandb_project")
+NOT_COMPARED = (
+    "logdir",
+    "task",
+    "seed",
+    "device",
+    "debug",
+    "deterministic_run",
+    "compile",
+    "steps",
+    "eval_every",
+    "eval_episode_num",
+    "eval_envs",
+    "log_every",
+    "checkpoint_every",
+    "video_pred_log",
+    "debug_hierarchical",
+    "wandb_project",
+)
 LATENT = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*")  # of these a run reads only some; see `describe`
 UNKNOWN, UNKNOWN_TASK = "unknown settings", "unknown task"
 
@@ -105,26 +121,40 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
             without.append(str(logdir))
             continue
         stored = settings.read_yaml(logdir / "config.yaml") if (logdir / "config.yaml").exists() else {}
-        runs.append(Run(logdir, label, str(stored.get("task", task or UNKNOWN_TASK)), describe(stored) if stored else None,
-                        str(stored.get("seed", "?")), curve))
+        runs.append(
+            Run(
+                logdir,
+                label,
+                str(stored.get("task", task or UNKNOWN_TASK)),
+                describe(stored) if stored else None,
+                str(stored.get("seed", "?")),
+                curve,
+            )
+        )
     if not runs:
         raise ValueError(settings.unknown("metric", metric, metrics) if metrics else f"{console.first(without)}: no metrics yet")
     if without:
         console.warn(f"left out, without {metric} yet: {console.first(without)}")
     unknown = [str(run.logdir) for run in runs if run.described is None and (run.label is None or run.task == UNKNOWN_TASK)]
     if unknown:
-        console.warn(f"no config.yaml, as in runs of dreamerv3-torch: {console.first(unknown)}; say what it is with LABEL=FOLDER and "
-                     "--task")
+        console.warn(
+            f"no config.yaml, as in runs of dreamerv3-torch: {console.first(unknown)}; say what it is with LABEL=FOLDER and --task"
+        )
     return runs
 
 
 def describe(stored: dict) -> dict[str, str]:
     """Settings as text by name, with the sizes of the latent in one entry; those of the other kind of latent are not read."""
     shown = settings.shown(stored)
-    sizes = [f"{shown[f'dyn_stoch{level}']}x{shown[f'dyn_discrete{level}']}"
-             for level in (("_top", "_bottom") if shown["hierarchical_mode"] == "true" else ("",))]
-    return {"hierarchical_mode": "two levels" if len(sizes) == 2 else "flat", "latent": "+".join(sizes),
-            **{name: value for name, value in shown.items() if not LATENT.fullmatch(name)}}
+    sizes = [
+        f"{shown[f'dyn_stoch{level}']}x{shown[f'dyn_discrete{level}']}"
+        for level in (("_top", "_bottom") if shown["hierarchical_mode"] == "true" else ("",))
+    ]
+    return {
+        "hierarchical_mode": "two levels" if len(sizes) == 2 else "flat",
+        "latent": "+".join(sizes),
+        **{name: value for name, value in shown.items() if not LATENT.fullmatch(name)},
+    }
 
 
 # Groups
@@ -144,10 +174,15 @@ def group_runs(runs: list[Run], by: Sequence[str] | None = None) -> dict[str, li
     for name in by or ():
         if name not in known:
             raise ValueError(settings.unknown("setting", name, known))
-    differing = {task: by or [name for name in known if name not in NOT_COMPARED and len({run.get(name) for run in of_task}) > 1]
-                 for task, of_task in described.items()}
-    naming = by or names_that_tell_apart([name for name in known if any(name in names for names in differing.values())],
-                                         described.values()) or ["hierarchical_mode"]
+    differing = {
+        task: by or [name for name in known if name not in NOT_COMPARED and len({run.get(name) for run in of_task}) > 1]
+        for task, of_task in described.items()
+    }
+    naming = (
+        by
+        or names_that_tell_apart([name for name in known if any(name in names for names in differing.values())], described.values())
+        or ["hierarchical_mode"]
+    )
     return {task: groups_of_task(of_task, differing[task], naming) for task, of_task in tasks.items()}
 
 
@@ -235,12 +270,23 @@ def final_table(tasks: dict[str, list[Group]]) -> str:
             seeds = sorted((run.seed for run in group.runs), key=lambda seed: (len(seed), seed))
             finals = [curves.final_value(curve) for curve in group.curves]
             ends = sorted({int(curve.frames[-1]) for curve in group.curves})
-            rows.append((task, group.label, str(len(finals)), " ".join(seeds),
-                         *(console.number(value) for value in (np.mean(finals), min(finals), max(finals))),
-                         " to ".join(f"{frames:,}" for frames in dict.fromkeys((ends[0], ends[-1])))))
+            rows.append(
+                (
+                    task,
+                    group.label,
+                    str(len(finals)),
+                    " ".join(seeds),
+                    *(console.number(value) for value in (np.mean(finals), min(finals), max(finals))),
+                    " to ".join(f"{frames:,}" for frames in dict.fromkeys((ends[0], ends[-1]))),
+                )
+            )
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) if index in (0, 1, 3) else cell.rjust(width)
-                               for index, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index in (0, 1, 3) else cell.rjust(width) for index, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    )
 
 
 # The command
@@ -253,8 +299,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metric", default="eval/return", help="a name in metrics.jsonl (default: %(default)s)")
     parser.add_argument("--by", nargs="+", metavar="SETTING", help="settings that groups differ in (default: all that matter)")
     parser.add_argument("--task", help="task of runs without config.yaml, which dreamerv3-torch does not write")
-    parser.add_argument("--out", nargs="+", type=pathlib.Path, default=[pathlib.Path("compare.png"), pathlib.Path("compare.svg")],
-                        metavar="FILE", help="figures to write, by their endings (default: compare.png compare.svg)")
+    parser.add_argument(
+        "--out",
+        nargs="+",
+        type=pathlib.Path,
+        default=[pathlib.Path("compare.png"), pathlib.Path("compare.svg")],
+        metavar="FILE",
+        help="figures to write, by their endings (default: compare.png compare.svg)",
+    )
     options = parser.parse_args(argv)
     kinds = Figure().canvas.get_supported_filetypes()
     for path in options.out:

@@ -81,8 +81,18 @@ class Progress:
         self._began = self._printed = time.monotonic()
         self._bar = None
         if sys.stdout.isatty():
-            self._bar = tqdm(desc=phase, total=total, initial=self._start, unit=f" {unit}", unit_scale=total >= 10_000,
-                             file=sys.stdout, dynamic_ncols=True, miniters=1, smoothing=0.05, leave=not nested)
+            self._bar = tqdm(
+                desc=phase,
+                total=total,
+                initial=self._start,
+                unit=f" {unit}",
+                unit_scale=total >= 10_000,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                miniters=1,
+                smoothing=0.05,
+                leave=not nested,
+            )
         else:
             say(f"{phase}: {self._start:,} of {total:,} {unit}")
 
@@ -108,8 +118,10 @@ class Progress:
         seconds = self._printed - self._began
         rate = (self._done - self._start) / seconds
         left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
-        say(f"{self._phase}: {self._done:,} of {self._total:,} {self._unit} ({100 * self._done / self._total:.0f}%), "
-            f"{number(rate)} {self._unit}/s, {left} left")
+        say(
+            f"{self._phase}: {self._done:,} of {self._total:,} {self._unit} ({100 * self._done / self._total:.0f}%), "
+            f"{number(rate)} {self._unit}/s, {left} left"
+        )
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:
@@ -149,8 +161,11 @@ def _losses(means: dict[str, float], prefix: str, levels: list[str]) -> dict[str
     """Losses by short names, without those that others sum up, and those of the levels that have a line of their own."""
     hidden = ("model_loss", "dyn_loss", "rep_loss", *(f"kl_{level}" for level in levels))
     found = {key.removeprefix(prefix): value for key, value in means.items() if key.startswith(prefix)}
-    return {key.removesuffix("_loss"): value for key, value in found.items()
-            if (key.endswith("_loss") or key.startswith("kl")) and key not in hidden}
+    return {
+        key.removesuffix("_loss"): value
+        for key, value in found.items()
+        if (key.endswith("_loss") or key.startswith("kl")) and key not in hidden
+    }
 
 
 def _pairs(title: str, values: dict[str, float]) -> str:
@@ -170,6 +185,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> str:
     width = max(40, min(shutil.get_terminal_size().columns, 120))
     lines = [title]
     for name, value in rows:
-        lines += textwrap.wrap(value, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent,
-                               break_on_hyphens=False) or [f"  {name}"]
+        lines += textwrap.wrap(
+            value, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent, break_on_hyphens=False
+        ) or [f"  {name}"]
     return "\n".join(lines)

@@ -17,8 +17,24 @@ RENAMED = {
     "eval_return": "eval/return",
     "eval_length": "eval/length",
     "fps": "time/fps",
-    **{name: f"train/{name}" for name in ("image_loss", "vector_loss", "reward_loss", "cont_loss", "model_loss", "actor_loss",
-                                          "value_loss", "kl", "dyn_loss", "rep_loss", "prior_ent", "post_ent", "actor_entropy")},
+    **{
+        name: f"train/{name}"
+        for name in (
+            "image_loss",
+            "vector_loss",
+            "reward_loss",
+            "cont_loss",
+            "model_loss",
+            "actor_loss",
+            "value_loss",
+            "kl",
+            "dyn_loss",
+            "rep_loss",
+            "prior_ent",
+            "post_ent",
+            "actor_entropy",
+        )
+    },
 }
 
 
@@ -108,5 +124,9 @@ def thinned(curve: Curve, parts: int) -> Band:
     """A curve in at most so many parts of equal counts: the mean, least and greatest of each, at its mean frame."""
     starts = np.unique(np.linspace(0, len(curve.frames), parts, endpoint=False).astype(int))
     counts = np.diff(starts, append=len(curve.frames))
-    return Band(np.add.reduceat(curve.frames, starts) / counts, np.add.reduceat(curve.values, starts) / counts,
-                np.minimum.reduceat(curve.values, starts), np.maximum.reduceat(curve.values, starts))
+    return Band(
+        np.add.reduceat(curve.frames, starts) / counts,
+        np.add.reduceat(curve.values, starts) / counts,
+        np.minimum.reduceat(curve.values, starts),
+        np.maximum.reduceat(curve.values, starts),
+    )

@@ -175,7 +175,7 @@ class Joint:
 
     def __init__(self, dists: list):
         self.dists = dists
-        self.shapes = [dist.mean.shape[-dist.event_dims:] for dist in dists]
+        self.shapes = [dist.mean.shape[-dist.event_dims :] for dist in dists]
 
     def _concat(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([part.flatten(-len(shape)) for part, shape in zip(parts, self.shapes)], -1)
@@ -254,8 +254,8 @@ class SymlogDisc:
     def mean(self) -> Tensor:
         # Bins are symmetric about zero: the sum over differences of opposite ones rounds less, and is exactly 0 where they agree.
         probs, half = torch.softmax(self._logits, -1), self.BINS // 2
-        difference = probs[..., half + 1:] - probs[..., :half].flip(-1)
-        return symexp((difference * self._bins()[half + 1:]).sum(-1, keepdim=True))
+        difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+        return symexp((difference * self._bins()[half + 1 :]).sum(-1, keepdim=True))
 
     @property
     def mode(self) -> Tensor:
@@ -268,7 +268,7 @@ class SymlogDisc:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Cross entropy against the two-hot encoding of x (..., 1): weight on the two bins around it by nearness."""
-        assert x.shape == self.log_probs.shape[:-1] + (1,), (x.shape, self.log_probs.shape)
+        assert x.shape == (*self.log_probs.shape[:-1], 1), (x.shape, self.log_probs.shape)
         position = (symlog(x.float()) + self.LIMIT) * ((self.BINS - 1) / (2 * self.LIMIT))
         position = position.clamp(0, self.BINS - 1)
         below = position.floor().long()
@@ -313,5 +313,5 @@ class MSE:
 
     def entropy(self) -> Tensor:
         """Entropy in nats of the Gaussian in the space where the error is measured; the same for every prediction."""
-        size = self.loc.shape[-self.event_dims:].numel()
-        return torch.full(self.loc.shape[:-self.event_dims], 0.5 * size * math.log(math.pi * math.e), device=self.loc.device)
+        size = self.loc.shape[-self.event_dims :].numel()
+        return torch.full(self.loc.shape[: -self.event_dims], 0.5 * size * math.log(math.pi * math.e), device=self.loc.device)

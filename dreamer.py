@@ -53,8 +53,14 @@ class Dreamer(nn.Module):
         updates: how many there have been.
     """
 
-    def __init__(self, obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space, config: settings.Config, logger=None,
-                 dataset: Iterator[dict] | None = None):
+    def __init__(
+        self,
+        obs_space: gymnasium.spaces.Dict,
+        act_space: gymnasium.Space,
+        config: settings.Config,
+        logger=None,
+        dataset: Iterator[dict] | None = None,
+    ):
         super().__init__()
         self._config = config = copy.deepcopy(config)
         config.device = self.device = tools.pick_device(config.device)
@@ -128,8 +134,10 @@ class Dreamer(nn.Module):
         """
         codec = ActionCodec(act_space)
         if (codec.size, codec.classes) != (self.codec.size, self.codec.classes):
-            raise ValueError(f"the agent has learned actions {self.act_space}, and the environment takes {act_space}; give an environment "
-                             "of the task that it has learned")
+            raise ValueError(
+                f"the agent has learned actions {self.act_space}, and the environment takes {act_space}; give an environment "
+                "of the task that it has learned"
+            )
         self.act_space, self.codec = act_space, codec
 
     def update(self, batch: dict | None = None) -> Metrics:
@@ -166,8 +174,13 @@ class Dreamer(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters of each module."""
         behavior = self._task_behavior
-        modules = {"encoder": self._wm.encoder, "dynamics": self._wm.dynamics, **self._wm.heads, "actor": behavior.actor,
-                   "critic": behavior.value}
+        modules = {
+            "encoder": self._wm.encoder,
+            "dynamics": self._wm.dynamics,
+            **self._wm.heads,
+            "actor": behavior.actor,
+            "critic": behavior.value,
+        }
         if self._config.critic.slow_target:
             modules["slow critic"] = behavior._slow_value
         if self._explorer:
@@ -182,12 +195,17 @@ class Dreamer(nn.Module):
     def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by the names that they have in checkpoints."""
         task, explorer = self._task_behavior, self._explorer
-        optimizers = {"_wm._model_opt._opt": self._wm._model_opt, "_task_behavior._actor_opt._opt": task._actor_opt,
-                      "_task_behavior._value_opt._opt": task._value_opt}
+        optimizers = {
+            "_wm._model_opt._opt": self._wm._model_opt,
+            "_task_behavior._actor_opt._opt": task._actor_opt,
+            "_task_behavior._value_opt._opt": task._value_opt,
+        }
         if explorer:
-            optimizers |= {"_expl_behavior._expl_opt._opt": explorer._expl_opt,
-                           "_expl_behavior._behavior._actor_opt._opt": explorer._behavior._actor_opt,
-                           "_expl_behavior._behavior._value_opt._opt": explorer._behavior._value_opt}
+            optimizers |= {
+                "_expl_behavior._expl_opt._opt": explorer._expl_opt,
+                "_expl_behavior._behavior._actor_opt._opt": explorer._behavior._actor_opt,
+                "_expl_behavior._behavior._value_opt._opt": explorer._behavior._value_opt,
+            }
         return optimizers
 
     def latent_readers(self) -> list[nn.Linear]:
@@ -201,9 +219,12 @@ class Dreamer(nn.Module):
 
     def checkpoint(self) -> dict:
         """Weights and optimizers, as `load_checkpoint` takes them up, with settings and spaces, from which the agent can be built."""
-        return {"agent_state_dict": self.state_dict(), "config": settings.plain(self._config),
-                "spaces": {"observation": describe_space(self.obs_space), "action": describe_space(self.act_space)},
-                "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}}
+        return {
+            "agent_state_dict": self.state_dict(),
+            "config": settings.plain(self._config),
+            "spaces": {"observation": describe_space(self.obs_space), "action": describe_space(self.act_space)},
+            "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()},
+        }
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """Takes up weights: this agent's own, or those of a flat agent, written by this program or by dreamerv3-torch.
@@ -234,8 +255,9 @@ class Dreamer(nn.Module):
         entries = checkpoint if isinstance(checkpoint, dict) else {}
         missing = [name for name in sorted(checkpoints.AGENT) if not isinstance(entries.get(name), dict)]
         if missing:
-            raise ValueError(f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; "
-                             f"{' and '.join(missing)} is none")
+            raise ValueError(
+                f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; {' and '.join(missing)} is none"
+            )
         found = weights.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
         self.updates = weights.updates_of(self)
         return found
@@ -254,8 +276,14 @@ class Training(Run):
         self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
         self.eval_envs = self.open_eval_envs(opened)
         self.replay = Replay(
-            self.envs.obs_space, ActionCodec(self.envs.act_space).size, capacity=self._replay_capacity(), streams=config.envs,
-            batch_size=config.batch_size, batch_length=config.batch_length, seed=config.seed)
+            self.envs.obs_space,
+            ActionCodec(self.envs.act_space).size,
+            capacity=self._replay_capacity(),
+            streams=config.envs,
+            batch_size=config.batch_size,
+            batch_length=config.batch_length,
+            seed=config.seed,
+        )
         self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
 
@@ -268,8 +296,11 @@ class Training(Run):
         config = self.config
         per_update = config.batch_size * config.batch_length / config.train_ratio
         return [
-            ("environments", f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
-                             f"{runs.describe_spaces(self.envs.obs_space, self.envs.act_space)}"),
+            (
+                "environments",
+                f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
+                f"{runs.describe_spaces(self.envs.obs_space, self.envs.act_space)}",
+            ),
             ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
             ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
         ]
@@ -282,8 +313,7 @@ class Training(Run):
         stored_steps = self.replay.load(directory)
         self.step = max(self.step, count_stored_steps(directory) * self.config.action_repeat)  # frames
         if self.step or checkpoint:
-            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in "
-                        "memory.")
+            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
         self.missing_steps = self._missing_prefill(stored_steps)
         self.collector = Collector(self.envs, self.replay, directory, seed=tools.train_seed(self.config.seed, self.step), training=True)
         self.set_exploring()

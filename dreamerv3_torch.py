@@ -22,8 +22,17 @@ from console import first
 TRAINS = {"_model_opt._opt": "", "_actor_opt._opt": "actor.", "_value_opt._opt": "value.", "_expl_opt._opt": "_networks."}
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of every parameter
 # What an Adam optimizer there stores beside learning rate, epsilon and parameters.
-ADAM = {"betas": (0.9, 0.999), "weight_decay": 0, "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
-        "differentiable": False, "fused": None, "decoupled_weight_decay": False}
+ADAM = {
+    "betas": (0.9, 0.999),
+    "weight_decay": 0,
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": False,
+}
 
 Moments = dict[str, dict[str, Tensor]]  # parameter name -> step, exp_avg, exp_avg_sq
 
@@ -61,8 +70,10 @@ def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
     if aliases:
         origin = "dreamerv3-torch" + (", saved from compiled modules" if set(state_dict) - set(weights) else "")
         other = sum(not torch.equal(weights[name], weights[original]) for name, original in aliases.items())
-        ignored.append(f"{len(aliases)} tensors that are stored again under another name"
-                       + (f", of which {other} differ from the first" if other else ""))
+        ignored.append(
+            f"{len(aliases)} tensors that are stored again under another name"
+            + (f", of which {other} differ from the first" if other else "")
+        )
     weights = {name: tensor for name, tensor in weights.items() if name not in aliases}
     if optimizers is not None:
         optimizers = _current_names(optimizers)
@@ -91,8 +102,12 @@ def _check_is_state_dict(state_dict: dict) -> None:
 
 def _is_plain(value) -> bool:
     """Whether this is an ordinary tensor of floats."""
-    return (torch.is_tensor(value) and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-            and value.layout == torch.strided and not value.is_meta)
+    return (
+        torch.is_tensor(value)
+        and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and value.layout == torch.strided
+        and not value.is_meta
+    )
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -102,14 +117,17 @@ def _plain(tensor: Tensor) -> Tensor:
 def _aliases(names) -> dict[str, str]:
     """The names under which a module's tensors are stored once more, each with the first name."""
     explores = any(name.startswith("_expl_behavior._networks.") for name in names)
-    modules = {"_task_behavior._world_model.": "_wm.", "_expl_behavior._world_model.": "_wm.",
-               "_expl_behavior._behavior._world_model.": "_wm."}
+    modules = {
+        "_task_behavior._world_model.": "_wm.",
+        "_expl_behavior._world_model.": "_wm.",
+        "_expl_behavior._behavior._world_model.": "_wm.",
+    }
     modules |= {"_expl_behavior.actor.": "_expl_behavior._behavior.actor."} if explores else {"_expl_behavior.": "_task_behavior."}
     aliases = {}
     for name in names:
         for alias, original in modules.items():
-            if name.startswith(alias) and original + name[len(alias):] in names:
-                aliases[name] = original + name[len(alias):]
+            if name.startswith(alias) and original + name[len(alias) :] in names:
+                aliases[name] = original + name[len(alias) :]
                 break
     return aliases
 
@@ -126,8 +144,7 @@ def _current_names(stored: dict) -> dict[str, dict]:
     """Optimizers without what compilation adds to the path on which they were found."""
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise ValueError("the checkpoint's optimizers are no dict of states by name")
-    return {".".join(part for part in name.split(".") if part not in ("forward", "_orig_mod")): state
-            for name, state in stored.items()}
+    return {".".join(part for part in name.split(".") if part not in ("forward", "_orig_mod")): state for name, state in stored.items()}
 
 
 def moments(optimizer: str, stored: Stored) -> Moments:
@@ -143,14 +160,18 @@ def moments(optimizer: str, stored: Stored) -> Moments:
         groups, state = stored.optimizers[optimizer]["param_groups"], stored.optimizers[optimizer]["state"]
         order = [number for group in groups for number in group["params"]]
         if len(set(order)) != len(names) or not state.keys() <= set(order):
-            raise ValueError(f"the optimizer {optimizer} numbers {len(set(order))} parameters and keeps moments of {len(state)}, "
-                             f"the weights have {len(names)}")
+            raise ValueError(
+                f"the optimizer {optimizer} numbers {len(set(order))} parameters and keeps moments of {len(state)}, "
+                f"the weights have {len(names)}"
+            )
         by_name = {name: state[number] for name, number in zip(names, order) if number in state}
         for name, slots in by_name.items():
             kept = list(map(str, slots)) if isinstance(slots, dict) else [type(slots).__name__]
             if set(kept) != set(MOMENTS):
-                raise ValueError(f"the optimizer {optimizer} is not Adam: of {name} it keeps {first(kept)}, not {', '.join(MOMENTS)}; "
-                                 "load the weights alone")
+                raise ValueError(
+                    f"the optimizer {optimizer} is not Adam: of {name} it keeps {first(kept)}, not {', '.join(MOMENTS)}; "
+                    "load the weights alone"
+                )
             for key in MOMENTS:
                 shape = () if key == "step" else weights[name].shape
                 if not _is_plain(slots[key]) or slots[key].shape != shape:
@@ -176,15 +197,18 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
     stored, config = read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), checkpoint.get("config") or {}
     for optimizer in stored.optimizers:
         moments(optimizer, stored)  # refuses what is incomplete
-    weights = {name: tensor.contiguous() for name, tensor in stored.weights.items()
-               if config.get("reward_EMA", True) or not name.endswith(".ema_vals")}  # registered there only if it is used
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in stored.weights.items()
+        if config.get("reward_EMA", True) or not name.endswith(".ema_vals")
+    }  # registered there only if it is used
     if any("._top_summary." in name for name in weights):
         raise ValueError("the agent has two latent levels, which dreamerv3-torch does not know; only flat agents can be exported")
     wrapped = "_orig_mod." if compiled else ""
 
     def module(name: str, prefix: str) -> dict[str, Tensor]:
         """A module's tensors under another name."""
-        return {prefix + key[len(name):]: tensor for key, tensor in weights.items() if key.startswith(name)}
+        return {prefix + key[len(name) :]: tensor for key, tensor in weights.items() if key.startswith(name)}
 
     def behavior(name: str, prefix: str, world_model: str) -> dict[str, Tensor]:
         """A behavior as it lies there: the range of returns, the world model again, actor, critic, slow critic."""
@@ -209,10 +233,9 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
 
 
 def _adam(optimizer: dict) -> dict:
-    group, = optimizer["param_groups"]
+    (group,) = optimizer["param_groups"]
     own = {"lr": group["lr"], **ADAM, "eps": group["eps"], "params": list(group["params"])}
-    state = {number: {key: slots[key].detach().cpu().contiguous() for key in MOMENTS}
-             for number, slots in optimizer["state"].items()}
+    state = {number: {key: slots[key].detach().cpu().contiguous() for key in MOMENTS} for number, slots in optimizer["state"].items()}
     return {"state": state, "param_groups": [own]}
 
 

@@ -68,7 +68,7 @@ class ConvEncoder(nn.Module):
         stages = conv_stages(size, minres)
         layers = []
         for stage in range(stages):
-            out = depth * 2 ** stage
+            out = depth * 2**stage
             layers.append(nn.Conv2d(channels, out, kernel_size, 2, _same_padding(kernel_size), bias=False))
             if norm:
                 layers.append(ChannelNorm(out))
@@ -87,8 +87,20 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Mirror of `ConvEncoder`: features (..., F) -> images (..., H, W, C), centred at 0.5."""
 
-    def __init__(self, feat_size: int, size: tuple[int, int], channels: int, *, depth: int, kernel_size: int, minres: int,
-                 act: str, norm: bool, cnn_sigmoid: bool, outscale: float):
+    def __init__(
+        self,
+        feat_size: int,
+        size: tuple[int, int],
+        channels: int,
+        *,
+        depth: int,
+        kernel_size: int,
+        minres: int,
+        act: str,
+        norm: bool,
+        cnn_sigmoid: bool,
+        outscale: float,
+    ):
         super().__init__()
         stages = conv_stages(size, minres)
         self._start = (size[0] >> stages, size[1] >> stages, depth * 2 ** (stages - 1))  # (h, w, c)
@@ -124,23 +136,42 @@ class MultiEncoder(nn.Module):
         mlp_keys, cnn_keys: regular expressions that select vectors and images.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], *, mlp_keys: str, cnn_keys: str, act: str, norm: bool, cnn_depth: int,
-                 kernel_size: int, minres: int, mlp_layers: int, mlp_units: int, symlog_inputs: bool):
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        *,
+        mlp_keys: str,
+        cnn_keys: str,
+        act: str,
+        norm: bool,
+        cnn_depth: int,
+        kernel_size: int,
+        minres: int,
+        mlp_layers: int,
+        mlp_units: int,
+        symlog_inputs: bool,
+    ):
         super().__init__()
         self._images = image_groups(select_keys(shapes, cnn_keys, 3))
         self._vectors = select_keys(shapes, mlp_keys, 1)
         if not self._images and not self._vectors:
-            raise ValueError(f"no observation is encoded: cnn_keys {cnn_keys!r} and mlp_keys {mlp_keys!r} match none of "
-                             f"{shapes}")
+            raise ValueError(f"no observation is encoded: cnn_keys {cnn_keys!r} and mlp_keys {mlp_keys!r} match none of {shapes}")
         self.outdim = 0
         for index, (size, channels) in enumerate(self._images.items()):
-            cnn = ConvEncoder(size, sum(channels.values()), depth=cnn_depth, kernel_size=kernel_size, minres=minres, act=act,
-                              norm=norm)
+            cnn = ConvEncoder(size, sum(channels.values()), depth=cnn_depth, kernel_size=kernel_size, minres=minres, act=act, norm=norm)
             self.add_module(_cnn_name(index), cnn)
             self.outdim += cnn.outdim
         if self._vectors:
-            self._mlp = MLP(sum(shape[0] for shape in self._vectors.values()), None, mlp_layers, mlp_units, name="Encoder", act=act,
-                            norm=norm, symlog_inputs=symlog_inputs)
+            self._mlp = MLP(
+                sum(shape[0] for shape in self._vectors.values()),
+                None,
+                mlp_layers,
+                mlp_units,
+                name="Encoder",
+                act=act,
+                norm=norm,
+                symlog_inputs=symlog_inputs,
+            )
             self.outdim += mlp_units
 
     @property
@@ -166,9 +197,25 @@ class MultiDecoder(nn.Module):
     `ones` says where features have the ones of their latents, see `RSSM.ones`.
     """
 
-    def __init__(self, feat_size: int, shapes: dict[str, tuple[int, ...]], *, mlp_keys: str, cnn_keys: str, act: str, norm: bool,
-                 cnn_depth: int, kernel_size: int, minres: int, mlp_layers: int, mlp_units: int, cnn_sigmoid: bool, image_dist: str,
-                 vector_dist: str, outscale: float):
+    def __init__(
+        self,
+        feat_size: int,
+        shapes: dict[str, tuple[int, ...]],
+        *,
+        mlp_keys: str,
+        cnn_keys: str,
+        act: str,
+        norm: bool,
+        cnn_depth: int,
+        kernel_size: int,
+        minres: int,
+        mlp_layers: int,
+        mlp_units: int,
+        cnn_sigmoid: bool,
+        image_dist: str,
+        vector_dist: str,
+        outscale: float,
+    ):
         super().__init__()
         self._image_dist = image_dist
         self._images = image_groups(select_keys(shapes, cnn_keys, 3))
@@ -178,12 +225,25 @@ class MultiDecoder(nn.Module):
         if image_dist not in ("mse", "normal"):
             raise ValueError(f"decoder.image_dist is {image_dist!r}; allowed are 'mse' and 'normal'")
         for index, (size, channels) in enumerate(self._images.items()):
-            self.add_module(_cnn_name(index), ConvDecoder(
-                feat_size, size, sum(channels.values()), depth=cnn_depth, kernel_size=kernel_size, minres=minres, act=act, norm=norm,
-                cnn_sigmoid=cnn_sigmoid, outscale=outscale))
+            self.add_module(
+                _cnn_name(index),
+                ConvDecoder(
+                    feat_size,
+                    size,
+                    sum(channels.values()),
+                    depth=cnn_depth,
+                    kernel_size=kernel_size,
+                    minres=minres,
+                    act=act,
+                    norm=norm,
+                    cnn_sigmoid=cnn_sigmoid,
+                    outscale=outscale,
+                ),
+            )
         if self._vectors:
-            self._mlp = MLP(feat_size, self._vectors, mlp_layers, mlp_units, name="Decoder", act=act, norm=norm, dist=vector_dist,
-                            outscale=outscale)
+            self._mlp = MLP(
+                feat_size, self._vectors, mlp_layers, mlp_units, name="Decoder", act=act, norm=norm, dist=vector_dist, outscale=outscale
+            )
 
     def input_layers(self) -> list[nn.Linear]:
         """The layers that read the features."""

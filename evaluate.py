@@ -52,8 +52,10 @@ def summarise(episodes: list[Finished]) -> dict[str, dict[str, float]]:
 
 def as_rows(summary: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
     """The summary as rows of a table."""
-    return [(name, "{mean:.4g} (95%: {low:.4g} to {high:.4g}), least {least:.4g}, most {most:.4g}".format(**row))
-            for name, row in summary.items()]
+    return [
+        (name, "{mean:.4g} (95%: {low:.4g} to {high:.4g}), least {least:.4g}, most {most:.4g}".format(**row))
+        for name, row in summary.items()
+    ]
 
 
 # Videos
@@ -81,8 +83,8 @@ def dream_along(model: WorldModel, data: Data, post: State) -> State:
     action, parts = torch.as_tensor(data["action"]), []
     device = model.dynamics.W.device
     for start in range(0, action.shape[1], DREAM):
-        parts.append({key: value[:, start:start + 1] for key, value in post.items()})
-        ahead = action[:, start + 1:start + DREAM].to(device)
+        parts.append({key: value[:, start : start + 1] for key, value in post.items()})
+        ahead = action[:, start + 1 : start + DREAM].to(device)
         if ahead.shape[1]:
             future = model.dynamics.imagine_with_action(ahead, {key: value[:, start].to(device) for key, value in post.items()})
             parts.append({key: value.cpu() for key, value in future.items()})
@@ -115,8 +117,11 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
     steps = len(views["seen"][names[0][0]])
     figure = Figure((7.2, 1.3 * len(names) + 0.4), dpi=80, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    styles = {"seen": dict(color="0.6", linewidth=3.5), "reconstruction": dict(color="C0", linewidth=1.5),
-              "dream": dict(color="C1", linewidth=1.5)}
+    styles = {
+        "seen": dict(color="0.6", linewidth=3.5),
+        "reconstruction": dict(color="C0", linewidth=1.5),
+        "dream": dict(color="C1", linewidth=1.5),
+    }
     lines = []
     for axes, (key, index) in zip(figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names):
         curves = {title: views[title][key][:, index] for title in styles}
@@ -127,10 +132,10 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
             axes.axvline(start, color="0.9", linewidth=1, zorder=0)
         lines += [(axes.plot([], [], label=title, **styles[title])[0], curve) for title, curve in curves.items()]
     figure.axes[-1].set_xlabel(f"step; a dream begins every {DREAM}")
-    figure.legend(handles=[line for line, _ in lines[:len(styles)]], loc="outside upper right", ncols=len(styles))
+    figure.legend(handles=[line for line, _ in lines[: len(styles)]], loc="outside upper right", ncols=len(styles))
     for step in range(steps):
         for line, curve in lines:
-            line.set_data(np.arange(step + 1), curve[:step + 1])
+            line.set_data(np.arange(step + 1), curve[: step + 1])
         canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3] / 255.0
 
@@ -168,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--video_steps", type=int, default=300, help="agent steps that are filmed at most (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json", help="write every episode and the summary")
     options = parser.parse_args(argv)
-    if options.episodes < 0 or options.envs < 1 or options.video_steps < 2 or not 0 <= options.seed < 2 ** 31:
+    if options.episodes < 0 or options.envs < 1 or options.video_steps < 2 or not 0 <= options.seed < 2**31:
         parser.error("--episodes must be at least 0, --envs at least 1, --video_steps at least 2, --seed from 0 to 2147483647")
     if options.video and options.video.suffix.lower() != ".gif":
         parser.error(f"--video is {str(options.video)!r}; it must end with .gif")
@@ -183,8 +188,13 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Does what the command line asks for."""
     agent, checkpoint = read_agent(options.logdir, options.device)
-    about = {"task": agent._config.task, "frame": int(checkpoint.get("step", 0)), "updates": agent.updates, "seed": options.seed,
-             "sample": options.sample}
+    about = {
+        "task": agent._config.task,
+        "frame": int(checkpoint.get("step", 0)),
+        "updates": agent.updates,
+        "seed": options.seed,
+        "sample": options.sample,
+    }
     if options.episodes:
         torch.manual_seed(options.seed)
         episodes = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, options.sample)

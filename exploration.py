@@ -74,8 +74,13 @@ class Plan2Explore(nn.Module):
     def __init__(self, world_model: WorldModel, codec: ActionCodec, config):
         super().__init__()
         dynamics = world_model.dynamics
-        sizes = {"embed": world_model.encoder.outdim, "stoch": dynamics.stoch_size, "deter": dynamics.deter_size,
-                 "feat": dynamics.feat_size, **{f"stoch{level.suffix}": level.size for level in dynamics.levels.values()}}
+        sizes = {
+            "embed": world_model.encoder.outdim,
+            "stoch": dynamics.stoch_size,
+            "deter": dynamics.deter_size,
+            "feat": dynamics.feat_size,
+            **{f"stoch{level.suffix}": level.size for level in dynamics.levels.values()},
+        }
         if config.disag_target not in sizes:
             raise ValueError(f"disag_target is {config.disag_target!r}; allowed are {', '.join(sizes)}")
         if config.disag_offset >= config.batch_length:
@@ -84,11 +89,20 @@ class Plan2Explore(nn.Module):
         self._behavior = ImagBehavior(dynamics.feat_size, codec.size, codec.classes, config)
         inputs = dynamics.feat_size + (codec.size if config.disag_action_cond else 0)
         self._networks = nn.ModuleList(
-            MLP(inputs, (sizes[config.disag_target],), config.disag_layers, config.disag_units, name="NoName", act=config.act,
-                dist="normal") for _ in range(config.disag_models))
+            MLP(
+                inputs, (sizes[config.disag_target],), config.disag_layers, config.disag_units, name="NoName", act=config.act, dist="normal"
+            )
+            for _ in range(config.disag_models)
+        )
         self.to(config.device)
-        self._expl_opt = Optimizer("explorer", self._networks.parameters(), lr=config.model_lr, eps=config.opt_eps,
-                                   clip=config.grad_clip, weight_decay=config.weight_decay)
+        self._expl_opt = Optimizer(
+            "explorer",
+            self._networks.parameters(),
+            lr=config.model_lr,
+            eps=config.opt_eps,
+            clip=config.grad_clip,
+            weight_decay=config.weight_decay,
+        )
 
     @property
     def actor(self) -> nn.Module:
@@ -128,7 +142,7 @@ class Plan2Explore(nn.Module):
         feat = world_model.dynamics.get_feat(post)  # (B, T, F)
         inputs = feat[:, :-offset]
         if config.disag_action_cond:  # what is done at a step is stored with the next one
-            inputs = torch.cat([inputs, data["action"][:, 1:feat.shape[1] - offset + 1]], -1)
+            inputs = torch.cat([inputs, data["action"][:, 1 : feat.shape[1] - offset + 1]], -1)
         target = self._target(world_model, post, feat, data)
         ones = world_model.dynamics.ones(post)
         ones = None if ones is None else ones.at((slice(None), slice(None, -offset)))

@@ -28,8 +28,20 @@ class MLP(nn.Module):
 
     DISTS = ("symlog_disc", "symlog_mse", "mse", "binary", "normal", "onehot")
 
-    def __init__(self, inp_dim: int, shape, layers: int, units: int, *, name: str, act: str = "SiLU", norm: bool = True,
-                 dist: str = "mse", outscale: float = 1.0, symlog_inputs: bool = False):
+    def __init__(
+        self,
+        inp_dim: int,
+        shape,
+        layers: int,
+        units: int,
+        *,
+        name: str,
+        act: str = "SiLU",
+        norm: bool = True,
+        dist: str = "mse",
+        outscale: float = 1.0,
+        symlog_inputs: bool = False,
+    ):
         super().__init__()
         if dist not in self.DISTS:
             raise ValueError(f"a {name.lower()} head cannot use dist {dist!r}; allowed are {', '.join(self.DISTS)}")
@@ -127,13 +139,29 @@ class ActionHead(MLP):
 
     DISTS = ("onehot", "normal")
 
-    def __init__(self, inp_dim: int, size: int, layers: int, units: int, *, classes: tuple[int, ...] | None, dist: str, std,
-                 min_std: float, max_std: float, unimix_ratio: float, act: str, norm: bool, outscale: float):
+    def __init__(
+        self,
+        inp_dim: int,
+        size: int,
+        layers: int,
+        units: int,
+        *,
+        classes: tuple[int, ...] | None,
+        dist: str,
+        std,
+        min_std: float,
+        max_std: float,
+        unimix_ratio: float,
+        act: str,
+        norm: bool,
+        outscale: float,
+    ):
         super().__init__(inp_dim, (size,), layers, units, name="Actor", act=act, norm=norm, dist=dist, outscale=outscale)
         if (dist == "onehot") != (classes is not None):
             kind = "continuous" if classes is None else "discrete"
-            raise ValueError(f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', "
-                             f"'{'normal' if classes is None else 'onehot'}' or another task")
+            raise ValueError(
+                f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', '{'normal' if classes is None else 'onehot'}' or another task"
+            )
         self._classes = classes
         if dist == "normal":
             self._std = std if std == "learned" else _positive("actor.std", std, "'learned' or a positive number")

@@ -111,15 +111,21 @@ def measure_reconstructions(model: WorldModel, data: Data, post: State, rng: np.
 
 def resampled(model: WorldModel, post: State) -> dict[str, State]:
     """Posterior states, and the same with some or all levels drawn from their prior."""
-    return {"posterior": post, **{f"{' and '.join(levels)} from the prior": model.dynamics.resample(post, levels)
-                                  for levels in subsets(model.dynamics.levels)}}
+    return {
+        "posterior": post,
+        **{f"{' and '.join(levels)} from the prior": model.dynamics.resample(post, levels) for levels in subsets(model.dynamics.levels)},
+    }
 
 
 def starts_of_dreams(data: Data, rng: np.random.Generator) -> np.ndarray:
     """Steps (up to STARTS, 2) of environment and time that lie well within an episode: from its fifth to HORIZON before its end."""
     first = data["is_first"]
-    whole = [(env, time) for env in range(len(first)) for time in range(5, first.shape[1] - HORIZON)
-             if not first[env, time - 4:time + HORIZON + 1].any()]
+    whole = [
+        (env, time)
+        for env in range(len(first))
+        for time in range(5, first.shape[1] - HORIZON)
+        if not first[env, time - 4 : time + HORIZON + 1].any()
+    ]
     return np.array(whole).reshape(-1, 2)[rng.permutation(len(whole))[:STARTS]]
 
 
@@ -152,8 +158,10 @@ def measure_dreams(came: dict, predicted: dict[str, dict]) -> dict[str, dict[str
             error, spread = dreams - came[key][:, None], dreams - dreams.mean(1, keepdims=True)
             # Of a few dreams the mean is theirs too, which makes the spread too small by this factor.
             spread = spread * np.sqrt(DREAMS / (DREAMS - 1))
-            found[levels][key] = {"error": [share_of_variance(error[:, :, step], truth) for step in range(HORIZON)],
-                                  "spread": [share_of_variance(spread[:, :, step], truth) for step in range(HORIZON)]}
+            found[levels][key] = {
+                "error": [share_of_variance(error[:, :, step], truth) for step in range(HORIZON)],
+                "spread": [share_of_variance(spread[:, :, step], truth) for step in range(HORIZON)],
+            }
     return found
 
 
@@ -167,15 +175,18 @@ def state_variables(data: Data, task: str) -> dict[str, np.ndarray]:
         elif key not in ("action", "is_first", "is_last", "is_terminal") and value.dtype != np.uint8:
             numbers = value.reshape(*value.shape[:2], -1)
             name = key.removeprefix("log_")
-            found.update({name if numbers.shape[-1] == 1 else f"{name}[{index}]": numbers[..., index]
-                          for index in range(numbers.shape[-1])})
+            found.update(
+                {name if numbers.shape[-1] == 1 else f"{name}[{index}]": numbers[..., index] for index in range(numbers.shape[-1])}
+            )
     return found
 
 
 def features_of(model: WorldModel, post: State) -> dict[str, np.ndarray]:
     """What can be probed, (N, T, ...) by name: the codes of each level, deter `h`, and every combination of them."""
-    parts = {f"z_{name}" if len(model.dynamics.levels) > 1 else "z": post["stoch" + level.suffix].flatten(2).numpy()
-             for name, level in model.dynamics.levels.items()}
+    parts = {
+        f"z_{name}" if len(model.dynamics.levels) > 1 else "z": post["stoch" + level.suffix].flatten(2).numpy()
+        for name, level in model.dynamics.levels.items()
+    }
     parts["h"] = post["deter"].numpy()
     return {" + ".join(names): np.concatenate([parts[name] for name in names], -1) for names in subsets(parts)}
 
@@ -186,8 +197,10 @@ def measure_probes(features: dict[str, np.ndarray], variables: dict[str, np.ndar
     Every environment is predicted once, with weights from the others.
     """
     targets = np.stack(list(variables.values()), -1)  # (N, T, V)
-    return {name: {variable: float(score) for variable, score in zip(variables, probes.cross_validated(values, targets))
-                   if np.isfinite(score)} for name, values in features.items()}
+    return {
+        name: {variable: float(score) for variable, score in zip(variables, probes.cross_validated(values, targets)) if np.isfinite(score)}
+        for name, values in features.items()
+    }
 
 
 class Measured(NamedTuple):
@@ -215,8 +228,10 @@ def measure(agent: Dreamer, untrained: Dreamer, data: Data, task: str, seed: int
     variables = state_variables(data, task)
     if variables:
         console.say("probes: fitting")
-        numbers["probes"] = {"trained": measure_probes(features_of(model, post), variables),
-                             "untrained": measure_probes(features_of(untrained._wm, observe(untrained._wm, data)[0]), variables)}
+        numbers["probes"] = {
+            "trained": measure_probes(features_of(model, post), variables),
+            "untrained": measure_probes(features_of(untrained._wm, observe(untrained._wm, data)[0]), variables),
+        }
     return Measured(numbers, data, post, came, dreams)
 
 
@@ -276,7 +291,7 @@ def draw_rows(rows: list[tuple[str, dict[str, np.ndarray]]]) -> Figure:
     for axis, key in zip(axes, images):
         draw_pictures(axis, key, rows)
     names = list(dict.fromkeys(name for name, _ in rows))
-    for axis, (key, index) in zip(axes[len(images):], numbers):
+    for axis, (key, index) in zip(axes[len(images) :], numbers):
         for name in names:
             color, width = ("black", 1.8) if name == "truth" else (f"C{names.index(name) - 1}", 0.9)
             curves = [sequence[key][:150, index] for other, sequence in rows if other == name]
@@ -323,8 +338,10 @@ def draw_probes(found: dict[str, dict[str, dict[str, float]]]) -> Figure:
     width = 0.8 / len(features)
     for number, name in enumerate(features):
         x = np.arange(len(variables)) + (number + 0.5) * width - 0.4
-        for model, style in (("trained", {"color": f"C{number}", "label": name}),
-                             ("untrained", {"facecolor": "none", "edgecolor": "black", "linewidth": 0.7})):
+        for model, style in (
+            ("trained", {"color": f"C{number}", "label": name}),
+            ("untrained", {"facecolor": "none", "edgecolor": "black", "linewidth": 0.7}),
+        ):
             axis.bar(x, [max(found[model][name].get(variable, 0.0), 0.0) for variable in variables], width, **style)
     axis.set_xticks(np.arange(len(variables)), variables, rotation=20, fontsize=8)
     axis.set(ylabel="share of the variance predicted", ylim=(0, 1.02))
@@ -337,7 +354,7 @@ def draw_probes(found: dict[str, dict[str, dict[str, float]]]) -> Figure:
 CAPTIONS = {
     "codes": "How often each class of each categorical is used.",
     "reconstructions": "Decoded from the posterior, and with levels drawn from their prior: what is still right then is known without "
-                       "that level.",
+    "that level.",
     "dreams": "Dreams of the same actions from the same step. Where only one level varies, the other is at its most likely code.",
     "spread": "How wrong dreams are, and how far they lie apart, by the levels that are drawn.",
     "probes": "Linear probes on episodes that they have not seen. Black frames: the same from an untrained network.",
@@ -350,8 +367,13 @@ def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str
     if "probes" in numbers:
         untrained = {f"untrained: {name}": row for name, row in numbers["probes"]["untrained"].items()}
         tables["probes"] = pages.number_table({**numbers["probes"]["trained"], **untrained})
-    headings = {"codes": "Levels", "reconstructions": "Reconstructions", "dreams": "Dreams", "spread": "Dreams by level",
-                "probes": "What can be read off"}
+    headings = {
+        "codes": "Levels",
+        "reconstructions": "Reconstructions",
+        "dreams": "Dreams",
+        "spread": "Dreams by level",
+        "probes": "What can be read off",
+    }
     parts = []
     for name, heading in headings.items():
         picture = f'<p><img src="{name}.png" alt="{heading}"></p>' if name in figures else ""
@@ -376,8 +398,14 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
     untrained = Dreamer(players.obs_space, players.act_space, config)
     measured = measure(agent, untrained, data, config.task, seed)
     numbers = measured.numbers
-    about = {"task": config.task, "frame": int(checkpoint.get("step", 0)), "updates": int(checkpoint.get("updates", 0)),
-             "steps": envs * (steps // envs), "episodes": int(data["is_first"].sum()), "seed": seed}
+    about = {
+        "task": config.task,
+        "frame": int(checkpoint.get("step", 0)),
+        "updates": int(checkpoint.get("updates", 0)),
+        "steps": envs * (steps // envs),
+        "episodes": int(data["is_first"].sum()),
+        "seed": seed,
+    }
     folder = logdir / "latents"
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(json.dumps({**about, **numbers}, indent=1) + "\n")

@@ -28,17 +28,22 @@ def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Ten
     metrics = {}
     for name, level in dynamics.levels.items():
         q, p = dynamics.get_dist(post, name), dynamics.get_dist(prior, name)
-        metrics.update({f"kl_{name}": kls[name].mean(), f"prior_entropy_{name}": p.entropy().mean(),
-                        f"post_entropy_{name}": q.entropy().mean()})
+        metrics.update(
+            {f"kl_{name}": kls[name].mean(), f"prior_entropy_{name}": p.entropy().mean(), f"post_entropy_{name}": q.entropy().mean()}
+        )
         if level.discrete:
             average = q.probs.flatten(0, -3).mean(0)  # (S, K)
             code_entropy = torch.special.entr(average).sum(-1)  # (S,)
             entropy = torch.special.entr(q.probs).sum(-1).flatten(0, -2).mean(0)  # (S,)
             delta = (post["logit" + level.suffix] - prior["logit" + level.suffix]).float()
             delta = delta - delta.mean(-1, keepdim=True)  # a constant over the classes changes nothing
-            metrics.update({f"perplexity_{name}": code_entropy.exp().mean(),
-                            f"active_{name}": (code_entropy - entropy > ACTIVE_NATS).sum().float(),
-                            f"delta_{name}": delta.square().mean().sqrt()})
+            metrics.update(
+                {
+                    f"perplexity_{name}": code_entropy.exp().mean(),
+                    f"active_{name}": (code_entropy - entropy > ACTIVE_NATS).sum().float(),
+                    f"delta_{name}": delta.square().mean().sqrt(),
+                }
+            )
     return metrics
 
 

@@ -97,11 +97,11 @@ class HiddenBlock(nn.Sequential):
     @property
     def step_weight(self) -> Tensor:
         """The first input's part of the weight, (out, a)."""
-        return self[0].weight[:, :self._a_size]
+        return self[0].weight[:, : self._a_size]
 
     def share(self, b: Tensor) -> Tensor:
         """The second input's share of the product, (..., b) -> (..., out)."""
-        return F.linear(b, self[0].weight[:, self._a_size:])
+        return F.linear(b, self[0].weight[:, self._a_size :])
 
     def finish(self, x: Tensor) -> Tensor:
         """The block's output from the whole product, (..., out) -> (..., out)."""

@@ -50,7 +50,7 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, = ctx.saved_tensors
+        (weight,) = ctx.saved_tensors
         return grad @ weight, None, None, None
 
 
@@ -65,5 +65,5 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return grad.t() @ x, None

@@ -75,8 +75,9 @@ class Optimizer:
         for number, (parameter, slots) in enumerate(zip(self._params, moments, strict=True)):
             if slots is not None:
                 # The fused step walks through parameter and moments in the order of memory, which must be the same.
-                state[number] = {key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value)
-                                 for key, value in slots.items()}
+                state[number] = {
+                    key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in slots.items()
+                }
         self._opt.load_state_dict({"state": state, "param_groups": self._opt.state_dict()["param_groups"]})
 
 
@@ -108,27 +109,37 @@ class WorldModel(nn.Module):
     def __init__(self, obs_space: gymnasium.spaces.Dict, num_actions: int, config):
         super().__init__()
         self._config = config
-        shapes = {key: space.shape for key, space in obs_space.spaces.items()
-                  if key not in RESERVED and not key.startswith("log_")}
+        shapes = {key: space.shape for key, space in obs_space.spaces.items() if key not in RESERVED and not key.startswith("log_")}
         self.encoder = encoders.MultiEncoder(shapes, **config.encoder)
         self.dynamics = make_dynamics(config, num_actions, self.encoder.outdim)
         feat_size = self.dynamics.feat_size
         _check_scalar_dist("reward_head.dist", config.reward_head.dist)
         mlp = dict(units=config.units, act=config.act, norm=config.norm)
-        self.heads = nn.ModuleDict({
-            "decoder": encoders.MultiDecoder(feat_size, shapes, **config.decoder),
-            "reward": heads.MLP(feat_size, (1,), config.reward_head.layers, name="Reward", dist=config.reward_head.dist,
-                                outscale=config.reward_head.outscale, **mlp),
-            "cont": heads.MLP(feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary",
-                              outscale=config.cont_head.outscale, **mlp),
-        })
+        self.heads = nn.ModuleDict(
+            {
+                "decoder": encoders.MultiDecoder(feat_size, shapes, **config.decoder),
+                "reward": heads.MLP(
+                    feat_size,
+                    (1,),
+                    config.reward_head.layers,
+                    name="Reward",
+                    dist=config.reward_head.dist,
+                    outscale=config.reward_head.outscale,
+                    **mlp,
+                ),
+                "cont": heads.MLP(
+                    feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary", outscale=config.cont_head.outscale, **mlp
+                ),
+            }
+        )
         unknown = set(config.grad_heads) - set(self.heads)
         if unknown:
             raise ValueError(f"grad_heads names {', '.join(sorted(unknown))}; allowed are {', '.join(self.heads)}")
         self._loss_scales = {"reward": config.reward_head.loss_scale, "cont": config.cont_head.loss_scale}
         self.to(config.device)
-        self._model_opt = Optimizer("model", self.parameters(), lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip,
-                                    weight_decay=config.weight_decay)
+        self._model_opt = Optimizer(
+            "model", self.parameters(), lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay
+        )
 
     def preprocess(self, obs: dict) -> dict[str, Tensor]:
         """A batch of observations (arrays or tensors) as model inputs on the device.
@@ -248,14 +259,33 @@ class WorldModel(nn.Module):
 
 def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
     """The latent dynamics that the settings ask for, flat or hierarchical."""
-    common = dict(deter=config.dyn_deter, hidden=config.dyn_hidden, rec_depth=config.dyn_rec_depth, act=config.act, norm=config.norm,
-                  unimix_ratio=config.unimix_ratio, initial=config.initial, num_actions=num_actions, embed=embed)
+    common = dict(
+        deter=config.dyn_deter,
+        hidden=config.dyn_hidden,
+        rec_depth=config.dyn_rec_depth,
+        act=config.act,
+        norm=config.norm,
+        unimix_ratio=config.unimix_ratio,
+        initial=config.initial,
+        num_actions=num_actions,
+        embed=embed,
+    )
     if config.hierarchical_mode:
         return networks.HierarchicalRSSM(
-            stoch_top=config.dyn_stoch_top, discrete_top=config.dyn_discrete_top,
-            stoch_bottom=config.dyn_stoch_bottom, discrete_bottom=config.dyn_discrete_bottom, **common)
-    return networks.RSSM(stoch=config.dyn_stoch, discrete=config.dyn_discrete, mean_act=config.dyn_mean_act,
-                         std_act=config.dyn_std_act, min_std=config.dyn_min_std, **common)
+            stoch_top=config.dyn_stoch_top,
+            discrete_top=config.dyn_discrete_top,
+            stoch_bottom=config.dyn_stoch_bottom,
+            discrete_bottom=config.dyn_discrete_bottom,
+            **common,
+        )
+    return networks.RSSM(
+        stoch=config.dyn_stoch,
+        discrete=config.dyn_discrete,
+        mean_act=config.dyn_mean_act,
+        std_act=config.dyn_std_act,
+        min_std=config.dyn_min_std,
+        **common,
+    )
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
@@ -299,8 +329,9 @@ def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Te
     return (ema[1] - ema[0]).clamp(min=1.0)
 
 
-def actor_loss(policy, action: Tensor, *, returns: Tensor, baseline: Tensor, weight: Tensor, scale: Tensor, gradient: str,
-               entropy_scale: float) -> Tensor:
+def actor_loss(
+    policy, action: Tensor, *, returns: Tensor, baseline: Tensor, weight: Tensor, scale: Tensor, gradient: str, entropy_scale: float
+) -> Tensor:
     """Policy loss over imagined steps, without the last (which has no return).
 
     Args:
@@ -362,19 +393,41 @@ class ImagBehavior(nn.Module):
         actor, critic = config.actor, config.critic
         dist = ("onehot" if discrete else "normal") if actor.dist == "auto" else actor.dist
         self.actor = heads.ActionHead(
-            feat_size, num_actions, actor.layers, config.units, classes=action_classes, dist=dist, std=actor.std,
-            min_std=actor.min_std, max_std=actor.max_std, unimix_ratio=actor.unimix_ratio, act=config.act, norm=config.norm,
-            outscale=actor.outscale)
-        self.value = heads.MLP(feat_size, (1,), critic.layers, config.units, name="Value", act=config.act, norm=config.norm,
-                               dist=critic.dist, outscale=critic.outscale)
+            feat_size,
+            num_actions,
+            actor.layers,
+            config.units,
+            classes=action_classes,
+            dist=dist,
+            std=actor.std,
+            min_std=actor.min_std,
+            max_std=actor.max_std,
+            unimix_ratio=actor.unimix_ratio,
+            act=config.act,
+            norm=config.norm,
+            outscale=actor.outscale,
+        )
+        self.value = heads.MLP(
+            feat_size,
+            (1,),
+            critic.layers,
+            config.units,
+            name="Value",
+            act=config.act,
+            norm=config.norm,
+            dist=critic.dist,
+            outscale=critic.outscale,
+        )
         if critic.slow_target:
             self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("ema_vals", torch.zeros(2))
         self.to(config.device)
-        self._actor_opt = Optimizer("actor", self.actor.parameters(), lr=actor.lr, eps=actor.eps, clip=actor.grad_clip,
-                                    weight_decay=config.weight_decay)
-        self._value_opt = Optimizer("value", self.value.parameters(), lr=critic.lr, eps=critic.eps, clip=critic.grad_clip,
-                                    weight_decay=config.weight_decay)
+        self._actor_opt = Optimizer(
+            "actor", self.actor.parameters(), lr=actor.lr, eps=actor.eps, clip=actor.grad_clip, weight_decay=config.weight_decay
+        )
+        self._value_opt = Optimizer(
+            "value", self.value.parameters(), lr=critic.lr, eps=critic.eps, clip=critic.grad_clip, weight_decay=config.weight_decay
+        )
 
     def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> Rollout:
         """Rolls the policy out inside the world model.
@@ -401,8 +454,9 @@ class ImagBehavior(nn.Module):
         readers = [self.actor, self.value] + ([self._slow_value] if self._config.critic.slow_target else [])
         return [layer for reader in readers for layer in reader.input_layers()]
 
-    def update(self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int,
-               reward_of: Callable[[Rollout], Tensor] | None = None) -> Metrics:
+    def update(
+        self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int, reward_of: Callable[[Rollout], Tensor] | None = None
+    ) -> Metrics:
         """One optimizer step of actor and critic.
 
         Args:
@@ -418,8 +472,9 @@ class ImagBehavior(nn.Module):
         metrics.update(self._value_opt.step(value_loss))
         return metrics
 
-    def losses(self, world_model: WorldModel, start: State, start_cont: Tensor,
-               reward_of: Callable[[Rollout], Tensor] | None = None) -> tuple[Tensor, Tensor, Metrics]:
+    def losses(
+        self, world_model: WorldModel, start: State, start_cont: Tensor, reward_of: Callable[[Rollout], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Metrics]:
         """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
 
         One evaluation of the critic serves both: through its input for the actor, through its parameters for the critic. So each
@@ -438,15 +493,27 @@ class ImagBehavior(nn.Module):
         scale = update_return_range(self.ema_vals, returns) if config.reward_EMA else torch.ones((), device=feat.device)
         policy = self.actor.dist(stats)
         policy_loss = actor_loss(
-            policy, action, returns=returns, baseline=value[:-1], weight=weight, scale=scale, gradient=self.gradient,
-            entropy_scale=config.actor.entropy)
+            policy,
+            action,
+            returns=returns,
+            baseline=value[:-1],
+            weight=weight,
+            scale=scale,
+            gradient=self.gradient,
+            entropy_scale=config.actor.entropy,
+        )
         with torch.no_grad():
             seen = None if ones is None else ones.at(slice(None, -1))
             slow = self._slow_value(feat.detach()[:-1], seen).mode if config.critic.slow_target else None
         value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():
-            metrics = dict(return_scale=scale, imag_return=returns.mean(), imag_reward=reward.mean(), imag_value=value.mean(),
-                           actor_entropy=policy.entropy().mean())
+            metrics = dict(
+                return_scale=scale,
+                imag_return=returns.mean(),
+                imag_reward=reward.mean(),
+                imag_value=value.mean(),
+                actor_entropy=policy.entropy().mean(),
+            )
         return policy_loss, value_loss, metrics
 
     @torch.no_grad()  # in place and with gradients, every update would lengthen a graph that nothing frees
@@ -484,7 +551,7 @@ class Source(NamedTuple):
 
     def stored_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """The shape that the stored tensor must have, if the one here has this shape."""
-        return tuple(shape) if self.index is None else (*shape[:self.dim], self.size, *shape[self.dim + 1:])
+        return tuple(shape) if self.index is None else (*shape[: self.dim], self.size, *shape[self.dim + 1 :])
 
     def take(self, stored: Tensor, new: Tensor | float) -> Tensor:
         """The tensor here, from the stored one and from `new` where that has no entry."""
@@ -551,15 +618,14 @@ def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
     with torch.no_grad():
         for layer in (dynamics._imgs_stat_layer["top"], dynamics._obs_stat_layer["top"], dynamics._obs_stat_layer["bottom"]):
             layer.weight.mul_(0.1)
-        dynamics._prior_weight[:max(0, entries - dynamics.levels["top"].size)] = -1.0
+        dynamics._prior_weight[: max(0, entries - dynamics.levels["top"].size)] = -1.0
     kinds = ("_imgs_stat_layer", "_obs_stat_layer", "_top_", "_prior_weight")
     return {f"_wm.dynamics.{name}": tensor for name, tensor in dynamics.state_dict().items() if name.startswith(kinds)}
 
 
 def convert_weights(sources: dict[str, Source | None], flat: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an agent with two levels; entries that are neither in `flat` nor in `new` are zero."""
-    return {name: new[name] if source is None else source.take(flat[source.name], new.get(name, 0.0))
-            for name, source in sources.items()}
+    return {name: new[name] if source is None else source.take(flat[source.name], new.get(name, 0.0)) for name, source in sources.items()}
 
 
 def convert_moments(sources: dict[str, Source | None], flat: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
@@ -573,6 +639,9 @@ def convert_moments(sources: dict[str, Source | None], flat: dict[str, dict[str,
             slots = flat[source.name]
             filled = None if source.index is None else source.index[source.index >= 0]
             square = slots["exp_avg_sq"] if filled is None else slots["exp_avg_sq"].index_select(source.dim, filled)
-            moments[name] = {"step": slots["step"], "exp_avg": source.take(slots["exp_avg"], 0.0),
-                             "exp_avg_sq": source.take(slots["exp_avg_sq"], square.mean())}
+            moments[name] = {
+                "step": slots["step"],
+                "exp_avg": source.take(slots["exp_avg"], 0.0),
+                "exp_avg_sq": source.take(slots["exp_avg_sq"], square.mean()),
+            }
     return moments

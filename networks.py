@@ -77,9 +77,23 @@ class RSSM(nn.Module):
         embed: size E of an embedding.
     """
 
-    def __init__(self, *, deter: int, hidden: int, num_actions: int, embed: int, rec_depth: int = 1, act: str = "SiLU",
-                 norm: bool = True, mean_act: str = "none", std_act: str = "sigmoid2", min_std: float = 0.1,
-                 unimix_ratio: float = 0.01, initial: str = "learned", **latent_sizes: int):
+    def __init__(
+        self,
+        *,
+        deter: int,
+        hidden: int,
+        num_actions: int,
+        embed: int,
+        rec_depth: int = 1,
+        act: str = "SiLU",
+        norm: bool = True,
+        mean_act: str = "none",
+        std_act: str = "sigmoid2",
+        min_std: float = 0.1,
+        unimix_ratio: float = 0.01,
+        initial: str = "learned",
+        **latent_sizes: int,
+    ):
         super().__init__()
         if initial not in ("learned", "zeros"):
             raise ValueError(f"initial is {initial!r}; allowed are 'learned' and 'zeros'")
@@ -110,8 +124,10 @@ class RSSM(nn.Module):
 
     def _make_levels(self, *, stoch: int, discrete: int) -> dict[str, Level]:
         if stoch < 1 or discrete < 0 or discrete == 1:
-            raise ValueError(f"the latent has {stoch} variables of {discrete} classes; it needs at least 1 of at least 2 classes, or "
-                             "of 0 classes for Gaussians (dyn_stoch, dyn_discrete)")
+            raise ValueError(
+                f"the latent has {stoch} variables of {discrete} classes; it needs at least 1 of at least 2 classes, or "
+                "of 0 classes for Gaussians (dyn_stoch, dyn_discrete)"
+            )
         return {"flat": Level(stoch, discrete, "")}
 
     def _make_stat_layers(self, hidden: int, act: str) -> None:
@@ -207,15 +223,29 @@ class RSSM(nn.Module):
         """The products of `_posterior_step`; (B, T, E) embeddings and (B, T, A) actions have shares (T, B, hidden) in them."""
         cells, stats = [f"cell{depth}" for depth in range(self._rec_depth)], self._stat_layers()
         none = torch.zeros((), device=embed.device)
-        weights = {"img_in": self._img_in_layers.step_weight, **dict.fromkeys(cells, self._cell.weight),
-                   "obs_out": self._obs_out_layers.step_weight, **{name: layer.weight for name, layer in stats.items()}}
-        shares = {"img_in": self._img_in_layers.share(action.transpose(0, 1)), **dict.fromkeys(cells, none),
-                  "obs_out": self._obs_out_layers.share(embed.transpose(0, 1)),
-                  **{name: none if layer.bias is None else layer.bias for name, layer in stats.items()}}
+        weights = {
+            "img_in": self._img_in_layers.step_weight,
+            **dict.fromkeys(cells, self._cell.weight),
+            "obs_out": self._obs_out_layers.step_weight,
+            **{name: layer.weight for name, layer in stats.items()},
+        }
+        shares = {
+            "img_in": self._img_in_layers.share(action.transpose(0, 1)),
+            **dict.fromkeys(cells, none),
+            "obs_out": self._obs_out_layers.share(embed.transpose(0, 1)),
+            **{name: none if layer.bias is None else layer.bias for name, layer in stats.items()},
+        }
         return StepProducts(weights, shares, action.shape[1], len(action))
 
-    def _prior_step(self, stoch: Tensor, deter: Tensor, action_share: Tensor, noise: Tensor | None,
-                    ones: lookup.Ones | None = None, drawn: Collection[str] | None = None) -> State:
+    def _prior_step(
+        self,
+        stoch: Tensor,
+        deter: Tensor,
+        action_share: Tensor,
+        noise: Tensor | None,
+        ones: lookup.Ones | None = None,
+        drawn: Collection[str] | None = None,
+    ) -> State:
         """The state without an observation, from latents and deter before it."""
         x = lookup.linear(stoch, self._img_in_layers.step_weight, ones) + action_share
         deter = self._advance(x, deter, lambda _, x: F.linear(x, self._cell.weight))
@@ -233,8 +263,9 @@ class RSSM(nn.Module):
         state = {"deter": deter, **self._prior_stats(deter, self._mode)}
         return {key: value.expand(batch_size, *value.shape[1:]) for key, value in state.items()}
 
-    def observe(self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None,
-                sample: bool = True) -> tuple[State, State]:
+    def observe(
+        self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None, sample: bool = True
+    ) -> tuple[State, State]:
         """Filters a sequence.
 
         Args:
@@ -252,8 +283,7 @@ class RSSM(nn.Module):
         prior = {key: value for key, value in prior.items() if not key.startswith("stoch")}
         return post, {"deter": post["deter"], **prior}
 
-    def filter(self, embed: Tensor, action: Tensor, is_first: Tensor | None, state: State | None = None,
-               sample: bool = True) -> State:
+    def filter(self, embed: Tensor, action: Tensor, is_first: Tensor | None, state: State | None = None, sample: bool = True) -> State:
         """The posterior alone, (B, T, ...), which is all that acting needs.
 
         Arguments are those of `observe`; is_first may be None if a state is given and no step starts anew.
@@ -285,14 +315,16 @@ class RSSM(nn.Module):
             stoch, deter = self.flat_stoch(step), step["deter"]
         return stack_states(steps, 1)
 
-    def obs_step(self, prev_state: State | None, prev_action: Tensor, embed: Tensor, is_first: Tensor,
-                 sample: bool = True) -> tuple[State, State]:
+    def obs_step(
+        self, prev_state: State | None, prev_action: Tensor, embed: Tensor, is_first: Tensor, sample: bool = True
+    ) -> tuple[State, State]:
         """One step of `observe`: prev_action (B, A), embed (B, E), is_first (B,) or (B, 1) -> states of (B, ...)."""
         post, prior = self.observe(embed[:, None], prev_action[:, None], is_first.reshape(-1, 1), prev_state, sample)
         return {k: v[:, 0] for k, v in post.items()}, {k: v[:, 0] for k, v in prior.items()}
 
-    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True,
-                 ones: lookup.Ones | None = None) -> State:
+    def img_step(
+        self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True, ones: lookup.Ones | None = None
+    ) -> State:
         """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state.
 
         `sample` draws latents, False takes the most likely ones, names of levels draw these alone. `ones`, from
@@ -378,8 +410,7 @@ class RSSM(nn.Module):
         """KL(posterior || prior) of each level by its name, in nats, unclipped, each (...)."""
         return {name: self._level_dist(name, post).kl(self._level_dist(name, prior)) for name in self.levels}
 
-    def kl_loss(self, post: State, prior: State, free: float, dyn_scale: float,
-                rep_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def kl_loss(self, post: State, prior: State, free: float, dyn_scale: float, rep_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Balanced KL with free bits per level (Hafner et al. 2023).
 
         Returns:
@@ -417,8 +448,10 @@ class HierarchicalRSSM(RSSM):
         levels = {"top": Level(stoch_top, discrete_top, "_top"), "bottom": Level(stoch_bottom, discrete_bottom, "_bottom")}
         for name, level in levels.items():
             if level.stoch < 1 or level.discrete < 2:
-                raise ValueError(f"the {name} level has {level.stoch} latents of {level.discrete} classes; it needs at least 1 of "
-                                 f"at least 2 classes (dyn_stoch_{name}, dyn_discrete_{name})")
+                raise ValueError(
+                    f"the {name} level has {level.stoch} latents of {level.discrete} classes; it needs at least 1 of "
+                    f"at least 2 classes (dyn_stoch_{name}, dyn_discrete_{name})"
+                )
         return levels
 
     def _make_stat_layers(self, hidden: int, act: str) -> None:
@@ -468,8 +501,12 @@ class HierarchicalRSSM(RSSM):
         return {**top, **bottom}
 
     def _stat_layers(self) -> dict[str, nn.Linear]:
-        return {"top": self._obs_stat_layer["top"], "summary": self._top_summary[0], "bottom": self._obs_stat_layer["bottom"],
-                "top_to_post": self._top_to_post}
+        return {
+            "top": self._obs_stat_layer["top"],
+            "summary": self._top_summary[0],
+            "bottom": self._obs_stat_layer["bottom"],
+            "top_to_post": self._top_to_post,
+        }
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
         """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top.
@@ -478,7 +515,7 @@ class HierarchicalRSSM(RSSM):
         """
         state, steps = None, []
         for t in range(action.shape[1]):
-            post = self.filter(embed[:, t:t + 1], action[:, t:t + 1], is_first[:, t:t + 1], state)
+            post = self.filter(embed[:, t : t + 1], action[:, t : t + 1], is_first[:, t : t + 1], state)
             state = self.resample({key: value[:, 0] for key, value in post.items()}, ["bottom"])
             steps.append(state)
         return stack_states(steps, 1)

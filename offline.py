@@ -39,8 +39,10 @@ class Recording(NamedTuple):
 
     def __str__(self) -> str:
         steps = sum(self.lengths.values()) - len(self.lengths)
-        return (f"{self.folder}: {len(self.lengths):,} episodes, {steps:,} steps, return {np.mean(self.returns):.4g} on average, "
-                f"{min(self.returns):.4g} to {max(self.returns):.4g}")
+        return (
+            f"{self.folder}: {len(self.lengths):,} episodes, {steps:,} steps, return {np.mean(self.returns):.4g} on average, "
+            f"{min(self.returns):.4g} to {max(self.returns):.4g}"
+        )
 
 
 def check_settings(config) -> None:
@@ -48,8 +50,10 @@ def check_settings(config) -> None:
     if config.offline_evaldir and not config.offline_traindir:
         raise ValueError("offline_evaldir is for runs that learn from recorded episodes; give --offline_traindir too, or leave it out")
     if config.offline_evaldir and not config.eval_every:
-        raise ValueError("offline_evaldir is measured at every evaluation, and eval_every is 0, which means none; give --eval_every, with "
-                         "--eval_episode_num 0 to play no episodes")
+        raise ValueError(
+            "offline_evaldir is measured at every evaluation, and eval_every is 0, which means none; give --eval_every, with "
+            "--eval_episode_num 0 to play no episodes"
+        )
     folders = [(name, config[name]) for name in ("offline_traindir", "offline_evaldir") if config[name]]
     for name, folder in folders:
         if config.logdir and _resolved(config.logdir).is_relative_to(_resolved(folder)):
@@ -73,8 +77,10 @@ def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space
     """
     path = pathlib.Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"{setting} is {folder!r}, which is no folder; give one with recorded episodes, such as the train_eps of a run or "
-                         "what record.py writes")
+        raise ValueError(
+            f"{setting} is {folder!r}, which is no folder; give one with recorded episodes, such as the train_eps of a run or "
+            "what record.py writes"
+        )
     obs_space, act_space = wanted or (None, None)
     lengths, returns, actions = {}, [], []
     files = sorted(path.glob("*.npz"))
@@ -95,16 +101,25 @@ def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space
             actions.append(taken)
             progress.update(number + 1)
     if not sum(map(len, actions)):
-        raise ValueError(f"{setting} is {folder!r}, which holds no episode that can be read; give a folder with files "
-                         "<time>-<id>-<length>.npz, such as the train_eps of a run or what record.py writes")
+        raise ValueError(
+            f"{setting} is {folder!r}, which holds no episode that can be read; give a folder with files "
+            "<time>-<id>-<length>.npz, such as the train_eps of a run or what record.py writes"
+        )
     return Recording(path, obs_space, act_space or _actions(np.concatenate(actions), config.actor.dist, path), lengths, returns)
 
 
 def fill(recording: Recording, config) -> Replay:
     """A memory with the newest episodes of a folder, as many steps as `dataset_size` allows."""
     steps = min(config.dataset_size, sum(recording.lengths.values()))
-    memory = Replay(recording.obs_space, ActionCodec(recording.act_space).size, capacity=steps, streams=1, batch_size=config.batch_size,
-                    batch_length=config.batch_length, seed=config.seed)
+    memory = Replay(
+        recording.obs_space,
+        ActionCodec(recording.act_space).size,
+        capacity=steps,
+        streams=1,
+        batch_size=config.batch_size,
+        batch_length=config.batch_length,
+        seed=config.seed,
+    )
     newest, room = [], steps
     for file, length in reversed(recording.lengths.items()):
         if room <= 0:
@@ -139,14 +154,18 @@ def _observations(file: pathlib.Path, episode: Episode, config) -> spaces.Dict:
             continue
         if value.dtype == np.uint8 and value.ndim == 4:
             if list(value.shape[1:3]) != config.size:
-                raise ValueError(f"{file}: {key} is an image of {value.shape[1]}x{value.shape[2]}, and size is {config.size}; give --size "
-                                 f"{value.shape[1]} {value.shape[2]}, or record images of that size")
+                raise ValueError(
+                    f"{file}: {key} is an image of {value.shape[1]}x{value.shape[2]}, and size is {config.size}; give --size "
+                    f"{value.shape[1]} {value.shape[2]}, or record images of that size"
+                )
             found[key] = spaces.Box(0, 255, value.shape[1:], np.uint8)
         elif value.ndim == 2 and value.dtype.kind in "fiub":
             found[key] = spaces.Box(-np.inf, np.inf, value.shape[1:], np.float32)
         else:
-            raise ValueError(f"{file}: {key} is {value.dtype} of shape {value.shape}; an observation is an image, uint8 of shape (L, H, W, "
-                             "C), or a vector of numbers, (L, n). Leave it out, or name it log_... to have it ignored")
+            raise ValueError(
+                f"{file}: {key} is {value.dtype} of shape {value.shape}; an observation is an image, uint8 of shape (L, H, W, "
+                "C), or a vector of numbers, (L, n). Leave it out, or name it log_... to have it ignored"
+            )
     if not found:
         raise ValueError(f"{file} holds no observations; it has {', '.join(sorted(episode))}")
     return spaces.Dict(found)
@@ -156,8 +175,10 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
     """Raises ValueError unless an episode has these observations (with `exact`: no others), and all else that is learned from."""
     missing = [key for key in (*obs_space.spaces, *NEEDED) if key not in episode and not key.startswith("log_")]
     if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(episode))}. Wanted are {', '.join(NEEDED)} and the "
-                         f"observations of {source}")
+        raise ValueError(
+            f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(episode))}. Wanted are {', '.join(NEEDED)} and the "
+            f"observations of {source}"
+        )
     other = [key for key in episode if key not in obs_space.spaces and key not in RESERVED and not key.startswith("log_")]
     if exact and other:
         raise ValueError(f"{file} has {', '.join(other)}, which {source} has not; all episodes must have the same observations")
@@ -166,8 +187,10 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
             continue
         value = episode[key]
         if value.shape[1:] != space.shape or (space.dtype == np.uint8) != (value.dtype == np.uint8 and value.ndim == 4):
-            raise ValueError(f"{file}: {key} is {value.dtype} of shape {value.shape[1:]} at each step; {source} has {space.dtype} of "
-                             f"shape {space.shape}. Give episodes of the same task, recorded with the same size and grayscale")
+            raise ValueError(
+                f"{file}: {key} is {value.dtype} of shape {value.shape[1:]} at each step; {source} has {space.dtype} of "
+                f"shape {space.shape}. Give episodes of the same task, recorded with the same size and grayscale"
+            )
     for key in NEEDED:
         wanted, dimensions = ("(L, A), one-hot for discrete actions", 2) if key == "action" else ("(L,)", 1)
         if episode[key].ndim != dimensions:
@@ -191,9 +214,11 @@ def _actions(actions: np.ndarray, dist: str, folder: pathlib.Path) -> gymnasium.
         return spaces.Discrete(size)
     classes = _parts(actions) if binary else None
     if classes is None:
-        raise ValueError(f"the actions in {folder}, vectors of {size} numbers, are not one-hot, nor several one-hot parts of which every "
-                         "class occurs, so it cannot be told what they mean. Give --actor.dist normal if they are continuous, or let "
-                         "an environment of the task tell, with --eval_every and --eval_episode_num above 0")
+        raise ValueError(
+            f"the actions in {folder}, vectors of {size} numbers, are not one-hot, nor several one-hot parts of which every "
+            "class occurs, so it cannot be told what they mean. Give --actor.dist normal if they are continuous, or let "
+            "an environment of the task tell, with --eval_every and --eval_episode_num above 0"
+        )
     return spaces.MultiDiscrete(classes)
 
 
@@ -211,18 +236,22 @@ def _parts(actions: np.ndarray) -> list[int] | None:
     return classes if told else None
 
 
-def _check_actions(file: pathlib.Path, actions: np.ndarray, act_space: gymnasium.Space | None, before: list[np.ndarray],
-                   source: str) -> None:
+def _check_actions(
+    file: pathlib.Path, actions: np.ndarray, act_space: gymnasium.Space | None, before: list[np.ndarray], source: str
+) -> None:
     """Raises ValueError unless actions (L - 1, A) are of this space; without one, of the size of those of the files before."""
     if act_space is None:
         if before and actions.shape[1] != before[0].shape[1]:
-            raise ValueError(f"{file}: action has {actions.shape[1]} numbers, in {source} it has {before[0].shape[1]}; all episodes must "
-                             "be of one task")
+            raise ValueError(
+                f"{file}: action has {actions.shape[1]} numbers, in {source} it has {before[0].shape[1]}; all episodes must be of one task"
+            )
         return
     codec = ActionCodec(act_space)
     if actions.shape[1] != codec.size:
-        raise ValueError(f"{file}: action has {actions.shape[1]} numbers; {source} has {act_space}, which takes {codec.size}. Give "
-                         "episodes of the same task")
+        raise ValueError(
+            f"{file}: action has {actions.shape[1]} numbers; {source} has {act_space}, which takes {codec.size}. Give "
+            "episodes of the same task"
+        )
     parts = np.split(actions, np.cumsum(codec.classes)[:-1], 1) if codec.classes else []
     if not all(np.isin(part, (0, 1)).all() and (part.sum(1) == 1).all() for part in parts):
         raise ValueError(f"{file}: action is not one-hot; {source} has {act_space}. Give episodes of the same task")

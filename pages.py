@@ -9,7 +9,8 @@ STYLE = """
   --c0: #1f6fc4; --c1: #d9571f; --c2: #1a8f63; --c3: #8250c4 }
 @media (prefers-color-scheme: dark) { :root { --back: #16181b; --card: #1e2125; --text: #e6e7e9; --faint: #9a9ea6; --line: #34383e;
   --c0: #6cb0f5; --c1: #f59a62; --c2: #55c99b; --c3: #bb96f2 } }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 76em; margin: 1.5em auto; padding: 0 1em; background: var(--back); color: var(--text) }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 76em; margin: 1.5em auto; padding: 0 1em; background: var(--back);
+  color: var(--text) }
 h1 { font-size: 1.5em; margin: 0 0 .2em } h2 { font-size: 1.15em; margin: 1.8em 0 .6em }
 p { max-width: 62em } .faint { color: var(--faint) } a { color: var(--c0) } img { max-width: 100% }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -28,9 +29,11 @@ def document(title: str, body: str, *, style: str = "", reload_seconds: int | No
         reload_seconds: after which the page loads itself anew; never if not given.
     """
     reload = f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else ""
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<link rel="icon" href="data:,">{reload}<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n'
-            f"<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<link rel="icon" href="data:,">{reload}<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n'
+        f"<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
+    )
 
 
 def number_table(rows: dict[str, dict[str, float]]) -> str:
@@ -46,6 +49,8 @@ def text_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _table(kind: str, head: list[str], rows: list[list[str]]) -> str:
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head),
-             *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)]
+    lines = [
+        "".join(f"<th>{html.escape(cell)}</th>" for cell in head),
+        *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows),
+    ]
     return f'<div class="scroll"><table class="{kind}">{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

@@ -28,8 +28,16 @@ from envs.spaces import ActionCodec
 POLICIES = ("random", "sampled", "most_likely")
 
 
-def record(policy, envs: EnvBatch, directory: pathlib.Path, *, episodes: int | None = None, steps: int | None = None, seed: int,
-           sample: bool = True) -> int:
+def record(
+    policy,
+    envs: EnvBatch,
+    directory: pathlib.Path,
+    *,
+    episodes: int | None = None,
+    steps: int | None = None,
+    seed: int,
+    sample: bool = True,
+) -> int:
     """Writes episodes of a policy, see `collect.Collector`, into a directory; returns the agent steps that were taken.
 
     Args:
@@ -82,16 +90,23 @@ def run(presets: list[str], flags: dict) -> None:
     agent, config = _agent_and_settings(presets, flags)
     policy = policy or ("sampled" if agent else "random")
     if policy not in POLICIES or (policy != "random" and not agent):
-        raise ValueError(f"--policy is {policy!r}; allowed are random, and with --logdir, which names a trained agent, sampled and "
-                         "most_likely")
+        raise ValueError(
+            f"--policy is {policy!r}; allowed are random, and with --logdir, which names a trained agent, sampled and most_likely"
+        )
     with contextlib.closing(make_envs(config, config.envs, training=True)) as envs:
         if agent:
             agent.act_in(envs.act_space)
         tools.set_seed(config.seed)
         randomly = exploration.Random(ActionCodec(envs.act_space), tools.policy_seed(config.seed, 0))
-        taken = record(randomly if policy == "random" else agent, envs, pathlib.Path(out).expanduser(),
-                       episodes=None if episodes is None else int(episodes), steps=-(-config.steps // config.action_repeat),
-                       seed=tools.train_seed(config.seed, 0), sample=policy != "most_likely")
+        taken = record(
+            randomly if policy == "random" else agent,
+            envs,
+            pathlib.Path(out).expanduser(),
+            episodes=None if episodes is None else int(episodes),
+            steps=-(-config.steps // config.action_repeat),
+            seed=tools.train_seed(config.seed, 0),
+            sample=policy != "most_likely",
+        )
     console.say(f"{out}: {taken:,} steps of {config.task} more, actions {policy}")
 
 

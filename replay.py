@@ -36,8 +36,17 @@ class Replay:
         ValueError: if the arrays would not fit into free memory.
     """
 
-    def __init__(self, obs_space: gymnasium.spaces.Dict, action_size: int, *, capacity: int, streams: int, batch_size: int,
-                 batch_length: int, seed: int = 0):
+    def __init__(
+        self,
+        obs_space: gymnasium.spaces.Dict,
+        action_size: int,
+        *,
+        capacity: int,
+        streams: int,
+        batch_size: int,
+        batch_length: int,
+        seed: int = 0,
+    ):
         self.action_size = action_size
         self._batch_size, self._batch_length = batch_size, batch_length
         self._stream_capacity = max(1, capacity // streams)
@@ -51,8 +60,10 @@ class Replay:
         self.nbytes = step_bytes * self.capacity
         free = available_memory()
         if free is not None and self.nbytes > free:
-            raise ValueError(f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
-                             f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}")
+            raise ValueError(
+                f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
+                f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}"
+            )
         self._copier: ThreadPoolExecutor | None = None
         self._next: Future | None = None  # the batch that is being copied
         self._arrays = {key: np.empty((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
@@ -163,8 +174,10 @@ class Replay:
             episodes.append(episode)
             room -= len(episode["reward"])
         if skipped:
-            console.warn(f"skipped {skipped} damaged episode{'s' if skipped > 1 else ''}, loaded {len(episodes)}; training goes on "
-                         "without what they held")
+            console.warn(
+                f"skipped {skipped} damaged episode{'s' if skipped > 1 else ''}, loaded {len(episodes)}; training goes on "
+                "without what they held"
+            )
         for episode in reversed(episodes):
             self.add_episode(episode)
         return sum(len(episode["reward"]) - 1 for episode in episodes)

@@ -24,7 +24,9 @@ from curves import Curve
 
 SECONDS_BETWEEN_PAGES = 60.0
 SHARE_OF_TIME = 0.01  # of the training's time that pages may take at most
-STYLE = charts.STYLE + """
+STYLE = (
+    charts.STYLE
+    + """
 .tiles { display: flex; flex-wrap: wrap; gap: .6em; margin: 1em 0 }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .45em .9em }
 .tiles b { display: block; font-size: 1.3em; font-variant-numeric: tabular-nums } progress { width: 100%; accent-color: var(--c0) }
@@ -32,10 +34,18 @@ STYLE = charts.STYLE + """
 .videos { display: flex; flex-wrap: wrap; gap: 1em 2em } .videos figure { margin: 0; max-width: 100% }
 .videos figcaption { max-width: 42em } .videos img { image-rendering: pixelated; height: 28em; object-fit: contain; object-position: left }
 """
-TILES = {"eval/return": "evaluation return", "episode/return": "training return", "time/updates": "updates",
-         "time/fps": "frames a second", "time/updates_per_second": "updates a second"}
-OPEN_LOOP = ("replayed sequences; in rows: truth, model (the first five steps are reconstructed, all later ones dreamed from the "
-             "actions alone), error, and with two levels what the top level alone sees")
+)
+TILES = {
+    "eval/return": "evaluation return",
+    "episode/return": "training return",
+    "time/updates": "updates",
+    "time/fps": "frames a second",
+    "time/updates_per_second": "updates a second",
+}
+OPEN_LOOP = (
+    "replayed sequences; in rows: truth, model (the first five steps are reconstructed, all later ones dreamed from the "
+    "actions alone), error, and with two levels what the top level alone sees"
+)
 
 
 class RunPage:
@@ -95,12 +105,14 @@ def page(logdir: pathlib.Path, stored: dict, training: bool) -> str:
     """The page as HTML."""
     found = curves.read(logdir).curves
     end = max((int(curve.frames[-1]) for curve in found.values()), default=0)
-    drawn = {section: "".join(charts.chart(title, lines, end) for title, lines in panels.items())
-             for section, panels in arrange(found).items()}
+    drawn = {
+        section: "".join(charts.chart(title, lines, end) for title, lines in panels.items()) for section, panels in arrange(found).items()
+    }
     sections = {section: f'<div class="grid">{panels}</div>' for section, panels in drawn.items() if panels}
     sections = {"Returns": "", "Latest videos": videos(logdir), **sections, **about_settings(logdir, stored)}
     body = summary(logdir, stored, found, end, training) + "".join(
-        f"<h2>{heading}</h2>{content}\n" for heading, content in sections.items() if content)
+        f"<h2>{heading}</h2>{content}\n" for heading, content in sections.items() if content
+    )
     title = str(stored.get("task", logdir.resolve().name))
     return pages.document(title, body, style=STYLE, reload_seconds=int(SECONDS_BETWEEN_PAGES) if training else None)
 
@@ -114,9 +126,11 @@ def summary(logdir: pathlib.Path, stored: dict, found: dict[str, Curve], end: in
     state = "Training; this page loads itself anew every minute. Written" if training else "Written"
     more = ' <a href="../latents/index.html">What the latent levels hold</a>' if (logdir / "latents" / "index.html").exists() else ""
     bar = f'<progress max="{steps}" value="{min(end, steps)}"></progress>' if steps else ""
-    return (f'<p class="faint">{html.escape(str(logdir))}. {state} {when}.{more}</p>{bar}'
-            f'<div class="tiles">{"".join(f"<div><b>{value}</b>{text}</div>" for value, text in tiles)}</div>'
-            '<p class="faint">Curves are over environment frames; long ones show means of equal parts, with their range as a shade.</p>\n')
+    return (
+        f'<p class="faint">{html.escape(str(logdir))}. {state} {when}.{more}</p>{bar}'
+        f'<div class="tiles">{"".join(f"<div><b>{value}</b>{text}</div>" for value, text in tiles)}</div>'
+        '<p class="faint">Curves are over environment frames; long ones show means of equal parts, with their range as a shade.</p>\n'
+    )
 
 
 def arrange(found: dict[str, Curve]) -> dict[str, dict[str, dict[str, Curve]]]:
@@ -143,9 +157,12 @@ def videos(logdir: pathlib.Path) -> str:
         kind, _, frame = path.stem.rpartition("_")
         if frame.isdigit():
             latest[kind] = (path, int(frame))  # names have the frame with leading zeros: the last is the latest
-    shown = [f'<figure><figcaption>{html.escape(kind)}, frame {frame:,}'
-             f'{": " + OPEN_LOOP if kind.startswith("openl_") else ""}</figcaption>'
-             f'<img src="../videos/{urllib.parse.quote(path.name)}" alt="{html.escape(kind)}"></figure>' for kind, (path, frame) in latest.items()]
+    shown = [
+        f"<figure><figcaption>{html.escape(kind)}, frame {frame:,}"
+        f"{': ' + OPEN_LOOP if kind.startswith('openl_') else ''}</figcaption>"
+        f'<img src="../videos/{urllib.parse.quote(path.name)}" alt="{html.escape(kind)}"></figure>'
+        for kind, (path, frame) in latest.items()
+    ]
     return f'<div class="videos">{"".join(shown)}</div>' if shown else ""
 
 
@@ -154,11 +171,15 @@ def about_settings(logdir: pathlib.Path, stored: dict) -> dict[str, str]:
     if not stored:
         return {}
     differing = [[name, new, old] for name, old, new in settings.changes_from_defaults(settings.Config(stored)) if new != "-"]
-    changes = [[f"{row['step']:,}", *(str(row.get(key, "")) for key in ("setting", "from", "to"))]
-               for row in curves.read_rows(logdir / "config_changes.jsonl")[0]]
-    return {"Settings that differ from the defaults": pages.text_table(["setting", "", "default"], differing),
-            "Settings changed on the way": pages.text_table(["frame", "setting", "from", "to"], changes) if changes else "",
-            "All settings": pages.text_table(["setting", ""], [list(pair) for pair in settings.shown(stored).items()])}
+    changes = [
+        [f"{row['step']:,}", *(str(row.get(key, "")) for key in ("setting", "from", "to"))]
+        for row in curves.read_rows(logdir / "config_changes.jsonl")[0]
+    ]
+    return {
+        "Settings that differ from the defaults": pages.text_table(["setting", "", "default"], differing),
+        "Settings changed on the way": pages.text_table(["frame", "setting", "from", "to"], changes) if changes else "",
+        "All settings": pages.text_table(["setting", ""], [list(pair) for pair in settings.shown(stored).items()]),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

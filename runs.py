@@ -115,16 +115,21 @@ class Run:
         """What runs where, and the settings that are not the defaults, for the console."""
         config, counts = self.config, self.agent.parameter_counts()
         device = tools.describe_device(self.agent.device)
-        levels = " + ".join(f"{level.stoch} x {level.discrete} {name}" if level.discrete else f"{level.stoch} Gaussians"
-                            for name, level in self.agent._wm.dynamics.levels.items())
-        about = console.table("hDreamer", [
-            ("task", config.task),
-            ("run", str(self.logdir)),
-            ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
-            *self.about(),
-            ("latent", levels),
-            ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
-        ])
+        levels = " + ".join(
+            f"{level.stoch} x {level.discrete} {name}" if level.discrete else f"{level.stoch} Gaussians"
+            for name, level in self.agent._wm.dynamics.levels.items()
+        )
+        about = console.table(
+            "hDreamer",
+            [
+                ("task", config.task),
+                ("run", str(self.logdir)),
+                ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
+                *self.about(),
+                ("latent", levels),
+                ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
+            ],
+        )
         differing = [change for change in settings.changes_from_defaults(config) if change[0] not in ("task", "logdir")]
         return about + ("\n" + console.table("Settings that differ from the defaults", _arrows(differing)) if differing else "")
 
@@ -181,12 +186,15 @@ class Run:
         if (self.step, self.agent.updates) == self.saved:
             return
         self.saved = (self.step, self.agent.updates)
-        checkpoints.save(self.logdir / "latest.pt", {
-            **self.agent.checkpoint(),
-            **self.counters(),
-            "random_state": checkpoints.random_state(self.replay.next_rng),
-            "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
-        })
+        checkpoints.save(
+            self.logdir / "latest.pt",
+            {
+                **self.agent.checkpoint(),
+                **self.counters(),
+                "random_state": checkpoints.random_state(self.replay.next_rng),
+                "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
+            },
+        )
         self.should_save.restart()
 
     def counters(self) -> dict:

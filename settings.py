@@ -60,18 +60,37 @@ IGNORED = {
 }
 
 # A continued run keeps these: stored weights would not fit, or weights and episodes would mean something else.
-FIXED = re.compile(r"""
+FIXED = re.compile(
+    r"""
     task | size | grayscale | action_repeat | sticky | actions | lives |
     hierarchical_mode | dyn_(?!scale).* | initial | units | act | norm |
     (encoder|decoder)\.(?!outscale|image_dist).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
     actor\.(layers|dist|std|min_std|max_std) | expl_behavior | disag_(?!log|offset).*
-""", re.VERBOSE)
+""",
+    re.VERBOSE,
+)
 
 PRECISIONS = ("32", "bf16")
 # Numbers are never negative; these have a smaller range.
 AT_LEAST = {
-    **dict.fromkeys(["steps", "envs", "eval_envs", "log_every", "action_repeat", "dataset_size", "batch_size", "dyn_deter",
-                     "dyn_hidden", "dyn_rec_depth", "units", "critic.slow_target_update", "checkpoint_every"], 1),
+    **dict.fromkeys(
+        [
+            "steps",
+            "envs",
+            "eval_envs",
+            "log_every",
+            "action_repeat",
+            "dataset_size",
+            "batch_size",
+            "dyn_deter",
+            "dyn_hidden",
+            "dyn_rec_depth",
+            "units",
+            "critic.slow_target_update",
+            "checkpoint_every",
+        ],
+        1,
+    ),
     **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_layers", "mlp_units")},
     "batch_length": 2,
     "imag_horizon": 2,
@@ -80,11 +99,21 @@ AT_LEAST = {
     "disag_layers": 1,
     "disag_offset": 1,
 }
-ABOVE_ZERO = ("train_ratio", "model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps", "grad_clip",
-              "actor.grad_clip", "critic.grad_clip")
+ABOVE_ZERO = (
+    "train_ratio",
+    "model_lr",
+    "actor.lr",
+    "critic.lr",
+    "opt_eps",
+    "actor.eps",
+    "critic.eps",
+    "grad_clip",
+    "actor.grad_clip",
+    "critic.grad_clip",
+)
 AT_MOST = {
     **dict.fromkeys(["unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction"], 1),
-    **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2 ** 31 - 1),
+    **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2**31 - 1),
 }
 
 
@@ -125,8 +154,9 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
     task = str(next((layer["task"] for layer in reversed(layers) if "task" in layer), flat["task"]))
     suite = task.partition("_")[0]
     if suite not in suites or suite == task:
-        raise ValueError(f"task {task!r} does not begin with a suite; {unknown('suite', suite, suites)} (for example atari_pong, "
-                         "gym_CartPole-v1)")
+        raise ValueError(
+            f"task {task!r} does not begin with a suite; {unknown('suite', suite, suites)} (for example atari_pong, gym_CartPole-v1)"
+        )
     flat.update(flatten(suites[suite]))
     for layer in layers:
         for key, value in layer.items():
@@ -242,8 +272,9 @@ def _check_range(key: str, value) -> None:
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, "
-                             "'$^' none") from error
+            raise ValueError(
+                f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, '$^' none"
+            ) from error
     if key == "precision" and value not in PRECISIONS:
         raise ValueError(f"setting 'precision' is {value!r}; allowed are {', '.join(PRECISIONS)}")
     if type(value) not in (int, float):
@@ -341,9 +372,14 @@ def _show(value) -> str:
 
 def help_text(width: int = 80) -> str:
     """All settings and presets for a terminal of this many columns."""
-    lines = ["usage: python dreamer.py [--configs PRESET ...] [--SETTING VALUE ...]", "",
-             "Defaults come first, then the settings of the task's suite, the presets in the order given, and the flags.", "",
-             "Presets", *_table(((name, text) for name, text, _ in describe_presets()), 22, width)]
+    lines = [
+        "usage: python dreamer.py [--configs PRESET ...] [--SETTING VALUE ...]",
+        "",
+        "Defaults come first, then the settings of the task's suite, the presets in the order given, and the flags.",
+        "",
+        "Presets",
+        *_table(((name, text) for name, text, _ in describe_presets()), 22, width),
+    ]
     group = None
     for setting in describe():
         if setting.group != group:
@@ -366,12 +402,19 @@ def _table(rows: Iterable[tuple[str, str]], indent: int, width: int) -> list[str
 
 def markdown() -> str:
     """The contents of docs/configuration.md."""
-    lines = ["# Configuration", "",
-             "Made from `configs.yaml` by `python settings.py`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults "
-             "come first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
-             "A *fixed* setting cannot change when a run is continued in its folder, since stored weights or episodes depend on it; "
-             "others take the new value, which is printed and recorded in `config_changes.jsonl`.", "",
-             "## Presets", "", "| preset | | settings |", "|---|---|---|"]
+    lines = [
+        "# Configuration",
+        "",
+        "Made from `configs.yaml` by `python settings.py`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults "
+        "come first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
+        "A *fixed* setting cannot change when a run is continued in its folder, since stored weights or episodes depend on it; "
+        "others take the new value, which is printed and recorded in `config_changes.jsonl`.",
+        "",
+        "## Presets",
+        "",
+        "| preset | | settings |",
+        "|---|---|---|",
+    ]
     for name, text, entries in describe_presets():
         values = ", ".join(f"`{key}: {_show(value)}`" for key, value in entries.items())
         lines.append(f"| `{name}` | {_cell(text)} | {_cell(values)} |")
@@ -380,8 +423,12 @@ def markdown() -> str:
         if setting.group != group:
             group = setting.group
             lines += ["", f"## {group}", "", "| setting | default | | |", "|---|---|---|---|"]
-        cells = [f"`{setting.name}`", f"`{_show(setting.default)}`", _cell(setting.comment),
-                 "fixed" if FIXED.fullmatch(setting.name) else ""]
+        cells = [
+            f"`{setting.name}`",
+            f"`{_show(setting.default)}`",
+            _cell(setting.comment),
+            "fixed" if FIXED.fullmatch(setting.name) else "",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Names of dreamerv3-torch", "", "Accepted with a note on stderr.", "", "| its name | here |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in RENAMED.items()]
@@ -426,8 +473,11 @@ def shown(stored: dict) -> dict[str, str]:
 def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:
     """How settings that say what weights mean differ from those stored with them, see `changes`; sizes of latents may."""
     latent = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
-    return [change for change in changes(stored if isinstance(stored, dict) else {}, plain(config))
-            if FIXED.fullmatch(change[0]) and not latent.fullmatch(change[0]) and "-" not in change[1:]]
+    return [
+        change
+        for change in changes(stored if isinstance(stored, dict) else {}, plain(config))
+        if FIXED.fullmatch(change[0]) and not latent.fullmatch(change[0]) and "-" not in change[1:]
+    ]
 
 
 def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[tuple[str, str, str]]:
@@ -439,13 +489,19 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
     """
     before, now = ("recorded episodes" if source.get("offline_traindir") else "an environment" for source in (stored, config))
     if stored and before != now:
-        raise ValueError(f"{folder} holds a run that learns from {before}; to go on from {now}, begin another run with its weights: "
-                         f"--from_checkpoint {folder} and another --logdir")
-    found = [change for change in changes(stored, plain(config)) if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]]
+        raise ValueError(
+            f"{folder} holds a run that learns from {before}; to go on from {now}, begin another run with its weights: "
+            f"--from_checkpoint {folder} and another --logdir"
+        )
+    found = [
+        change for change in changes(stored, plain(config)) if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]
+    ]
     fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]
     if fixed:
-        raise ValueError(f"{folder} holds a run with other settings that its weights or episodes depend on: {'; '.join(fixed)}. "
-                         "Give the old values to continue it, or another --logdir to begin anew")
+        raise ValueError(
+            f"{folder} holds a run with other settings that its weights or episodes depend on: {'; '.join(fixed)}. "
+            "Give the old values to continue it, or another --logdir to begin anew"
+        )
     return found
 
 

@@ -87,8 +87,23 @@ def assert_same(a, b) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_to_the_whole_process_group_ends_a_run_with_everything_saved(tmp_path, number):
-    command = [sys.executable, str(pathlib.Path(dreamer.__file__)), "--configs", "defaults", "debug", "--task", "gym_CartPole-v1",
-               "--envs", "2", "--steps", "1000000", "--device", "cpu", "--logdir", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(pathlib.Path(dreamer.__file__)),
+        "--configs",
+        "defaults",
+        "debug",
+        "--task",
+        "gym_CartPole-v1",
+        "--envs",
+        "2",
+        "--steps",
+        "1000000",
+        "--device",
+        "cpu",
+        "--logdir",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -130,8 +145,14 @@ def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch
 def test_a_continued_run_trains_with_the_rates_that_it_is_given(tmp_path):
     flags = ["--task", "gym_CartPole-v1", "--eval_episode_num", "0"]
     run(tmp_path, "defaults", *flags, "--steps", "100")
-    overrides = {"task": "gym_CartPole-v1", "logdir": str(tmp_path), "device": "cpu", "model_lr": 0.5, "actor.eps": 0.25,
-                 "weight_decay": 0.125}
+    overrides = {
+        "task": "gym_CartPole-v1",
+        "logdir": str(tmp_path),
+        "device": "cpu",
+        "model_lr": 0.5,
+        "actor.eps": 0.25,
+        "weight_decay": 0.125,
+    }
     training = dreamer.Training(tools.load_config(["defaults", "debug"], overrides))
     training.close()
     groups = {name: optimizer.state_dict()["param_groups"][0] for name, optimizer in training.agent.optimizers().items()}
@@ -176,8 +197,24 @@ def test_no_evaluation_environment_exists_when_evaluation_is_off(tmp_path, flag,
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
 @pytest.mark.parametrize("task", ["gym_CartPole-v1", "gym_Pendulum-v1"])
 def test_vector_tasks_with_discrete_and_continuous_actions_train_in_worker_processes(tmp_path, preset, task):
-    lines = run(tmp_path, preset, "--task", task, "--envs", "2", "--steps", "300", "--eval_every",
-                "200", "--eval_episode_num", "2", "--time_limit", "60", "--log_every", "100")
+    lines = run(
+        tmp_path,
+        preset,
+        "--task",
+        task,
+        "--envs",
+        "2",
+        "--steps",
+        "300",
+        "--eval_every",
+        "200",
+        "--eval_episode_num",
+        "2",
+        "--time_limit",
+        "60",
+        "--log_every",
+        "100",
+    )
     assert any("eval/return" in line for line in lines)
     assert any("train/vector_loss" in line for line in lines)
     assert not (tmp_path / "videos").exists()
@@ -213,16 +250,27 @@ def test_a_resumed_agent_updates_exactly_as_one_that_never_stopped(tmp_path, pre
     overrides = {"task": "gym_CartPole-v1", "device": "cpu", "critic.slow_target_update": 2, "expl_behavior": explorer}
     config = tools.load_config(["defaults", "debug", preset], overrides)
     rng = np.random.default_rng(0)
-    batch = {"vector": rng.normal(size=(2, 8, 4)).astype(np.float32),
-             "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
-             "reward": rng.normal(size=(2, 8)).astype(np.float32), "is_first": np.zeros((2, 8), bool),
-             "is_terminal": np.zeros((2, 8), bool)}
+    batch = {
+        "vector": rng.normal(size=(2, 8, 4)).astype(np.float32),
+        "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, 8))],
+        "reward": rng.normal(size=(2, 8)).astype(np.float32),
+        "is_first": np.zeros((2, 8), bool),
+        "is_terminal": np.zeros((2, 8), bool),
+    }
     agent = agent_for(config)
     for _ in range(3):
         agent.update(batch)
-    checkpoints.save(tmp_path / "latest.pt", {
-        **agent.checkpoint(), "updates": agent.updates, "random_state": checkpoints.random_state(rng), "step": 0, "last_eval": 0,
-        "update_credit": 0.0})
+    checkpoints.save(
+        tmp_path / "latest.pt",
+        {
+            **agent.checkpoint(),
+            "updates": agent.updates,
+            "random_state": checkpoints.random_state(rng),
+            "step": 0,
+            "last_eval": 0,
+            "update_credit": 0.0,
+        },
+    )
     for _ in range(5):
         agent.update(batch)
     resumed, loaded = agent_for(config), checkpoints.load(tmp_path / "latest.pt")

@@ -243,8 +243,10 @@ def pick_device(name: str) -> str:
     if name == "mps" and not mps:
         raise ValueError("device is 'mps', but PyTorch finds no Apple GPU here; use --device auto or --device cpu")
     if name.startswith("cuda") and int(match[2] or 0) >= gpus:
-        raise ValueError(f"device is {name!r}, but PyTorch finds {gpus} CUDA GPUs here; use --device auto or --device cpu, or "
-                         "install a PyTorch that is built for CUDA")
+        raise ValueError(
+            f"device is {name!r}, but PyTorch finds {gpus} CUDA GPUs here; use --device auto or --device cpu, or "
+            "install a PyTorch that is built for CUDA"
+        )
     return name
 
 
@@ -266,8 +268,10 @@ def check_compiler(device: str) -> None:
         torch.compile(torch.add)(torch.ones(2, device=device), 1.0)
     except Exception as error:  # whatever a toolchain may fail with
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"compile is true, but torch.compile does not work here ({type(error).__name__}: {reason}); install a C++ "
-                         "compiler such as g++ (on a GPU also Triton), or use --compile false") from error
+        raise ValueError(
+            f"compile is true, but torch.compile does not work here ({type(error).__name__}: {reason}); install a C++ "
+            "compiler such as g++ (on a GPU also Triton), or use --compile false"
+        ) from error
 
 
 def keep_freed_memory() -> None:
@@ -276,7 +280,7 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_max = -1, -4  # from glibc's malloc.h
         libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2 ** 31 - 1)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
     except (OSError, AttributeError):
         pass  # another C library: nothing to tune
 

@@ -48,7 +48,9 @@ def load(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> 
         "format": f"{stored.origin}; latent of {_describe(levels)}",
         "weights": "tensors " + ", ".join(f"{kinds[kind]} {kind}" for kind in ("copied", "split", "widened", "new")),
         "optimizers": f"moments of {sum(slots is not None for state in moments.values() for slots in state)} tensors, after "
-                      f"{updates_of(agent):,} updates" if moments else "",
+        f"{updates_of(agent):,} updates"
+        if moments
+        else "",
         "ignored": "; ".join(ignored),
     }
     return {topic: text for topic, text in report.items() if text}
@@ -66,8 +68,9 @@ def _without_explorer(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple
     if agent._config.expl_behavior != "plan2explore":
         kept = {name: tensor for name, tensor in weights.items() if not name.startswith("_expl_behavior.")}
         if len(kept) < len(weights):
-            ignored.append(f"{len(weights) - len(kept)} tensors of Plan2Explore, since this agent has expl_behavior "
-                           f"{agent._config.expl_behavior}")
+            ignored.append(
+                f"{len(weights) - len(kept)} tensors of Plan2Explore, since this agent has expl_behavior {agent._config.expl_behavior}"
+            )
         weights = kept
     return dict(weights), ignored
 
@@ -102,8 +105,10 @@ def latent_sizes(stored: dreamerv3_torch.Stored, config) -> list[tuple[int, int]
         needed = [f"{prefix}_top_summary.0.weight", f"{prefix}_top_to_prior.weight"]
     missing = [name for name in needed if name not in weights or weights[name].ndim != 2 or not weights[name].numel()]
     if missing:
-        raise ValueError(f"this holds no agent of hDreamer or dreamerv3-torch: {first(missing)} is missing. It has "
-                         f"{first(list(weights)) or 'no tensors'}")
+        raise ValueError(
+            f"this holds no agent of hDreamer or dreamerv3-torch: {first(missing)} is missing. It has "
+            f"{first(list(weights)) or 'no tensors'}"
+        )
     if stored.levels:
         return stored.levels
     if two_levels:
@@ -115,8 +120,9 @@ def latent_sizes(stored: dreamerv3_torch.Stored, config) -> list[tuple[int, int]
     if statistics == 2 * entries:
         return [(entries, 0)]
     if statistics != entries or entries < 1:
-        raise ValueError(f"this is damaged: its recurrence reads {inputs} numbers, which are not {statistics} latent entries and "
-                         f"{actions} of an action")
+        raise ValueError(
+            f"this is damaged: its recurrence reads {inputs} numbers, which are not {statistics} latent entries and {actions} of an action"
+        )
     classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.weight")
     if classes is None:
         classes = _classes_from_settings(config, entries)
@@ -129,8 +135,10 @@ def _classes_from_settings(config, entries: int) -> int:
     if not config.hierarchical_mode:
         return 1
     if entries % config.dyn_discrete_top == 0:
-        warn(f"the weights do not say how the {entries} entries of their latent are grouped, and dyn_stoch, dyn_discrete have another "
-             f"product; they are taken for {entries // config.dyn_discrete_top} categoricals of {config.dyn_discrete_top} classes")
+        warn(
+            f"the weights do not say how the {entries} entries of their latent are grouped, and dyn_stoch, dyn_discrete have another "
+            f"product; they are taken for {entries // config.dyn_discrete_top} categoricals of {config.dyn_discrete_top} classes"
+        )
     return config.dyn_discrete_top
 
 
@@ -170,21 +178,27 @@ def find_sources(agent: nn.Module, stored: list[tuple[int, int]]) -> dict[str, m
     told = f"the checkpoint's latent is {_describe(stored)}, this agent's {_describe(own)}"
     (slots, classes), *others = stored
     if others:
-        raise ValueError(f"{told}; two levels load into the same two alone: hierarchical_mode true, dyn_stoch_top {slots}, "
-                         f"dyn_discrete_top {classes}, dyn_stoch_bottom {others[0][0]}, dyn_discrete_bottom {others[0][1]}")
+        raise ValueError(
+            f"{told}; two levels load into the same two alone: hierarchical_mode true, dyn_stoch_top {slots}, "
+            f"dyn_discrete_top {classes}, dyn_stoch_bottom {others[0][0]}, dyn_discrete_bottom {others[0][1]}"
+        )
     if classes == 1:
         raise ValueError(f"{told}; set dyn_stoch and dyn_discrete to what it was trained with")
     if classes == 0 or len(own) == 1:
-        raise ValueError(f"{told}; set hierarchical_mode false, dyn_stoch {slots}, dyn_discrete {classes}"
-                         + (", since two levels need categoricals" if classes == 0 and len(own) == 2 else ""))
+        raise ValueError(
+            f"{told}; set hierarchical_mode false, dyn_stoch {slots}, dyn_discrete {classes}"
+            + (", since two levels need categoricals" if classes == 0 and len(own) == 2 else "")
+        )
     (top, top_classes), (bottom, bottom_classes) = own
     filled = [top_classes] + ([bottom_classes] if slots > top else [])
     if top + bottom < slots or set(filled) != {classes}:
         half = max(1, slots // 2)
-        raise ValueError(f"{told}. A flat latent fills the slots [top, bottom] in order, so there must be at least {slots} of them, and "
-                         f"a level that it fills must have {classes} classes. It fits into dyn_stoch_top {half}, dyn_discrete_top "
-                         f"{classes}, dyn_stoch_bottom {max(1, slots - half)}, dyn_discrete_bottom {classes}, or into dyn_stoch_top "
-                         f"{slots}, dyn_discrete_top {classes} and a bottom of any size")
+        raise ValueError(
+            f"{told}. A flat latent fills the slots [top, bottom] in order, so there must be at least {slots} of them, and "
+            f"a level that it fills must have {classes} classes. It fits into dyn_stoch_top {half}, dyn_discrete_top "
+            f"{classes}, dyn_stoch_bottom {max(1, slots - half)}, dyn_discrete_bottom {classes}, or into dyn_stoch_top "
+            f"{slots}, dyn_discrete_top {classes} and a bottom of any size"
+        )
     return models.flat_sources(agent, slots * classes)
 
 
@@ -202,11 +216,14 @@ def check_fits(needed: dict[str, tuple[int, ...]], loaded: dict[str, torch.Tenso
     shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
     wrong = {name: f"{name} is missing" for name in needed if name not in loaded}
     wrong |= {name: f"{name} is unknown" for name in loaded if name not in needed}
-    wrong |= {name: f"{name} has shape {shapes[name]}, not {shape}" for name, shape in needed.items()
-              if name in loaded and shapes[name] != shape}
+    wrong |= {
+        name: f"{name} has shape {shapes[name]}, not {shape}" for name, shape in needed.items() if name in loaded and shapes[name] != shape
+    }
     if wrong:
-        raise ValueError(f"the checkpoint does not fit this agent: {_why(wrong, needed, shapes)}{first(list(wrong.values()), '; ')}. "
-                         "Use the settings that it was trained with")
+        raise ValueError(
+            f"the checkpoint does not fit this agent: {_why(wrong, needed, shapes)}{first(list(wrong.values()), '; ')}. "
+            "Use the settings that it was trained with"
+        )
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
@@ -217,8 +234,9 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
     """
     not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if not_finite:
-        raise ValueError(f"the checkpoint holds numbers that are not finite, in {first(not_finite)}; its training had failed, so use "
-                         "an earlier one")
+        raise ValueError(
+            f"the checkpoint holds numbers that are not finite, in {first(not_finite)}; its training had failed, so use an earlier one"
+        )
 
 
 def _why(wrong, needed: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]) -> str:

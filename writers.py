@@ -42,8 +42,10 @@ def import_wandb(project: str) -> types.ModuleType:
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
-        raise ValueError(f"wandb_project is {project!r}, which needs the package wandb ({error}): pip install -r requirements/wandb.txt, "
-                         "or leave wandb_project out") from error
+        raise ValueError(
+            f"wandb_project is {project!r}, which needs the package wandb ({error}): pip install -r requirements/wandb.txt, "
+            "or leave wandb_project out"
+        ) from error
 
 
 class WandB:
@@ -64,11 +66,20 @@ class WandB:
             stored_id.write_text(secrets.token_hex(4) + "\n")
         try:
             self._run = self._wandb.init(
-                project=project, id=stored_id.read_text().strip(), resume="allow", name=logdir.resolve().name, dir=str(logdir),
-                config=settings.plain(config), allow_val_change=True, settings=self._wandb.Settings(console="off"))
+                project=project,
+                id=stored_id.read_text().strip(),
+                resume="allow",
+                name=logdir.resolve().name,
+                dir=str(logdir),
+                config=settings.plain(config),
+                allow_val_change=True,
+                settings=self._wandb.Settings(console="off"),
+            )
         except self._wandb.Error as error:
-            raise ValueError(f"wandb_project is {project!r}, but no run can be opened there ({error}): log in with `wandb login`, set "
-                             "WANDB_MODE=offline to keep the data here, or leave wandb_project out") from error
+            raise ValueError(
+                f"wandb_project is {project!r}, but no run can be opened there ({error}): log in with `wandb login`, set "
+                "WANDB_MODE=offline to keep the data here, or leave wandb_project out"
+            ) from error
         # Its own counter may never go back, as frames do when a killed run continues from its last checkpoint.
         self._run.define_metric("*", step_metric="frame")
 

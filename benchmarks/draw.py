@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import compare  # noqa: E402
-import curves  # noqa: E402
-from benchmarks import learning, results, worldmodel  # noqa: E402
+import compare
+import curves
+from benchmarks import learning, results, worldmodel
 
 PAGE = HERE.parent / "docs" / "results.md"
 FIGURES = HERE.parent / "docs" / "results"
@@ -73,14 +73,20 @@ def learning_figure(plan: dict, found: dict) -> Figure:
 def learning_table(plan: dict, found: dict) -> str:
     """Returns of the last quarter by task and variant, as Markdown."""
     base, *others = plan["variants"]
-    lines = ["| task | random | " + " | ".join(f"{variant}: seeds (mean)" for variant in plan["variants"]) + " | "
-             + " | ".join(f"{other} - {base}, 95%" for other in others) + " | hours a run |",
-             "|" + "---|" * (3 + len(plan["variants"]) + len(others))]
+    lines = [
+        "| task | random | "
+        + " | ".join(f"{variant}: seeds (mean)" for variant in plan["variants"])
+        + " | "
+        + " | ".join(f"{other} - {base}, 95%" for other in others)
+        + " | hours a run |",
+        "|" + "---|" * (3 + len(plan["variants"]) + len(others)),
+    ]
     for task, variants in found.items():
         cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
         digits = plan["tasks"][task].get("digits", 0)
-        finals = {variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())}
-                  for variant in plan["variants"]}
+        finals = {
+            variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())} for variant in plan["variants"]
+        }
         for final in finals.values():
             values = list(final.values())
             cells.append(f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(values):.{digits}f}**)" if values else "")
@@ -114,8 +120,11 @@ def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
     found = {}
     for result in results.load("worldmodel"):
         found.setdefault(result["data"], {}).setdefault(result["variant"], {})[result["seed"]] = result
-    return {name: {variant: found[name][variant] for variant in worldmodel.VARIANTS if variant in found[name]}
-            for name in worldmodel.DATA if name in found}
+    return {
+        name: {variant: found[name][variant] for variant in worldmodel.VARIANTS if variant in found[name]}
+        for name in worldmodel.DATA
+        if name in found
+    }
 
 
 def worldmodel_figure(found: dict) -> Figure:
@@ -136,9 +145,12 @@ def worldmodel_figure(found: dict) -> Figure:
 
 def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     """Means over seeds and paired differences from the variant's reference, as Markdown."""
-    lines = [f"**{worldmodel.DATA[name].title.capitalize()}**", "",
-             "| | seeds | bound | KL | observation | reward | open-loop error | compared with | bound, 95% | open-loop error, 95% |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"**{worldmodel.DATA[name].title.capitalize()}**",
+        "",
+        "| | seeds | bound | KL | observation | reward | open-loop error | compared with | bound, 95% | open-loop error, 95% |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for variant, seeds in variants.items():
         cells = [variant, str(len(seeds))]
         cells += [f"{np.mean([result[key] for result in seeds.values()]):.{digits}f}" for key, digits in COLUMNS.items()]

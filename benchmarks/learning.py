@@ -24,10 +24,10 @@ from ruamel.yaml import YAML
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import curves  # noqa: E402
-import settings  # noqa: E402
-import tools  # noqa: E402
-from benchmarks import results  # noqa: E402
+import curves
+import settings
+import tools
+from benchmarks import results
 
 PLAN = HERE / "plan.yaml"
 RANDOM_EPISODES = 100
@@ -143,10 +143,20 @@ def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], 
     steps = int(run.command[run.command.index("--steps") + 1])
     if code or not evaluations or evaluations[-1][0] < steps:
         return False
-    results.store("learning", run.name, {
-        "task": run.task, "variant": run.variant, "seed": run.seed, "command": f"python dreamer.py {' '.join(run.command)}",
-        "hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2), "settings": results.differing(run.config),
-        "evaluations": evaluations, "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run"})
+    results.store(
+        "learning",
+        run.name,
+        {
+            "task": run.task,
+            "variant": run.variant,
+            "seed": run.seed,
+            "command": f"python dreamer.py {' '.join(run.command)}",
+            "hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2),
+            "settings": results.differing(run.config),
+            "evaluations": evaluations,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
+        },
+    )
     print(f"{run.name}: {evaluations[-1][1]:.1f} after {evaluations[-1][0]:,} frames", flush=True)
     return True
 

@@ -41,8 +41,10 @@ def is_done(experiment: str, name: str, config: settings.Config) -> bool:
     stored, wanted = json.loads(path.read_text())["settings"], differing(config)
     if stored != wanted:
         others = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-        raise SystemExit(f"error: {path} was measured with other settings ({', '.join(others)}); delete it, and the folder of its run if "
-                         "there is one, to measure anew")
+        raise SystemExit(
+            f"error: {path} was measured with other settings ({', '.join(others)}); delete it, and the folder of its run if "
+            "there is one, to measure anew"
+        )
     return True
 
 

@@ -19,10 +19,19 @@ from ruamel.yaml import YAML
 
 # Its sizes for the shapes of shapes.py; it has no preset for the small one.
 PRESETS = {"images": ["atari100k"], "vectors": ["dmc_proprio"], "small": []}
-SMALL = {"dyn_deter": 128, "dyn_hidden": 128, "units": 128, "dyn_stoch": 16, "dyn_discrete": 16, "batch_size": 8, "batch_length": 32,
-         "encoder": {"mlp_keys": ".*", "cnn_keys": "$^", "mlp_layers": 2, "mlp_units": 128},
-         "decoder": {"mlp_keys": ".*", "cnn_keys": "$^", "mlp_layers": 2, "mlp_units": 128},
-         "actor": {"dist": "onehot", "std": "none"}, "imag_gradient": "reinforce"}
+SMALL = {
+    "dyn_deter": 128,
+    "dyn_hidden": 128,
+    "units": 128,
+    "dyn_stoch": 16,
+    "dyn_discrete": 16,
+    "batch_size": 8,
+    "batch_length": 32,
+    "encoder": {"mlp_keys": ".*", "cnn_keys": "$^", "mlp_layers": 2, "mlp_units": 128},
+    "decoder": {"mlp_keys": ".*", "cnn_keys": "$^", "mlp_layers": 2, "mlp_units": 128},
+    "actor": {"dist": "onehot", "std": "none"},
+    "imag_gradient": "reinforce",
+}
 
 
 def merge(base: dict, update: dict) -> dict:
@@ -44,7 +53,7 @@ def main() -> None:
 
         sections = YAML(typ="safe", pure=True).load((checkout / "configs.yaml").read_text())
         settings = dict(sections["defaults"])
-        for update in ([SMALL] if name == "small" else [sections[preset] for preset in PRESETS[name]]):
+        for update in [SMALL] if name == "small" else [sections[preset] for preset in PRESETS[name]]:
             merge(settings, update)
         floats = {key: float(value) for key, value in settings.items() if isinstance(value, str) and value[:1].isdecimal()}
         action = batch["action"]
@@ -94,9 +103,14 @@ def load_batch(path: pathlib.Path) -> tuple[gymnasium.spaces.Dict, dict[str, np.
     with np.load(path, allow_pickle=False) as file:
         batch = {key: file[key] for key in file.files}
     observed = {key: value for key, value in batch.items() if key not in ("action", "reward", "is_first", "is_terminal", "discount")}
-    return gymnasium.spaces.Dict({
-        key: gymnasium.spaces.Box(0, 255, value.shape[2:], np.uint8) if value.ndim == 5 else
-        gymnasium.spaces.Box(-np.inf, np.inf, value.shape[2:], np.float32) for key, value in observed.items()}), batch
+    return gymnasium.spaces.Dict(
+        {
+            key: gymnasium.spaces.Box(0, 255, value.shape[2:], np.uint8)
+            if value.ndim == 5
+            else gymnasium.spaces.Box(-np.inf, np.inf, value.shape[2:], np.float32)
+            for key, value in observed.items()
+        }
+    ), batch
 
 
 if __name__ == "__main__":

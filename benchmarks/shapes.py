@@ -28,15 +28,21 @@ class Shape(NamedTuple):
         """An agent of this shape; `presets` and settings come on top."""
         torch.manual_seed(0)
         config = tools.load_config(["defaults", *self.presets, *presets], {"device": "cpu", **overrides})
-        obs_space = spaces.Dict({key: spaces.Box(0, 255, shape, np.uint8) if len(shape) == 3 else
-                                 spaces.Box(-np.inf, np.inf, shape, np.float32) for key, shape in self.observations.items()})
+        obs_space = spaces.Dict(
+            {
+                key: spaces.Box(0, 255, shape, np.uint8) if len(shape) == 3 else spaces.Box(-np.inf, np.inf, shape, np.float32)
+                for key, shape in self.observations.items()
+            }
+        )
         return Dreamer(obs_space, self.act_space, config)
 
     def observe(self, *lead: int) -> dict[str, np.ndarray]:
         """Random observations, arrays (*lead, ...), in the middle of an episode."""
         rng = np.random.default_rng(0)
-        obs = {key: rng.integers(0, 256, (*lead, *shape), np.uint8) if len(shape) == 3 else
-               rng.standard_normal((*lead, *shape), np.float32) for key, shape in self.observations.items()}
+        obs = {
+            key: rng.integers(0, 256, (*lead, *shape), np.uint8) if len(shape) == 3 else rng.standard_normal((*lead, *shape), np.float32)
+            for key, shape in self.observations.items()
+        }
         return {**obs, "is_first": np.zeros(lead, bool), "is_terminal": np.zeros(lead, bool)}
 
     def batch(self, size: int, length: int) -> dict[str, np.ndarray]:
@@ -53,7 +59,11 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "images": Shape("images 64 x 64 x 3, REINFORCE", {"image": (64, 64, 3)}, spaces.Discrete(6), ["atari100k"]),
-    "vectors": Shape("vectors, dynamics gradient", {"orientations": (14,), "height": (1,), "velocity": (9,)},
-                     spaces.Box(-1.0, 1.0, (6,), np.float32), ["dmc_proprio"]),
+    "vectors": Shape(
+        "vectors, dynamics gradient",
+        {"orientations": (14,), "height": (1,), "velocity": (9,)},
+        spaces.Box(-1.0, 1.0, (6,), np.float32),
+        ["dmc_proprio"],
+    ),
     "small": Shape("vectors, small size, REINFORCE", {"observation": (4,)}, spaces.Discrete(2), ["small"], single_thread=True),
 }

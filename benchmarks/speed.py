@@ -32,14 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import console  # noqa: E402
-import distributions  # noqa: E402
-import networks  # noqa: E402
-import tools  # noqa: E402
-from benchmarks.rival import peak_memory  # noqa: E402
-from benchmarks.shapes import SHAPES, Shape  # noqa: E402
-from recurrence import StepProducts  # noqa: E402
-from replay import Replay, available_memory  # noqa: E402
+import console
+import distributions
+import networks
+import tools
+from benchmarks.rival import peak_memory
+from benchmarks.shapes import SHAPES, Shape
+from recurrence import StepProducts
+from replay import Replay, available_memory
 
 WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
 IN_A_ROW = 20  # steps of the policy in one turn: the threads of the process before wait actively for some milliseconds more
@@ -88,8 +88,12 @@ def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "batch.npz"
         np.savez(path, **batch, discount=np.ones_like(batch["reward"]))
-        process = subprocess.Popen([sys.executable, str(HERE / "rival.py"), checkout, name, str(torch.get_num_threads()), str(path)],
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "rival.py"), checkout, name, str(torch.get_num_threads()), str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
             if process.stdout.readline().strip() != "ready":
                 raise SystemExit(f"error: dreamerv3-torch in {checkout} does not start, see above")
@@ -119,10 +123,17 @@ def measure_machine(_) -> dict:
         for count in (1, torch.get_num_threads()):
             with threads(count):
                 best = min(by_turns({"": timed(torch.mm, a, a)}, 10)[""])
-            peaks[f"{name}, {count} thread{'s' if count > 1 else ''}"] = 2 * size ** 3 / best / 1e9
-    console.say(console.table("Machine", [
-        ("processor", f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
-        ("torch", torch.__version__), *[(f"peak {name}", f"{peak:.1f} GFLOP/s") for name, peak in peaks.items()]]))
+            peaks[f"{name}, {count} thread{'s' if count > 1 else ''}"] = 2 * size**3 / best / 1e9
+    console.say(
+        console.table(
+            "Machine",
+            [
+                ("processor", f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
+                ("torch", torch.__version__),
+                *[(f"peak {name}", f"{peak:.1f} GFLOP/s") for name, peak in peaks.items()],
+            ],
+        )
+    )
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "peak_gflops": peaks}
 
 
@@ -179,8 +190,13 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
             about += f", {against:.3f} of dreamerv3-torch"
         rows.append((variant, about))
     count = torch.get_num_threads()
-    console.say(console.table(f"Update: {shape.about}, {config.batch_size} x {config.batch_length}, {count} thread"
-                              f"{'s' if count > 1 else ''}, medians of {len(seconds['flat'])}", rows))
+    console.say(
+        console.table(
+            f"Update: {shape.about}, {config.batch_size} x {config.batch_length}, {count} thread"
+            f"{'s' if count > 1 else ''}, medians of {len(seconds['flat'])}",
+            rows,
+        )
+    )
     return result
 
 
@@ -202,9 +218,11 @@ def sample_by_exponentials(probs: torch.Tensor, uniform: torch.Tensor) -> torch.
 
 
 # What an update would cost without each of the means that make it fast: what is replaced, by what.
-MEANS = {"look-ups for one-hot vectors": (networks.RSSM, "ones", lambda self, state: None),
-         "one weight gradient for all steps": (networks, "StepProducts", ProductsAtEveryStep),
-         "one random number per categorical": (distributions, "sample_onehot", sample_by_exponentials)}
+MEANS = {
+    "look-ups for one-hot vectors": (networks.RSSM, "ones", lambda self, state: None),
+    "one weight gradient for all steps": (networks, "StepProducts", ProductsAtEveryStep),
+    "one random number per categorical": (distributions, "sample_onehot", sample_by_exponentials),
+}
 
 
 def measure_means(options) -> dict:
@@ -226,10 +244,17 @@ def measure_means(options) -> dict:
             seconds = by_turns(steps, options.repeats if name != "small" else 4 * options.repeats)
         seconds["freed memory is kept"] = seconds.pop("keep False")
         base = {mean: seconds["keep True" if mean == "freed memory is kept" else ""] for mean in seconds}
-        results[name] = {mean: statistics.median(a / b for a, b in zip(taken, base[mean]))
-                         for mean, taken in seconds.items() if mean not in ("", "keep True")}
-        console.say(console.table(f"Without it an update takes so many times as long: {shape.about}", [
-            (mean, f"{ratio:.3f}") for mean, ratio in results[name].items()]))
+        results[name] = {
+            mean: statistics.median(a / b for a, b in zip(taken, base[mean]))
+            for mean, taken in seconds.items()
+            if mean not in ("", "keep True")
+        }
+        console.say(
+            console.table(
+                f"Without it an update takes so many times as long: {shape.about}",
+                [(mean, f"{ratio:.3f}") for mean, ratio in results[name].items()],
+            )
+        )
     return results
 
 
@@ -294,23 +319,33 @@ def measure_policy(options) -> dict:
 def measure_replay(options) -> dict:
     """Copying a batch of 16 x 64 images out of small and large memories that are full."""
     results = {}
-    for stored in (10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6):
+    for stored in (10**3, 10**4, 10**5, 10**6):
         free = available_memory()
         if free is not None and 13_000 * stored > 0.8 * free:
             console.say(f"{stored:,} steps do not fit into memory here.")
             continue
-        memory = Replay(spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), 6, capacity=stored, streams=1,
-                        batch_size=16, batch_length=64)
+        memory = Replay(
+            spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), 6, capacity=stored, streams=1, batch_size=16, batch_length=64
+        )
         rng, length = np.random.default_rng(0), 1000
-        episode = {"image": rng.integers(0, 256, (length, 64, 64, 3), np.uint8), "action": np.zeros((length, 6), np.float32),
-                   "reward": np.zeros(length, np.float32), "is_first": np.arange(length) == 0,
-                   "is_last": np.arange(length) == length - 1, "is_terminal": np.zeros(length, bool)}
+        episode = {
+            "image": rng.integers(0, 256, (length, 64, 64, 3), np.uint8),
+            "action": np.zeros((length, 6), np.float32),
+            "reward": np.zeros(length, np.float32),
+            "is_first": np.arange(length) == 0,
+            "is_last": np.arange(length) == length - 1,
+            "is_terminal": np.zeros(length, bool),
+        }
         for _ in range(stored // length):
             memory.add_episode(episode)
         results[stored] = statistics.median(by_turns({"": timed(memory.sample)}, 20 * options.repeats)[""])
         del memory
-    console.say(console.table("Replay: a batch of 16 x 64 images", [
-        (f"{stored:,} steps stored", f"{1e3 * seconds:.2f} ms") for stored, seconds in results.items()]))
+    console.say(
+        console.table(
+            "Replay: a batch of 16 x 64 images",
+            [(f"{stored:,} steps stored", f"{1e3 * seconds:.2f} ms") for stored, seconds in results.items()],
+        )
+    )
     return results
 
 
@@ -354,9 +389,15 @@ def measure_memory(options) -> dict:
             before = other("peak")()
             by_turns({"": other("update")}, 3, 0)
             results["dreamerv3-torch"] = other("peak")() - before
-    results["growth over 1,000 small updates, after 500"] = memory_of_updates("small", {"batch_size": 4, "batch_length": 16}, [500, 1000])[1]
-    console.say(console.table("Peak memory of updates, images, beyond weights and program", [
-        (name, f"{value / 1e6:,.0f} MB") for name, value in results.items()]))
+    results["growth over 1,000 small updates, after 500"] = memory_of_updates("small", {"batch_size": 4, "batch_length": 16}, [500, 1000])[
+        1
+    ]
+    console.say(
+        console.table(
+            "Peak memory of updates, images, beyond weights and program",
+            [(name, f"{value / 1e6:,.0f} MB") for name, value in results.items()],
+        )
+    )
     return results
 
 
@@ -364,8 +405,11 @@ def measure_growth(options) -> dict:
     """Seconds of an update against batch size, batch length and horizon, small size; the length with two sequences."""
     shape, results = SHAPES["small"], {}
     with threads(1):
-        for setting, values in (("batch_size", (8, 16, 32, 64, 128)), ("batch_length", (32, 64, 128, 256, 512)),
-                                ("imag_horizon", (15, 30, 60, 120))):
+        for setting, values in (
+            ("batch_size", (8, 16, 32, 64, 128)),
+            ("batch_length", (32, 64, 128, 256, 512)),
+            ("imag_horizon", (15, 30, 60, 120)),
+        ):
             fixed = {"batch_size": 2} if setting == "batch_length" else {}
             steps = {}
             for value in values:
@@ -399,8 +443,18 @@ def measure_loop(options) -> dict:
     from dreamer import Training
 
     with tempfile.TemporaryDirectory() as logdir, contextlib.redirect_stdout(sys.stderr):
-        config = tools.load_config(["defaults"], {"task": "atari_pong", "logdir": f"{logdir}/run", "prefill": 200, "pretrain": 3,
-                                                  "steps": 1000 + 8 * options.repeats, "eval_every": 0, "device": "cpu"})
+        config = tools.load_config(
+            ["defaults"],
+            {
+                "task": "atari_pong",
+                "logdir": f"{logdir}/run",
+                "prefill": 200,
+                "pretrain": 3,
+                "steps": 1000 + 8 * options.repeats,
+                "eval_every": 0,
+                "device": "cpu",
+            },
+        )
         training = Training(config)
         with contextlib.closing(training):
             training.prefill()
@@ -415,6 +469,7 @@ def measure_loop(options) -> dict:
                         return function(*args, **kwargs)
                     finally:
                         spent[name] += time.perf_counter() - start
+
                 return call
 
             training.agent.update = counting("update", training.agent.update)
@@ -425,32 +480,51 @@ def measure_loop(options) -> dict:
             training.train()
             total = time.perf_counter() - start
     spent["the rest"] = total - sum(spent.values())
-    console.say(console.table(f"Loop: atari_pong, train_ratio 512, {4 * options.repeats} agent steps", [
-        (name, f"{seconds:7.3f} s, {100 * seconds / total:.2f}%") for name, seconds in spent.items()]))
+    console.say(
+        console.table(
+            f"Loop: atari_pong, train_ratio 512, {4 * options.repeats} agent steps",
+            [(name, f"{seconds:7.3f} s, {100 * seconds / total:.2f}%") for name, seconds in spent.items()],
+        )
+    )
     return spent
 
 
 def measure_start(options) -> dict:
     """Seconds from the command to the first environment step."""
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import tools; from dreamer import Training\n"
-            "import exploration\n"
-            "config = tools.load_config(['defaults', 'hdreamer'], {'task': 'atari_pong', 'logdir': sys.argv[2], 'eval_every': 0})\n"
-            "training = Training(config)\n"
-            "training.collector.step(exploration.Random(training.agent.codec, 0))\n"
-            "print('seconds', time.time() - float(sys.argv[3]))\n"
-            "training.close()")
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import tools; from dreamer import Training\n"
+        "import exploration\n"
+        "config = tools.load_config(['defaults', 'hdreamer'], {'task': 'atari_pong', 'logdir': sys.argv[2], 'eval_every': 0})\n"
+        "training = Training(config)\n"
+        "training.collector.step(exploration.Random(training.agent.codec, 0))\n"
+        "print('seconds', time.time() - float(sys.argv[3]))\n"
+        "training.close()"
+    )
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as logdir:
-            output = subprocess.run([sys.executable, "-c", code, str(HERE.parent), f"{logdir}/run", str(time.time())],
-                                    capture_output=True, text=True, check=True).stdout
+            output = subprocess.run(
+                [sys.executable, "-c", code, str(HERE.parent), f"{logdir}/run", str(time.time())],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
             seconds.append(float(output.rpartition("seconds")[2].split()[0]))
     console.say(console.table("Start", [("to the first step of Pong, hdreamer", f"{statistics.median(seconds):.1f} s")]))
     return {"seconds": seconds}
 
 
-PARTS = {"machine": measure_machine, "updates": measure_updates, "means": measure_means, "policy": measure_policy, "replay": measure_replay,
-         "loop": measure_loop, "memory": measure_memory, "growth": measure_growth, "start": measure_start}
+PARTS = {
+    "machine": measure_machine,
+    "updates": measure_updates,
+    "means": measure_means,
+    "policy": measure_policy,
+    "replay": measure_replay,
+    "loop": measure_loop,
+    "memory": measure_memory,
+    "growth": measure_growth,
+    "start": measure_start,
+}
 
 
 def main() -> None:

@@ -87,9 +87,15 @@ def main(argv: list[str] | None = None) -> int:
     else:
         trains = trained(options.logdir / "metrics.jsonl") if options.code == 0 else f"no: exit code {options.code}"
     works = trains.startswith("yes")
-    row = {"suite": options.suite, "presets and task": f"`{options.trial}`", "installs": options.installs, "trains": trains,
-           "learns": SHOWN_TO_LEARN.get(options.suite, "smoke only") if works else "no",
-           "date": datetime.date.today().isoformat(), "versions": versions(options.suite, options.requirements)}
+    row = {
+        "suite": options.suite,
+        "presets and task": f"`{options.trial}`",
+        "installs": options.installs,
+        "trains": trains,
+        "learns": SHOWN_TO_LEARN.get(options.suite, "smoke only") if works else "no",
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(options.suite, options.requirements),
+    }
     PAGE.write_text(with_row(PAGE.read_text(), row, options.order))
     print(f"{options.suite}: installs {options.installs}, trains {trains}")
     return 0 if works else 1

@@ -29,15 +29,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-import networks  # noqa: E402
-import tools  # noqa: E402
-from benchmarks import results  # noqa: E402
-from collect import Collector  # noqa: E402
-from envs import make_envs  # noqa: E402
-from envs.spaces import ActionCodec  # noqa: E402
-from exploration import Random  # noqa: E402
-from models import WorldModel  # noqa: E402
-from replay import Replay  # noqa: E402
+import networks
+import tools
+from benchmarks import results
+from collect import Collector
+from envs import make_envs
+from envs.spaces import ActionCodec
+from exploration import Random
+from models import WorldModel
+from replay import Replay
 
 CONTEXT, HORIZON = 10, 20  # steps that are seen before an open-loop prediction, and of it
 SEQUENCES, HELD_OUT = 256, 20_000  # sequences that are measured, out of so many held-out steps
@@ -171,8 +171,11 @@ def measure(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
     feat = model.dynamics.get_feat(future)
     error = sum(error_of_mean(dist.mode, data[key][:, CONTEXT:]) for key, dist in model.heads["decoder"](feat).items())
     reward = error_of_mean(model.heads["reward"](feat).mode, data["reward"][:, CONTEXT:])
-    return {**means, "open_loop": [round(value, 4) for value in error.mean(0).tolist()],
-            "open_loop_reward": [round(value, 6) for value in reward.mean(0).tolist()]}
+    return {
+        **means,
+        "open_loop": [round(value, 4) for value in error.mean(0).tolist()],
+        "open_loop_reward": [round(value, 6) for value in reward.mean(0).tolist()],
+    }
 
 
 def error_of_mean(dreams: Tensor, truth: Tensor) -> Tensor:
@@ -210,10 +213,21 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
             state = torch.get_rng_state()
             curve.append((update, measure(model, batch)["bound"]))
             torch.set_rng_state(state)
-    results.store("worldmodel", result_name(name, variant_name, seed), {
-        "data": name, "variant": variant_name, "seed": seed, "updates": data.updates, "steps": data.steps,
-        "settings": results.differing(config),
-        "seconds": round(time.time() - start), "bounds": curve, **measure(model, batch)})
+    results.store(
+        "worldmodel",
+        result_name(name, variant_name, seed),
+        {
+            "data": name,
+            "variant": variant_name,
+            "seed": seed,
+            "updates": data.updates,
+            "steps": data.steps,
+            "settings": results.differing(config),
+            "seconds": round(time.time() - start),
+            "bounds": curve,
+            **measure(model, batch),
+        },
+    )
     print(f"{name}, {variant_name}, seed {seed}: bound {curve[-1][1]:.3f} nats", flush=True)
 
 

@@ -21,8 +21,10 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
     """
     suite, _, name = config.task.partition("_")
     if suite == "minecraft":
-        raise ValueError(f"task {config.task!r}: MineRL cannot be installed everywhere, so there is no minecraft adapter; register "
-                         "your environment with gymnasium and use it with --configs minecraft --task gym_<id>")
+        raise ValueError(
+            f"task {config.task!r}: MineRL cannot be installed everywhere, so there is no minecraft adapter; register "
+            "your environment with gymnasium and use it with --configs minecraft --task gym_<id>"
+        )
     if suite not in SUITES:
         raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are {', '.join(SUITES)}")
     try:
@@ -30,8 +32,9 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
         envs = module.make(name, count, config, training) if suite == "atari" else module.make(name, count, config)
     except ImportError as error:
         requirements = f"requirements/{suite}.txt" if suite in OPTIONAL else "requirements.txt"
-        raise ValueError(f"task {config.task!r} needs a package that is not installed ({error}); run: "
-                         f"pip install -r {requirements}") from error
+        raise ValueError(
+            f"task {config.task!r} needs a package that is not installed ({error}); run: pip install -r {requirements}"
+        ) from error
     return EnvBatch(envs, getattr(module, "scores", None))
 
 

@@ -38,12 +38,22 @@ class Atari:
         self._lives = lives
         height, width = config.size
         self._envs = AtariVectorEnv(
-            game, count,
-            img_height=height, img_width=width, grayscale=config.grayscale, stack_num=1,
-            frameskip=config.action_repeat, max_num_frames_per_episode=config.time_limit or 2 ** 31 - 1, noop_max=config.noops,
-            repeat_action_probability=0.25 if config.sticky else 0.0, full_action_space=config.actions == "all",
-            episodic_life=lives == "reset", life_loss_info=lives == "discount",
-            reward_clipping=False, use_fire_reset=False)
+            game,
+            count,
+            img_height=height,
+            img_width=width,
+            grayscale=config.grayscale,
+            stack_num=1,
+            frameskip=config.action_repeat,
+            max_num_frames_per_episode=config.time_limit or 2**31 - 1,
+            noop_max=config.noops,
+            repeat_action_probability=0.25 if config.sticky else 0.0,
+            full_action_space=config.actions == "all",
+            episodic_life=lives == "reset",
+            life_loss_info=lives == "discount",
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
         self.num_envs = count
         self.single_action_space = self._envs.single_action_space
         image = spaces.Box(0, 255, (height, width, 1 if config.grayscale else 3), np.uint8)
@@ -87,8 +97,12 @@ class AtariWithMemory(gymnasium.Env):
         self._rows, self._columns = (_area_weights(*sides) for sides in zip(self._ale.getScreenDims(), config.size))
         self._repeat, self._noops = config.action_repeat, config.noops
         self.action_space = spaces.Discrete(len(self._actions))
-        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (*config.size, 1 if config.grayscale else 3), np.uint8),
-                                              "log_memory": spaces.Box(0, 255, (self._ale.getRAMSize(),), np.uint8)})
+        self.observation_space = spaces.Dict(
+            {
+                "image": spaces.Box(0, 255, (*config.size, 1 if config.grayscale else 3), np.uint8),
+                "log_memory": spaces.Box(0, 255, (self._ale.getRAMSize(),), np.uint8),
+            }
+        )
 
     def _observe(self, *frames: np.ndarray) -> dict[str, np.ndarray]:
         image = np.maximum.reduce(frames).reshape(*self._ale.getScreenDims(), -1)
@@ -98,7 +112,7 @@ class AtariWithMemory(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)
         if seed is not None:
-            self._ale.setInt("random_seed", seed % 2 ** 31)
+            self._ale.setInt("random_seed", seed % 2**31)
             self._ale.loadROM(self._rom)  # the machine takes up a seed only then
         self._ale.reset_game()
         for _ in range(self.np_random.integers(self._noops + 1)):

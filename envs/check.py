@@ -51,8 +51,9 @@ def _check_step(env: gymnasium.Env) -> tuple[set[str], bool]:
     """The observations outside their bounds, and whether the episode has ended."""
     returned = env.step(env.action_space.sample())
     if not (isinstance(returned, tuple) and len(returned) == 5):
-        raise _Broken(f"step() returned {_kind(returned)}; it must return (observation, reward, terminated, truncated, info), as in "
-                      "gymnasium")
+        raise _Broken(
+            f"step() returned {_kind(returned)}; it must return (observation, reward, terminated, truncated, info), as in gymnasium"
+        )
     obs, reward, terminated, truncated, _ = returned
     if not (isinstance(reward, (numbers.Real, np.number)) or (isinstance(reward, np.ndarray) and reward.ndim == 0)):
         raise _Broken(f"step() gave the reward {reward!r}, {_kind(reward)}; it must be one number")
@@ -72,8 +73,9 @@ def _check_observation(space: gymnasium.Space, value, source: str, key: str = ""
         kind = dict if isinstance(space, spaces.Dict) else tuple
         given = dict(enumerate(value)) if isinstance(value, tuple) else value
         if not isinstance(value, kind) or given.keys() != parts.keys():
-            raise _Broken(f"{source} gave {name} that is {_kind(value)}; its space has {kind.__name__} entries "
-                          f"{', '.join(map(str, parts))}")
+            raise _Broken(
+                f"{source} gave {name} that is {_kind(value)}; its space has {kind.__name__} entries {', '.join(map(str, parts))}"
+            )
         return set().union(*(_check_observation(part, given[at], source, f"{key}/{at}" if key else str(at)) for at, part in parts.items()))
     if not isinstance(space, spaces.Box):
         if not space.contains(value):

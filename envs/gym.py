@@ -26,13 +26,16 @@ def make(name: str, count: int, config):
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"import is {module!r}, but that module cannot be imported ({error}); put it beside dreamer.py, or its "
-                             "folder into PYTHONPATH") from error
+            raise ValueError(
+                f"import is {module!r}, but that module cannot be imported ({error}); put it beside dreamer.py, or its "
+                "folder into PYTHONPATH"
+            ) from error
     try:
         env = gymnasium.make(name, disable_env_checker=True)
     except Exception as error:  # an environment's constructor may raise anything
-        raise ValueError(f"gymnasium cannot make the environment {name!r}: {error}. If a module of yours registers it, name that with "
-                         "--import") from error
+        raise ValueError(
+            f"gymnasium cannot make the environment {name!r}: {error}. If a module of yours registers it, name that with --import"
+        ) from error
     ActionCodec(env.action_space), ObservationCodec(env.observation_space, config.size)  # refuse what nothing can handle
     check(env, name)
     # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name. That of the
@@ -168,13 +171,18 @@ def _modern_space(space) -> gymnasium.Space:
     # By their attributes, since there are several packages of old spaces, and none of them need be installed.
     if hasattr(space, "spaces"):
         parts = space.spaces
-        return spaces.Dict({key: _modern_space(part) for key, part in parts.items()}) if isinstance(parts, dict) \
+        return (
+            spaces.Dict({key: _modern_space(part) for key, part in parts.items()})
+            if isinstance(parts, dict)
             else spaces.Tuple([_modern_space(part) for part in parts])
+        )
     elif hasattr(space, "low"):
         return spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype).type)
     elif hasattr(space, "nvec"):
         return spaces.MultiDiscrete(space.nvec)
     elif hasattr(space, "n"):
         return spaces.MultiBinary(space.n) if type(space).__name__ == "MultiBinary" else spaces.Discrete(int(space.n))
-    raise ValueError(f"the space {space} of an environment for the package gym is not supported; allowed are Box, Discrete, "
-                     "MultiDiscrete and MultiBinary, and dicts and tuples of them")
+    raise ValueError(
+        f"the space {space} of an environment for the package gym is not supported; allowed are Box, Discrete, "
+        "MultiDiscrete and MultiBinary, and dicts and tuples of them"
+    )

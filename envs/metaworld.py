@@ -57,8 +57,12 @@ class MetaWorld(gymnasium.Env):
     def __init__(self, env, goals: list):
         self._env, self._goals = env, goals
         self.render_mode, self.action_space = env.render_mode, env.action_space
-        self.observation_space = spaces.Dict({"state": spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float64),
-                                              "log_success": spaces.Box(0.0, 1.0, (), np.float32)})
+        self.observation_space = spaces.Dict(
+            {
+                "state": spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float64),
+                "log_success": spaces.Box(0.0, 1.0, (), np.float32),
+            }
+        )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)

@@ -1,4 +1,4 @@
-"""MinAtar (Young and Tian 2019): `--task minatar_<game>`, Atari games on a grid of 10 x 10, seen as one flag per cell and kind of object."""
+"""MinAtar (Young and Tian 2019): `--task minatar_<game>`, Atari games on 10 x 10 cells, seen as one flag per cell and kind of object."""
 
 import functools
 

@@ -32,8 +32,11 @@ def make(name: str, count: int, config):
     import minigrid  # noqa: F401 -- registers the ids
 
     # The package comes without the patterns that its WFC levels are generated from.
-    ids = {spec.removeprefix("MiniGrid-"): spec for spec in gymnasium.registry
-           if spec.startswith(("MiniGrid-", "BabyAI-")) and not spec.startswith("MiniGrid-WFC-")}
+    ids = {
+        spec.removeprefix("MiniGrid-"): spec
+        for spec in gymnasium.registry
+        if spec.startswith(("MiniGrid-", "BabyAI-")) and not spec.startswith("MiniGrid-WFC-")
+    }
     if name not in ids:
         raise ValueError(unknown("task", f"minigrid_{name}", [f"minigrid_{known}" for known in ids]))
     return vectorize(functools.partial(_make_one, ids[name], config.action_repeat, tuple(config.size)), count, config)
@@ -59,10 +62,13 @@ class View(gymnasium.Wrapper):
         cells = env.observation_space["image"].shape[0]
         self._tile = math.ceil(max(size) / cells)
         side = cells * self._tile
-        self.observation_space = spaces.Dict({
-            "image": spaces.Box(0, 255, (side, side, 3), np.uint8),
-            "direction": spaces.Discrete(4),
-            "mission": spaces.Box(0.0, 1.0, (MISSION_LENGTH * WORD_BITS,), np.float32)})
+        self.observation_space = spaces.Dict(
+            {
+                "image": spaces.Box(0, 255, (side, side, 3), np.uint8),
+                "direction": spaces.Discrete(4),
+                "mission": spaces.Box(0.0, 1.0, (MISSION_LENGTH * WORD_BITS,), np.float32),
+            }
+        )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints every level that it discards
@@ -91,8 +97,10 @@ def encode_mission(mission: str) -> np.ndarray:
     if strange := [word for word in words if word not in WORDS]:
         raise ValueError(f"the mission {mission!r} has the unknown words {', '.join(strange)}; add them to WORDS in envs/minigrid.py")
     if len(words) > MISSION_LENGTH:
-        raise ValueError(f"the mission {mission!r} has {len(words)} words; at most {MISSION_LENGTH} are allowed, the number "
-                         "MISSION_LENGTH in envs/minigrid.py")
+        raise ValueError(
+            f"the mission {mission!r} has {len(words)} words; at most {MISSION_LENGTH} are allowed, the number "
+            "MISSION_LENGTH in envs/minigrid.py"
+        )
     bits = np.zeros((MISSION_LENGTH, WORD_BITS), np.float32)
     for row, word in zip(bits, words):
         row[:] = [(WORDS.index(word) + 1) >> bit & 1 for bit in range(WORD_BITS)]

@@ -18,7 +18,7 @@ def make(name: str, count: int, config):
     """
     import popgym  # noqa: F401 -- registers the tasks
 
-    names = [spec[len(PREFIX):-len(SUFFIX)] for spec in gymnasium.registry if spec.startswith(PREFIX)]
+    names = [spec[len(PREFIX) : -len(SUFFIX)] for spec in gymnasium.registry if spec.startswith(PREFIX)]
     if name not in names:
         raise ValueError(unknown("task", f"popgym_{name}", [f"popgym_{known}" for known in names]))
     return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config)

@@ -39,12 +39,16 @@ class ActionCodec:
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
             counts = space.high.astype(object) - space.low.astype(object) + 1  # Python's integers: a range may exceed the dtype
             if max(counts.flatten()) > self.MOST_INTEGERS:
-                raise ValueError(f"the action space {space} has numbers of more than {self.MOST_INTEGERS} values; use floats, or "
-                                 "offer fewer in a wrapper")
+                raise ValueError(
+                    f"the action space {space} has numbers of more than {self.MOST_INTEGERS} values; use floats, or "
+                    "offer fewer in a wrapper"
+                )
             self.classes, self._starts = tuple(int(n) for n in counts.flatten()), space.low
         else:
-            raise ValueError(f"the action space {space} is not supported; allowed are Discrete, MultiDiscrete, MultiBinary and Box; "
-                             "wrap the environment to offer one of them")
+            raise ValueError(
+                f"the action space {space} is not supported; allowed are Discrete, MultiDiscrete, MultiBinary and Box; "
+                "wrap the environment to offer one of them"
+            )
         self.size = sum(self.classes) if self.classes else int(np.prod(space.shape))
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
@@ -95,8 +99,10 @@ class ObservationCodec:
             return spaces.Box(0, 255, (*self._size, channels), np.uint8)
         if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
             return spaces.Box(-np.inf, np.inf, (spaces.flatdim(leaf),), np.float32)
-        raise ValueError(f"the observation {key!r} has the space {leaf}, which is not supported; allowed are Box, Discrete, "
-                         "MultiDiscrete and MultiBinary, and dicts and tuples of them")
+        raise ValueError(
+            f"the observation {key!r} has the space {leaf}, which is not supported; allowed are Box, Discrete, "
+            "MultiDiscrete and MultiBinary, and dicts and tuples of them"
+        )
 
     def _encode(self, leaf: gymnasium.Space, value) -> np.ndarray:
         if _is_image(leaf):
@@ -155,9 +161,11 @@ def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tupl
             raise ValueError(f"the observation lacks {key!r}; it has {', '.join(obs)}")
         given = tuple(np.shape(obs[key]))
         leading[key] = len(given) - len(shape)
-        if leading[key] not in (0, 1) or given[leading[key]:] != tuple(shape):
-            raise ValueError(f"the observation {key!r} has the shape {given}; the agent needs {tuple(shape)}, or a batch of such. "
-                             "envs.spaces.ObservationCodec resizes images and flattens vectors")
+        if leading[key] not in (0, 1) or given[leading[key] :] != tuple(shape):
+            raise ValueError(
+                f"the observation {key!r} has the shape {given}; the agent needs {tuple(shape)}, or a batch of such. "
+                "envs.spaces.ObservationCodec resizes images and flattens vectors"
+            )
     if len(set(leading.values())) > 1:
         raise ValueError(f"of {', '.join(leading)} some are single observations and some are batches")
     single = 0 in leading.values()

@@ -21,9 +21,18 @@ def trained(request, tmp_path_factory):
     import tools
     from dreamer import Training
 
-    config = tools.load_config(["defaults", "debug"], {
-        **task, "logdir": str(tmp_path_factory.mktemp("run") / "run"), "steps": 240 if request.param == "images" else 60, "prefill": 40,
-        "hierarchical_mode": request.param != "flat", "eval_every": 0, "device": "cpu"})
+    config = tools.load_config(
+        ["defaults", "debug"],
+        {
+            **task,
+            "logdir": str(tmp_path_factory.mktemp("run") / "run"),
+            "steps": 240 if request.param == "images" else 60,
+            "prefill": 40,
+            "hierarchical_mode": request.param != "flat",
+            "eval_every": 0,
+            "device": "cpu",
+        },
+    )
     training = Training(config)
     training.run()
     return training

@@ -37,18 +37,28 @@ def make_agent(name: str, **overrides) -> Dreamer:
     """An untrained agent with the spaces and settings of a file."""
     config = tools.load_config([], {**stored_settings(name), "device": "cpu", **overrides})
     obs = {key[3:]: value for key, value in recorded(name).items() if key.startswith("in_") and key[3:] not in NOT_OBSERVED}
-    obs_space = spaces.Dict({key: spaces.Box(0, 255, value.shape[2:], np.uint8) if value.dtype == np.uint8
-                             else spaces.Box(-np.inf, np.inf, value.shape[2:], np.float32) for key, value in obs.items()})
+    obs_space = spaces.Dict(
+        {
+            key: spaces.Box(0, 255, value.shape[2:], np.uint8)
+            if value.dtype == np.uint8
+            else spaces.Box(-np.inf, np.inf, value.shape[2:], np.float32)
+            for key, value in obs.items()
+        }
+    )
     stored = json.loads((DATA / name / "config.json").read_text())
     discrete = stored["actor"]["dist"] == "onehot"
-    return Dreamer(obs_space, spaces.Discrete(stored["num_actions"]) if discrete else spaces.Box(-1, 1, (stored["num_actions"],)),
-                   config)
+    return Dreamer(obs_space, spaces.Discrete(stored["num_actions"]) if discrete else spaces.Box(-1, 1, (stored["num_actions"],)), config)
 
 
 def levels(top: int, top_classes: int, bottom: int, bottom_classes: int) -> dict:
     """Settings of two levels."""
-    return {"hierarchical_mode": True, "dyn_stoch_top": top, "dyn_discrete_top": top_classes, "dyn_stoch_bottom": bottom,
-            "dyn_discrete_bottom": bottom_classes}
+    return {
+        "hierarchical_mode": True,
+        "dyn_stoch_top": top,
+        "dyn_discrete_top": top_classes,
+        "dyn_stoch_bottom": bottom,
+        "dyn_discrete_bottom": bottom_classes,
+    }
 
 
 # Settings of agents that the atari, dmc, proprio, crafter and Plan2Explore files fit.
@@ -81,10 +91,18 @@ def answers(agent: Dreamer, name: str) -> dict[str, torch.Tensor]:
     opened = wm.dynamics.imagine_with_action(data["action"][:, :3], last, sample=False)
     policy = behavior.actor(feat)
     found = {
-        "embed": embed, "deter": post["deter"], "feat": feat, "reward": wm.heads["reward"](feat).mode, "action_mode": policy.mode,
-        "cont": wm.heads["cont"](feat).mean, "value": behavior.value(feat).mode, "slow_value": behavior._slow_value(feat).mode,
-        "open_deter": opened["deter"], "open_feat": wm.dynamics.get_feat(opened),
-        **{f"post_{key}": value for key, value in post.items()}, **{f"prior_{key}": value for key, value in prior.items()},
+        "embed": embed,
+        "deter": post["deter"],
+        "feat": feat,
+        "reward": wm.heads["reward"](feat).mode,
+        "action_mode": policy.mode,
+        "cont": wm.heads["cont"](feat).mean,
+        "value": behavior.value(feat).mode,
+        "slow_value": behavior._slow_value(feat).mode,
+        "open_deter": opened["deter"],
+        "open_feat": wm.dynamics.get_feat(opened),
+        **{f"post_{key}": value for key, value in post.items()},
+        **{f"prior_{key}": value for key, value in prior.items()},
         **{f"dec_{key}": dist.mode for key, dist in wm.heads["decoder"](feat).items()},
     }
     if hasattr(policy, "probs"):

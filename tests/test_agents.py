@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from old_files import DATA
 from PIL import Image
 
 import agents
@@ -18,12 +17,17 @@ from agents import load_agent
 from collect import Finished, play_episodes
 from envs import make_envs
 from envs.spaces import ActionCodec, as_batch, describe_space, space_of
+from old_files import DATA
 
 
 def observations(agent, count: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {key: np.stack([space.sample() if space.dtype == np.uint8 else rng.normal(size=space.shape).astype(np.float32)
-                           for _ in range(count)]) for key, space in agent.obs_space.spaces.items()}
+    return {
+        key: np.stack(
+            [space.sample() if space.dtype == np.uint8 else rng.normal(size=space.shape).astype(np.float32) for _ in range(count)]
+        )
+        for key, space in agent.obs_space.spaces.items()
+    }
 
 
 # Loading
@@ -63,10 +67,16 @@ def test_a_file_of_dreamerv3_torch_is_answered_with_the_way_to_use_it(tmp_path):
         load_agent(DATA / "atari", "cpu")
 
 
-@pytest.mark.parametrize("space", [
-    spaces.Dict({"b": spaces.Box(0, 255, (16, 16, 3), np.uint8), "a": spaces.Box(-np.inf, np.inf, (4,), np.float32)}),
-    spaces.Box(np.array([-1.0, -np.inf]), np.array([2.0, 3.0]), dtype=np.float64), spaces.Discrete(5, start=-2),
-    spaces.MultiDiscrete([3, 4]), spaces.MultiBinary((2, 3))])
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict({"b": spaces.Box(0, 255, (16, 16, 3), np.uint8), "a": spaces.Box(-np.inf, np.inf, (4,), np.float32)}),
+        spaces.Box(np.array([-1.0, -np.inf]), np.array([2.0, 3.0]), dtype=np.float64),
+        spaces.Discrete(5, start=-2),
+        spaces.MultiDiscrete([3, 4]),
+        spaces.MultiBinary((2, 3)),
+    ],
+)
 def test_a_space_in_plain_values_is_the_same_space_again(space, tmp_path):
     torch.save(describe_space(space), tmp_path / "space.pt")
     again = space_of(torch.load(tmp_path / "space.pt", weights_only=True))
@@ -99,9 +109,15 @@ def test_flags_of_single_observations_may_be_plain_values():
     assert single and {key: value.shape for key, value in obs.items()} == {"vector": (1, 3), "is_first": (1,), "reward": (1,)}
 
 
-@pytest.mark.parametrize("obs, words", [
-    (np.zeros(4), r"'vector' has the shape \(4,\); the agent needs \(3,\)"), (np.zeros((2, 2, 3)), r"shape \(2, 2, 3\)"),
-    (np.zeros(()), r"shape \(\)"), ({"position": np.zeros(3)}, "lacks 'vector'; it has position")])
+@pytest.mark.parametrize(
+    "obs, words",
+    [
+        (np.zeros(4), r"'vector' has the shape \(4,\); the agent needs \(3,\)"),
+        (np.zeros((2, 2, 3)), r"shape \(2, 2, 3\)"),
+        (np.zeros(()), r"shape \(\)"),
+        ({"position": np.zeros(3)}, "lacks 'vector'; it has position"),
+    ],
+)
 def test_observations_of_another_shape_are_refused_by_name(obs, words):
     with pytest.raises(ValueError, match=words):
         as_batch(obs, {"vector": (3,)})
@@ -194,13 +210,19 @@ def test_a_video_has_a_column_for_each_view():
     scale, band = 3, evaluate.BAND + evaluate.MARGIN
     assert frames.shape == (4, 64 * scale + band, 3 * (48 * scale + evaluate.MARGIN), 3)
     for column, title in enumerate(views):
-        tile = frames[:, band:, column * (48 * scale + evaluate.MARGIN):][:, :, :48 * scale]
+        tile = frames[:, band:, column * (48 * scale + evaluate.MARGIN) :][:, :, : 48 * scale]
         np.testing.assert_array_equal(tile[:, ::scale, ::scale], views[title]["image"])
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (["--logdir", "missing"], "there is no checkpoint"), (["--logdir", ".", "--video", "out.mp4"], "must end with .gif"),
-    (["--logdir", ".", "--episodes", "-1"], "at least 0"), ([], "--logdir")])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--logdir", "missing"], "there is no checkpoint"),
+        (["--logdir", ".", "--video", "out.mp4"], "must end with .gif"),
+        (["--logdir", ".", "--episodes", "-1"], "at least 0"),
+        ([], "--logdir"),
+    ],
+)
 def test_what_cannot_be_evaluated_is_said(flags, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:

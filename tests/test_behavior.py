@@ -29,9 +29,13 @@ def make_batch(agent: Dreamer, batch: int = 3, time: int = 4) -> dict:
     rng = np.random.default_rng(0)
     terminal = np.zeros((batch, time), bool)
     terminal[1, 2] = True
-    return {"vector": rng.normal(size=(batch, time, 4)).astype(np.float32), "is_terminal": terminal,
-            "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
-            "reward": rng.normal(size=(batch, time)).astype(np.float32), "is_first": np.zeros((batch, time), bool)}
+    return {
+        "vector": rng.normal(size=(batch, time, 4)).astype(np.float32),
+        "is_terminal": terminal,
+        "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
+        "reward": rng.normal(size=(batch, time)).astype(np.float32),
+        "is_first": np.zeros((batch, time), bool),
+    }
 
 
 def starts(agent: Dreamer) -> dict:
@@ -54,7 +58,7 @@ def test_lambda_return_is_the_weighted_mean_of_n_step_returns():
                 total = total + factor * reward[t + k]
                 factor = factor * discount[t + k]
             n_step.append(total + factor * value[t + n])
-        weights = [(1 - lambda_) * lambda_ ** i for i in range(len(n_step) - 1)] + [lambda_ ** (len(n_step) - 1)]
+        weights = [(1 - lambda_) * lambda_**i for i in range(len(n_step) - 1)] + [lambda_ ** (len(n_step) - 1)]
         torch.testing.assert_close(actual[t], sum(w * r for w, r in zip(weights, n_step)))
 
 
@@ -78,8 +82,14 @@ def test_weights_start_with_the_replayed_continue_flag_and_multiply_discounts():
 
 def actor_terms(dist):
     shape = (4, 3, 1)
-    return dict(policy=dist, returns=torch.randn(shape), baseline=torch.randn(shape), weight=torch.rand(shape),
-                scale=torch.tensor(2.5), entropy_scale=0.1)
+    return dict(
+        policy=dist,
+        returns=torch.randn(shape),
+        baseline=torch.randn(shape),
+        weight=torch.rand(shape),
+        scale=torch.tensor(2.5),
+        entropy_scale=0.1,
+    )
 
 
 def test_reinforce_uses_the_normalised_advantage_and_weights_policy_and_entropy_alike():
@@ -99,17 +109,26 @@ def test_reinforce_reaches_the_mean_of_a_continuous_policy():
     policy = dists.Normal(mean, std)
     action, terms = policy.sample(), {**actor_terms(policy), "entropy_scale": 0.0}
     loss = models.actor_loss(action=action, gradient="reinforce", **terms)
-    grad, = torch.autograd.grad(loss, mean)
+    (grad,) = torch.autograd.grad(loss, mean)
     advantage = (terms["returns"] - terms["baseline"]) / 2.5
     expected = -(terms["weight"] * advantage * ((action - mean) / std.square()).detach()) / 12  # d log N / d mean, by hand
     torch.testing.assert_close(grad, expected.detach())
 
 
-@pytest.mark.parametrize("setting, value, words", [
-    ("imag_gradient", "both", "auto, reinforce, dynamics"), ("imag_horizon", 1, "at least 2"), ("act", "Silu", "activation"),
-    ("reward_head.dist", "binary", "reward_head.dist"), ("critic.dist", "onehot", "critic.dist"), ("grad_heads", ["x"], "grad_heads"),
-    ("actor.dist", "normal", "actions are discrete"), ("dyn_std_act", "relu", "sigmoid2"), ("decoder.image_dist", "huber", "image_dist"),
-])
+@pytest.mark.parametrize(
+    "setting, value, words",
+    [
+        ("imag_gradient", "both", "auto, reinforce, dynamics"),
+        ("imag_horizon", 1, "at least 2"),
+        ("act", "Silu", "activation"),
+        ("reward_head.dist", "binary", "reward_head.dist"),
+        ("critic.dist", "onehot", "critic.dist"),
+        ("grad_heads", ["x"], "grad_heads"),
+        ("actor.dist", "normal", "actions are discrete"),
+        ("dyn_std_act", "relu", "sigmoid2"),
+        ("decoder.image_dist", "huber", "image_dist"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused_when_the_agent_is_built(setting, value, words):
     with pytest.raises(ValueError, match=words):
         make_agent(**{setting: value})
@@ -137,8 +156,9 @@ def test_imagined_features_carry_a_graph_only_for_the_dynamics_gradient(hierarch
         assert any(grad is not None and grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize("act_space, gradient", [(DISCRETE, "reinforce"), (CONTINUOUS, "reinforce"), (CONTINUOUS, "dynamics"),
-                                                 (DISCRETE, "dynamics")])
+@pytest.mark.parametrize(
+    "act_space, gradient", [(DISCRETE, "reinforce"), (CONTINUOUS, "reinforce"), (CONTINUOUS, "dynamics"), (DISCRETE, "dynamics")]
+)
 def test_behavior_update_moves_actor_and_critic_and_nothing_else(act_space, gradient):
     agent = make_agent(act_space, imag_gradient=gradient)
     data = agent._wm.preprocess(make_batch(agent))
@@ -166,9 +186,17 @@ def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
         return stats, action, value, returns
 
     stats, action, value, returns = rollout()
-    loss = models.actor_loss(behavior.actor.dist(stats), action, returns=returns, baseline=value[:-1], entropy_scale=0.0,
-                             weight=torch.ones_like(returns), scale=torch.tensor(2.0), gradient="dynamics")
-    grad, = torch.autograd.grad(loss, bias)
+    loss = models.actor_loss(
+        behavior.actor.dist(stats),
+        action,
+        returns=returns,
+        baseline=value[:-1],
+        entropy_scale=0.0,
+        weight=torch.ones_like(returns),
+        scale=torch.tensor(2.0),
+        gradient="dynamics",
+    )
+    (grad,) = torch.autograd.grad(loss, bias)
     for index in range(2):
         slopes = []
         for sign in (1.0, -1.0):
@@ -222,7 +250,7 @@ def test_an_update_descends_the_losses_that_the_formulas_give(act_space):
         following = value[4]
         for t in reversed(range(4)):
             following = returns[t] = reward[t + 1] + discount[t + 1] * (0.2 * value[t + 1] + 0.8 * following)
-        weight = np.stack([(1.0 - data["is_terminal"].flatten().numpy()) * discount[1:t + 1].prod(0) for t in range(4)])
+        weight = np.stack([(1.0 - data["is_terminal"].flatten().numpy()) * discount[1 : t + 1].prod(0) for t in range(4)])
         assert (weight == 0).any(), "one replayed step is terminal"
         low, high = 0.99 * np.array([-300.0, 500.0]) + 0.01 * np.percentile(returns, [5, 95])
         objective = (returns - value[:4]) / (high - low) * (log_prob if act_space is DISCRETE else 1.0)
@@ -244,8 +272,13 @@ def test_world_model_loss_weighs_its_terms_as_set():
     settings = {"reward_head.loss_scale": 3.0, "cont_head.loss_scale": 0.5, "dyn_scale": 0.7, "rep_scale": 0.2, "kl_free": 0.1}
     agent = make_agent(**settings)
     loss, _, metrics = agent._wm.loss(agent._wm.preprocess(make_batch(agent)))
-    expected = (metrics["vector_loss"] + 3.0 * metrics["reward_loss"] + 0.5 * metrics["cont_loss"] + 0.7 * metrics["dyn_loss"]
-                + 0.2 * metrics["rep_loss"]).mean()
+    expected = (
+        metrics["vector_loss"]
+        + 3.0 * metrics["reward_loss"]
+        + 0.5 * metrics["cont_loss"]
+        + 0.7 * metrics["dyn_loss"]
+        + 0.2 * metrics["rep_loss"]
+    ).mean()
     torch.testing.assert_close(loss.detach(), expected)
 
 
@@ -282,19 +315,29 @@ def test_optimizer_is_adam_with_clipping_of_the_whole_gradient():
     values = np.array([1.0, -2.0, 3.0])
     first, second = np.zeros(3), np.zeros(3)
     for step in range(1, 4):
-        metrics = optimizer.step(other * sum((parameter ** 3).sum() for parameter in parameters))
-        grad = 3 * values ** 2
-        norm = np.sqrt((grad ** 2).sum())
+        metrics = optimizer.step(other * sum((parameter**3).sum() for parameter in parameters))
+        grad = 3 * values**2
+        norm = np.sqrt((grad**2).sum())
         np.testing.assert_allclose(metrics["x_grad_norm"], norm, rtol=1e-4)
         grad = grad * min(1.0, 1.0 / norm)
-        first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad ** 2
-        values = values - 0.1 * (first / (1 - 0.9 ** step)) / (np.sqrt(second / (1 - 0.999 ** step)) + 1e-8)
+        first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
+        values = values - 0.1 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         np.testing.assert_allclose(torch.cat([parameter.detach().flatten() for parameter in parameters]), values, rtol=1e-4)
     assert other.grad is None
 
 
-@pytest.mark.parametrize("head, dist", [("reward_head", "symlog_mse"), ("reward_head", "mse"), ("reward_head", "normal"),
-                                        ("critic", "symlog_mse"), ("critic", "normal"), ("decoder", "mse"), ("decoder", "normal")])
+@pytest.mark.parametrize(
+    "head, dist",
+    [
+        ("reward_head", "symlog_mse"),
+        ("reward_head", "mse"),
+        ("reward_head", "normal"),
+        ("critic", "symlog_mse"),
+        ("critic", "normal"),
+        ("decoder", "mse"),
+        ("decoder", "normal"),
+    ],
+)
 def test_every_head_distribution_trains(head, dist):
     key = f"{head}.{'vector_dist' if head == 'decoder' else 'dist'}"
     agent = make_agent(**{key: dist})
@@ -302,12 +345,23 @@ def test_every_head_distribution_trains(head, dist):
     assert all(torch.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize("settings", [
-    {"dyn_discrete": 0}, {"dyn_discrete": 0, "dyn_mean_act": "tanh5", "dyn_std_act": "softplus"},
-    {"dyn_discrete": 0, "dyn_std_act": "abs"}, {"dyn_discrete": 0, "dyn_std_act": "sigmoid"}, {"initial": "zeros"},
-    {"dyn_rec_depth": 2}, {"norm": False, "encoder.norm": False}, {"actor.std": "0.5"}, {"critic.slow_target": False},
-    {"reward_EMA": False}, {"unimix_ratio": 0.0},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dyn_discrete": 0},
+        {"dyn_discrete": 0, "dyn_mean_act": "tanh5", "dyn_std_act": "softplus"},
+        {"dyn_discrete": 0, "dyn_std_act": "abs"},
+        {"dyn_discrete": 0, "dyn_std_act": "sigmoid"},
+        {"initial": "zeros"},
+        {"dyn_rec_depth": 2},
+        {"norm": False, "encoder.norm": False},
+        {"actor.std": "0.5"},
+        {"critic.slow_target": False},
+        {"reward_EMA": False},
+        {"unimix_ratio": 0.0},
+    ],
+    ids=str,
+)
 def test_every_variant_of_the_model_trains(settings):
     agent = make_agent(CONTINUOUS, **settings)
     for _ in range(2):
@@ -327,8 +381,11 @@ def test_open_loop_videos_show_truth_prediction_and_error(hierarchical):
     config = tools.load_config(["defaults", "debug"], {"device": "cpu", "hierarchical_mode": hierarchical})
     agent = Dreamer(spaces.Dict({"image": spaces.Box(0, 255, (16, 32, 3), np.uint8)}), DISCRETE, config)
     rng = np.random.default_rng(0)
-    batch = {"image": rng.integers(0, 256, (2, 8, 16, 32, 3)).astype(np.uint8), "is_first": np.zeros((2, 8), bool),
-             "action": agent.codec.random(rng, 16).reshape(2, 8, 3)}
+    batch = {
+        "image": rng.integers(0, 256, (2, 8, 16, 32, 3)).astype(np.uint8),
+        "is_first": np.zeros((2, 8), bool),
+        "action": agent.codec.random(rng, 16).reshape(2, 8, 3),
+    }
     video = agent.video_pred(batch)["image"]
     assert video.shape == (8, 64 if hierarchical else 48, 64, 3) and video.min() >= 0.0 and video.max() <= 1.0
     truth, prediction, error = video[:, :16], video[:, 16:32], video[:, 32:48]

@@ -116,7 +116,7 @@ def test_a_world_model_is_trained_and_measured(variant, monkeypatch):
     monkeypatch.setattr(worldmodel, "HELD_OUT", 600)
     monkeypatch.setattr(results, "store", lambda experiment, name, result: stored.update({name: result}))
     worldmodel.run_one("together", variant, 0)
-    result, = stored.values()
+    (result,) = stored.values()
     assert result["bound"] == pytest.approx(result["kl"] + result["observation"] + result["reward"], abs=1e-3)
     assert result["kl"] == pytest.approx(sum(value for key, value in result.items() if key.startswith("kl_")), abs=1e-3)
     assert len(result["open_loop"]) == worldmodel.HORIZON and len(result["bounds"]) == 8
@@ -156,8 +156,29 @@ def test_the_other_ways_to_build_it_are_what_they_say():
 def test_a_page_keeps_its_words_and_gets_new_tables():
     page = "before\n<!-- one -->\nold\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nafter\n"
     filled = draw.fill(page, {"one": "| new |", "two": "| \\1 |"})
-    assert filled.split() == ["before", "<!--", "one", "-->", "|", "new", "|", "<!--", "end", "-->", "between", "<!--", "two", "-->",
-                              "|", "\\1", "|", "<!--", "end", "-->", "after"]
+    assert filled.split() == [
+        "before",
+        "<!--",
+        "one",
+        "-->",
+        "|",
+        "new",
+        "|",
+        "<!--",
+        "end",
+        "-->",
+        "between",
+        "<!--",
+        "two",
+        "-->",
+        "|",
+        "\\1",
+        "|",
+        "<!--",
+        "end",
+        "-->",
+        "after",
+    ]
     assert draw.fill(filled, {"one": "| new |"}) == filled
     with pytest.raises(ValueError, match="three"):
         draw.fill(page, {"three": ""})

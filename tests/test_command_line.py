@@ -49,8 +49,24 @@ def error_of(*flags: str, **settings) -> str:
 def finished(tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A short hierarchical Pong run, started in a pipe: its folder and what it printed."""
     logdir = tmp_path_factory.mktemp("run") / "pong"
-    result = run("--configs", "defaults", "debug", "hdreamer", "--task", "atari_pong", "--device", "cpu", "--steps", "600",
-                 "--eval_every", "400", "--debug_hierarchical", "true", "--logdir", str(logdir))
+    result = run(
+        "--configs",
+        "defaults",
+        "debug",
+        "hdreamer",
+        "--task",
+        "atari_pong",
+        "--device",
+        "cpu",
+        "--steps",
+        "600",
+        "--eval_every",
+        "400",
+        "--debug_hierarchical",
+        "true",
+        "--logdir",
+        str(logdir),
+    )
     return logdir, result.stdout
 
 
@@ -71,15 +87,21 @@ def test_help_lists_every_setting_with_its_default_and_comment():
 def test_the_command_of_the_older_programs_readme_is_accepted(tmp_path):
     # With a dm_control that cannot be imported: everything up to the environment is accepted, and the way out is named.
     (tmp_path / "dm_control.py").write_text("raise ModuleNotFoundError(\"No module named 'dm_control'\")")
-    error = error_of("--configs", "dmc_vision", "--task", "dmc_walker_walk", "--logdir", str(tmp_path / "logdir/dmc_walker_walk"),
-                     env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    error = error_of(
+        "--configs",
+        "dmc_vision",
+        "--task",
+        "dmc_walker_walk",
+        "--logdir",
+        str(tmp_path / "logdir/dmc_walker_walk"),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert "dm_control" in error and "pip install -r requirements/dmc.txt" in error
     assert not (tmp_path / "logdir").exists()
 
 
 def test_old_names_get_a_note_and_the_resolved_settings_are_stored(tmp_path):
-    result = run(*CARTPOLE, "--steps", "1e2", "--parallel", "True", "--value.layers", "1", "--precision", "16", "--logdir",
-                 str(tmp_path))
+    result = run(*CARTPOLE, "--steps", "1e2", "--parallel", "True", "--value.layers", "1", "--precision", "16", "--logdir", str(tmp_path))
     assert "note: parallel is ignored" in result.stderr and "note: value.layers is called critic.layers here" in result.stderr
     assert "bf16" in result.stderr
     stored = settings.read_yaml(tmp_path / "config.yaml")
@@ -103,7 +125,9 @@ def test_a_continued_run_refuses_other_sizes_and_records_other_rates(tmp_path):
     assert "Continuing at frame 200" in output and re.search(r"train_ratio +4.0 -> 2.0\n", output)
     changes = [json.loads(line) for line in (tmp_path / "config_changes.jsonl").read_text().splitlines()]
     assert [(change["step"], change["setting"], change["from"], change["to"]) for change in changes] == [
-        (200, "steps", "200", "300"), (200, "train_ratio", "4.0", "2.0")]
+        (200, "steps", "200", "300"),
+        (200, "train_ratio", "4.0", "2.0"),
+    ]
     assert settings.read_yaml(tmp_path / "config.yaml")["train_ratio"] == 2.0
 
 
@@ -121,12 +145,17 @@ def test_a_pipe_gets_a_summary_and_plain_lines(finished):
     assert counts["dynamics"] == sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("_wm.dynamics"))
     assert re.search(r"device +cpu \(\d+ threads?\), precision 32\n", output)
     assert re.search(r"replay +[\d,]+ steps, [\d,]+ bytes", output) and "1 to train, 2 to evaluate" in output
-    for line in ("prefill: 50 of 50 steps in", "pretrain: 2 of 2 updates in", "train: 600 of 600 frames in",
-                 "evaluate: 2 of 2 episodes in"):
+    for line in (
+        "prefill: 50 of 50 steps in",
+        "pretrain: 2 of 2 updates in",
+        "train: 600 of 600 frames in",
+        "evaluate: 2 of 2 episodes in",
+    ):
         assert line in output
     line = re.search(r"^frame 600 \| .*$", output, re.MULTILINE)[0]
-    assert re.search(r"\| return -\d.* length 100 \| loss image [\d,]+ reward [\d.]+ cont .* \| \d.* frames/s \d.* updates/s \d+ updates$",
-                     line)
+    assert re.search(
+        r"\| return -\d.* length 100 \| loss image [\d,]+ reward [\d.]+ cont .* \| \d.* frames/s \d.* updates/s \d+ updates$", line
+    )
     assert "Finished at frame 600" in output
 
 
@@ -136,8 +165,11 @@ def test_metrics_videos_and_latent_statistics_are_written(finished):
     logdir, output = finished
     events = EventAccumulator(str(logdir), size_guidance={"images": 0})
     events.Reload()
-    names = [f"train/{name}_{level}" for level in ("top", "bottom")
-             for name in ("kl", "prior_entropy", "post_entropy", "perplexity", "active", "delta")]
+    names = [
+        f"train/{name}_{level}"
+        for level in ("top", "bottom")
+        for name in ("kl", "prior_entropy", "post_entropy", "perplexity", "active", "delta")
+    ]
     assert set(names) | {"eval/return", "episode/length", "train/image_loss", "time/fps"} <= set(events.Tags()["scalars"])
     assert "openl_image" in events.Tags()["images"]
     lines = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
@@ -153,8 +185,14 @@ def test_a_terminal_gets_bars_with_rate_and_time_left_that_fit_its_width(tmp_pat
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(command(*CARTPOLE, "--prefill", "100", "--logdir", str(tmp_path)), stdin=theirs, stdout=theirs,
-                               stderr=theirs, env=environment, close_fds=True)
+    process = subprocess.Popen(
+        command(*CARTPOLE, "--prefill", "100", "--logdir", str(tmp_path)),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        close_fds=True,
+    )
     os.close(theirs)
     chunks, deadline = [], time.monotonic() + 200
     while time.monotonic() < deadline:
@@ -197,9 +235,27 @@ def test_a_deterministic_run_repeats_and_a_compiled_one_stores_the_same_names(tm
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     # One update takes far longer than the time that is allowed here.
-    process = subprocess.Popen(command(*CARTPOLE, "--steps", "100000", "--prefill", "200", "--batch_size", "4000",
-                                       "--batch_length", "64", "--train_ratio", "1e6", "--logdir", str(tmp_path)),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command(
+            *CARTPOLE,
+            "--steps",
+            "100000",
+            "--prefill",
+            "200",
+            "--batch_size",
+            "4000",
+            "--batch_length",
+            "64",
+            "--train_ratio",
+            "1e6",
+            "--logdir",
+            str(tmp_path),
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     for awaited, pause in (("pretrain", 2.0), ("Stopping after this update", 1.0)):
         assert any(line.startswith(awaited) for line in process.stdout)  # reads on until then
         time.sleep(pause)
@@ -221,35 +277,40 @@ def test_a_reader_that_goes_away_takes_nothing_with_it(tmp_path, reader):
 # Bad input
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--encoder.cnn_dept", "4"], ["'encoder.cnn_dept'", "did you mean 'encoder.cnn_depth'"]),
-    (["--configs", "hdreame"], ["'hdreame'", "did you mean 'hdreamer'"]),
-    (["--task", "atri_pong"], ["'atri'", "did you mean 'atari'"]),
-    (["--task", "atari_pog"], ["atari_pog", "did you mean 'atari_pong'"]),
-    (["--steps", "many"], ["'steps' is 'many'", "type int", "1000000"]),
-    (["--batch_length", "1"], ["'batch_length' is 1", "at least 2"]),
-    (["--size", "64", "60"], ["[64, 60]", "multiples of 16"]),
-    (["--device", "cuda:7"], ["cuda:7", "--device auto"]),
-    (["--device", "gpu"], ["'gpu'", "auto, cpu, cuda"]),
-    (["--logdir", "/dev/null/run"], ["/dev/null", "--logdir"]),
-    (["--task", "gym_NoSuchThing-v0"], ["NoSuchThing"]),
-    (["--task", "gym_LunarLander-v3"], ["LunarLander", "pip install"]),
-    (["--dataset_size", "1e11", "--steps", "1e11"], ["replay memory", "set dataset_size to at most"]),
-    (["--configs", "minecraft"], ["minecraft_diamond", "--task gym_<id>"]),
-    (["--logdir", "my", "run"], ["'logdir'", "one name"]),
-    (["--encoder.mlp_keys", "(", "--task", "gym_CartPole-v1"], ["'encoder.mlp_keys' is '('", "regular expression"]),
-    (["--act", "Threshold"], ["Threshold", "SiLU"]),
-    (["--decoder.vector_dist", "onehot"], ["onehot", "symlog_mse, mse, normal, binary"]),
-    (["--seed", "1e10"], ["'seed'", "at most 2147483647"]),
-    (["--configs", "debug", "--dyn_deter", "100000000"], ["allocate"]),
-], ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "")
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--encoder.cnn_dept", "4"], ["'encoder.cnn_dept'", "did you mean 'encoder.cnn_depth'"]),
+        (["--configs", "hdreame"], ["'hdreame'", "did you mean 'hdreamer'"]),
+        (["--task", "atri_pong"], ["'atri'", "did you mean 'atari'"]),
+        (["--task", "atari_pog"], ["atari_pog", "did you mean 'atari_pong'"]),
+        (["--steps", "many"], ["'steps' is 'many'", "type int", "1000000"]),
+        (["--batch_length", "1"], ["'batch_length' is 1", "at least 2"]),
+        (["--size", "64", "60"], ["[64, 60]", "multiples of 16"]),
+        (["--device", "cuda:7"], ["cuda:7", "--device auto"]),
+        (["--device", "gpu"], ["'gpu'", "auto, cpu, cuda"]),
+        (["--logdir", "/dev/null/run"], ["/dev/null", "--logdir"]),
+        (["--task", "gym_NoSuchThing-v0"], ["NoSuchThing"]),
+        (["--task", "gym_LunarLander-v3"], ["LunarLander", "pip install"]),
+        (["--dataset_size", "1e11", "--steps", "1e11"], ["replay memory", "set dataset_size to at most"]),
+        (["--configs", "minecraft"], ["minecraft_diamond", "--task gym_<id>"]),
+        (["--logdir", "my", "run"], ["'logdir'", "one name"]),
+        (["--encoder.mlp_keys", "(", "--task", "gym_CartPole-v1"], ["'encoder.mlp_keys' is '('", "regular expression"]),
+        (["--act", "Threshold"], ["Threshold", "SiLU"]),
+        (["--decoder.vector_dist", "onehot"], ["onehot", "symlog_mse, mse, normal, binary"]),
+        (["--seed", "1e10"], ["'seed'", "at most 2147483647"]),
+        (["--configs", "debug", "--dyn_deter", "100000000"], ["allocate"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
 def test_bad_input_is_answered_in_one_line_with_the_way_out(tmp_path, flags, words):
     missing, folder = tmp_path / "missing", tmp_path / "folder"
     missing.mkdir()
     folder.mkdir()
     (missing / "Box2D.py").write_text("raise ModuleNotFoundError(\"No module named 'Box2D'\")")
-    error = error_of(*flags, *([] if "--device" in flags else ["--device", "cpu"]), cwd=folder,
-                     env={**os.environ, "PYTHONPATH": str(missing)})
+    error = error_of(
+        *flags, *([] if "--device" in flags else ["--device", "cpu"]), cwd=folder, env={**os.environ, "PYTHONPATH": str(missing)}
+    )
     assert all(word in error for word in words), error
     assert not list(folder.iterdir())  # nothing was written
 
@@ -269,12 +330,24 @@ gymnasium.register("IntegerActions-v0", IntegerActions)
 """
 
 
-@pytest.mark.parametrize("name, words", [("Text-v0", ["observation", "Text(", "Box, Discrete"]),
-                                         ("IntegerActions-v0", ["action space", "Sequence", "Discrete, MultiDiscrete"])])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("Text-v0", ["observation", "Text(", "Box, Discrete"]),
+        ("IntegerActions-v0", ["action space", "Sequence", "Discrete, MultiDiscrete"]),
+    ],
+)
 def test_spaces_that_nothing_can_handle_are_refused(tmp_path, name, words):
     (tmp_path / "odd_environments.py").write_text(ENVIRONMENTS)
-    error = error_of("--configs", "debug", "--task", f"gym_odd_environments:{name}", "--logdir", str(tmp_path / "run"),
-                     env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    error = error_of(
+        "--configs",
+        "debug",
+        "--task",
+        f"gym_odd_environments:{name}",
+        "--logdir",
+        str(tmp_path / "run"),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert all(word in error for word in words), error
 
 
@@ -282,7 +355,7 @@ def test_a_damaged_episode_is_skipped_named_and_counted(tmp_path):
     run(*CARTPOLE, "--logdir", str(tmp_path))
     damaged, emptied, *_ = sorted((tmp_path / "train_eps").glob("*.npz"))
     content = bytearray(damaged.read_bytes())
-    content[len(content) // 2:] = b"x" * (len(content) - len(content) // 2)
+    content[len(content) // 2 :] = b"x" * (len(content) - len(content) // 2)
     damaged.write_bytes(content)
     emptied.write_bytes(b"")
     result = run(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path))
@@ -305,7 +378,7 @@ def test_a_damaged_checkpoint_is_named_with_a_command_that_brings_back_the_last_
     with zipfile.ZipFile(path) as archive:
         tensor = max((entry for entry in archive.infolist() if "/data/" in entry.filename), key=lambda entry: entry.file_size)
     middle = tensor.header_offset + tensor.file_size // 2  # past the entry's short header
-    content[middle:middle + 200] = bytes(byte ^ 255 for byte in content[middle:middle + 200])
+    content[middle : middle + 200] = bytes(byte ^ 255 for byte in content[middle : middle + 200])
     path.write_bytes(content)
     assert "checksum" in error_of(*CARTPOLE, "--steps", "300", "--logdir", str(tmp_path))
     for name in ("latest.pt", "previous.pt"):

@@ -19,8 +19,9 @@ def write_run(folder: pathlib.Path, returns: dict[int, float], presets: tuple[st
     config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "logdir": str(folder), **overrides})
     with open(folder / "config.yaml", "wb") as file:
         settings.write_yaml(config, file)
-    (folder / "metrics.jsonl").write_text("".join(
-        json.dumps({"step": frame, "eval/return": value}) + "\n" for frame, value in returns.items()))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": frame, "eval/return": value}) + "\n" for frame, value in returns.items())
+    )
     return folder
 
 
@@ -35,7 +36,8 @@ def groups_of(*folders: pathlib.Path | str, by: list[str] | None = None) -> dict
 
 def test_a_line_that_is_still_being_written_is_left_out_and_damaged_ones_are_counted(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(
-        b'{"step": 1, "a": 2, "text": "x", "flag": true}\n\xff\xfe\n[3]\n{"a": 4}\n{"step": 5, "a": NaN}\n{"step": 6, "a": 7}')
+        b'{"step": 1, "a": 2, "text": "x", "flag": true}\n\xff\xfe\n[3]\n{"a": 4}\n{"step": 5, "a": NaN}\n{"step": 6, "a": 7}'
+    )
     found, damaged = curves.read(tmp_path)
     assert damaged == 3 and list(found) == ["a"]
     np.testing.assert_array_equal(found["a"].frames, [1, 5])
@@ -52,8 +54,10 @@ def test_frames_that_a_continued_run_goes_over_again_count_as_written_last(tmp_p
 
 
 def test_metrics_of_dreamerv3_torch_have_the_names_of_this_program(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 400, "train_return": 1.0, "train_length": 2.0}\n{"step": 800, "eval_return": 3.0}\n'
-                                            '{"step": 800, "image_loss": 4.0, "fps": 5.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 400, "train_return": 1.0, "train_length": 2.0}\n{"step": 800, "eval_return": 3.0}\n'
+        '{"step": 800, "image_loss": 4.0, "fps": 5.0}\n'
+    )
     assert sorted(curves.read(tmp_path).curves) == ["episode/length", "episode/return", "eval/return", "time/fps", "train/image_loss"]
 
 
@@ -67,7 +71,7 @@ def test_means_over_seeds_are_taken_where_all_seeds_are():
 @pytest.mark.parametrize("count, parts", [(7, 300), (300, 300), (1000, 300), (10_001, 37)])
 def test_a_thinned_curve_keeps_ends_extremes_and_mean(count, parts):
     rng = np.random.default_rng(count)
-    frames, values = np.sort(rng.choice(10 ** 6, count, replace=False)), rng.normal(size=count)
+    frames, values = np.sort(rng.choice(10**6, count, replace=False)), rng.normal(size=count)
     band = curves.thinned(curves.Curve(frames, values), parts)
     assert len(band.frames) == min(count, parts) and (np.diff(band.frames) > 0).all()
     assert (band.low.min(), band.high.max()) == (values.min(), values.max())
@@ -134,7 +138,8 @@ def test_labels_by_hand_come_before_settings(tmp_path):
     write_run(tmp_path / "b", {1000: 1.0}, model_lr=0.5)
     write_run(tmp_path / "x=y", {1000: 1.0}, ("hdreamer",))
     assert groups_of(f"mine={tmp_path / 'a'}", f"mine={tmp_path / 'b'}", tmp_path / "x=y") == {
-        "gym_CartPole-v1": {"mine": 2, "two levels": 1}}
+        "gym_CartPole-v1": {"mine": 2, "two levels": 1}
+    }
 
 
 # The command
@@ -150,8 +155,20 @@ def test_the_command_draws_figures_and_prints_final_values(tmp_path, capsys):
     old.mkdir()
     (old / "metrics.jsonl").write_text('{"step": 1000, "eval_return": 5.0}\n')
     figures = [tmp_path / "figure.png", tmp_path / "figure.svg"]
-    assert compare.main([str(tmp_path / "new"), f"reference={old}", *map(str, (tmp_path / "a", tmp_path / "b", tmp_path / "c")),
-                         "--task", "gym_CartPole-v1", "--out", *map(str, figures)]) == 0
+    assert (
+        compare.main(
+            [
+                str(tmp_path / "new"),
+                f"reference={old}",
+                *map(str, (tmp_path / "a", tmp_path / "b", tmp_path / "c")),
+                "--task",
+                "gym_CartPole-v1",
+                "--out",
+                *map(str, figures),
+            ]
+        )
+        == 0
+    )
     output = capsys.readouterr()
     rows = [line.split() for line in output.out.splitlines()]
     assert ["gym_CartPole-v1", "flat", "2", "0", "1", "50", "40", "60", "4,000"] in rows
@@ -163,11 +180,20 @@ def test_the_command_draws_figures_and_prints_final_values(tmp_path, capsys):
     assert "<svg" in figures[1].read_text()
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (["missing"], "no folder 'missing'"), (["label=missing"], "no folder 'missing'"), (["empty"], "holds no run"),
-    (["run", "--metric", "eval/retrun"], "did you mean 'eval/return'"), (["run", "--out", "figure.xyz"], "written as .png, .svg"),
-    (["run", "--out", "nowhere/figure.png"], "No such file"), (["run", "--by", "sed"], "did you mean 'seed'"),
-    (["nonsense"], "no metrics yet"), (["damaged"], "config.yaml is damaged")])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["missing"], "no folder 'missing'"),
+        (["label=missing"], "no folder 'missing'"),
+        (["empty"], "holds no run"),
+        (["run", "--metric", "eval/retrun"], "did you mean 'eval/return'"),
+        (["run", "--out", "figure.xyz"], "written as .png, .svg"),
+        (["run", "--out", "nowhere/figure.png"], "No such file"),
+        (["run", "--by", "sed"], "did you mean 'seed'"),
+        (["nonsense"], "no metrics yet"),
+        (["damaged"], "config.yaml is damaged"),
+    ],
+)
 def test_what_cannot_be_compared_is_said_in_one_line(flags, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(pathlib.Path("run"), {1000: 1.0})

@@ -23,10 +23,16 @@ def test_defaults_are_atari_pong_with_ales_settings():
     assert "sticky" not in tools.load_config([], {"task": "gym_CartPole-v1"})
 
 
-@pytest.mark.parametrize("presets, sizes", [
-    (["hdreamer"], (32, 32, 32, 32)), (["hdreamer_asymmetric"], (16, 16, 48, 48)), (["hdreamer_split"], (16, 32, 16, 32)),
-    (["small", "hdreamer"], (8, 16, 8, 16)), (["hdreamer", "small"], (8, 16, 8, 16)),
-])
+@pytest.mark.parametrize(
+    "presets, sizes",
+    [
+        (["hdreamer"], (32, 32, 32, 32)),
+        (["hdreamer_asymmetric"], (16, 16, 48, 48)),
+        (["hdreamer_split"], (16, 32, 16, 32)),
+        (["small", "hdreamer"], (8, 16, 8, 16)),
+        (["hdreamer", "small"], (8, 16, 8, 16)),
+    ],
+)
 def test_hierarchical_presets_have_their_sizes_in_any_order(presets, sizes):
     config = tools.load_config(["defaults", *presets])
     assert config.hierarchical_mode
@@ -35,9 +41,33 @@ def test_hierarchical_presets_have_their_sizes_in_any_order(presets, sizes):
 
 def test_flags_are_read_as_people_write_them():
     presets, flags = settings.parse_flags(
-        ["--configs", "defaults", "--seed", "1", "--configs", "small", "--seed", "2", "--steps", "1e4", "--grayscale", "True",
-         "--size", "32", "48", "--encoder.cnn_depth=8",
-         "--actor.std", "0.5", "--model_lr", "3e-4", "--logdir", "runs/1", "--kl_free", "0"])
+        [
+            "--configs",
+            "defaults",
+            "--seed",
+            "1",
+            "--configs",
+            "small",
+            "--seed",
+            "2",
+            "--steps",
+            "1e4",
+            "--grayscale",
+            "True",
+            "--size",
+            "32",
+            "48",
+            "--encoder.cnn_depth=8",
+            "--actor.std",
+            "0.5",
+            "--model_lr",
+            "3e-4",
+            "--logdir",
+            "runs/1",
+            "--kl_free",
+            "0",
+        ]
+    )
     config = tools.load_config(presets, flags)
     assert presets == ["defaults", "small"] and config.seed == 2
     assert (config.steps, config.grayscale, config.size, config.encoder.cnn_depth) == (10_000, True, [32, 48], 8)
@@ -45,26 +75,55 @@ def test_flags_are_read_as_people_write_them():
     assert type(config.steps) is int and type(config.kl_free) is float
 
 
-@pytest.mark.parametrize("key, text, value", [
-    ("steps", "1e6", 1_000_000), ("steps", "1_000", 1000), ("steps", "2E3", 2000), ("model_lr", "1e-4", 1e-4),
-    ("model_lr", ".5", 0.5),
-    ("discount", "1", 1.0), ("norm", "true", True), ("norm", "True", True), ("norm", "FALSE", False), ("logdir", "null", None),
-    ("logdir", "None", None), ("logdir", "12", "12"), ("size", "[32, 48]", [32, 48]),
-    ("size", "(32, 48)", [32, 48]), ("size", "32,48", [32, 48]),
-    ("grad_heads", "decoder", ["decoder"]), ("grad_heads", "(decoder, cont)", ["decoder", "cont"]), ("actor.std", "0.5", "0.5"),
-    ("precision", "32", "32"), ("task", "gym_CartPole-v1", "gym_CartPole-v1"),
-])
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("steps", "1e6", 1_000_000),
+        ("steps", "1_000", 1000),
+        ("steps", "2E3", 2000),
+        ("model_lr", "1e-4", 1e-4),
+        ("model_lr", ".5", 0.5),
+        ("discount", "1", 1.0),
+        ("norm", "true", True),
+        ("norm", "True", True),
+        ("norm", "FALSE", False),
+        ("logdir", "null", None),
+        ("logdir", "None", None),
+        ("logdir", "12", "12"),
+        ("size", "[32, 48]", [32, 48]),
+        ("size", "(32, 48)", [32, 48]),
+        ("size", "32,48", [32, 48]),
+        ("grad_heads", "decoder", ["decoder"]),
+        ("grad_heads", "(decoder, cont)", ["decoder", "cont"]),
+        ("actor.std", "0.5", "0.5"),
+        ("precision", "32", "32"),
+        ("task", "gym_CartPole-v1", "gym_CartPole-v1"),
+    ],
+)
 def test_values_parse_as_people_write_them(key, text, value):
     found = settings.flatten(tools.load_config([], {key: text}))[key]
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("units", -3, "at least 1"), ("batch_length", 1, "at least 2"), ("imag_horizon", 1, "at least 2"), ("discount", 1.5, "at most 1"),
-    ("actor.lr", 0, "above 0"), ("model_lr", "inf", "model_lr"), ("model_lr", "-1e-4", "above 0"), ("seed", -1, "at least 0"),
-    ("size", [64], "multiples of 16"), ("size", [64, 60], "multiples of 16"), ("size", "[64, -64]", "multiples of 16"),
-    ("precision", "64", "32, bf16"), ("envs", 0, "at least 1"), ("steps", "[", "type int"),
-])
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("units", -3, "at least 1"),
+        ("batch_length", 1, "at least 2"),
+        ("imag_horizon", 1, "at least 2"),
+        ("discount", 1.5, "at most 1"),
+        ("actor.lr", 0, "above 0"),
+        ("model_lr", "inf", "model_lr"),
+        ("model_lr", "-1e-4", "above 0"),
+        ("seed", -1, "at least 0"),
+        ("size", [64], "multiples of 16"),
+        ("size", [64, 60], "multiples of 16"),
+        ("size", "[64, -64]", "multiples of 16"),
+        ("precision", "64", "32, bf16"),
+        ("envs", 0, "at least 1"),
+        ("steps", "[", "type int"),
+    ],
+)
 def test_values_out_of_range_are_refused(key, value, words):
     with pytest.raises(ValueError, match=words):
         tools.load_config([], {key: value})
@@ -79,17 +138,40 @@ def test_every_setting_has_a_comment_and_the_documentation_is_up_to_date():
 
 # The numbers of dreamerv3-torch's presets, and of its checkpoints where its configs.yaml has names that nothing reads.
 PRESETS = {
-    "dmc_proprio": {"steps": 500_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": ".*", "encoder.cnn_keys": "$^",
-                    "units": 512},
+    "dmc_proprio": {"steps": 500_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": ".*", "encoder.cnn_keys": "$^", "units": 512},
     "dmc_vision": {"steps": 1_000_000, "action_repeat": 2, "envs": 4, "encoder.mlp_keys": "$^", "encoder.cnn_keys": "image"},
-    "crafter": {"steps": 1_000_000, "task": "crafter_reward", "dyn_deter": 4096, "dyn_hidden": 1024, "units": 1024, "actor.layers": 5,
-                "reward_head.layers": 5, "cont_head.layers": 5, "critic.layers": 2, "encoder.cnn_depth": 96, "decoder.cnn_depth": 96,
-                "encoder.mlp_layers": 5, "decoder.mlp_units": 1024, "train_ratio": 512},
+    "crafter": {
+        "steps": 1_000_000,
+        "task": "crafter_reward",
+        "dyn_deter": 4096,
+        "dyn_hidden": 1024,
+        "units": 1024,
+        "actor.layers": 5,
+        "reward_head.layers": 5,
+        "cont_head.layers": 5,
+        "critic.layers": 2,
+        "encoder.cnn_depth": 96,
+        "decoder.cnn_depth": 96,
+        "encoder.mlp_layers": 5,
+        "decoder.mlp_units": 1024,
+        "train_ratio": 512,
+    },
     "memorymaze": {"steps": 100_000_000, "action_repeat": 2, "task": "memorymaze_9x9", "critic.layers": 2, "dyn_deter": 512},
-    "minecraft": {"steps": 100_000_000, "envs": 16, "train_ratio": 16, "eval_episode_num": 0, "dyn_deter": 4096, "dyn_hidden": 1024,
-                  "units": 1024, "actor.layers": 5, "critic.layers": 2, "encoder.cnn_depth": 96, "time_limit": 36000,
-                  "encoder.mlp_keys": "inventory|inventory_max|equipped|health|hunger|breath|obs_reward",
-                  "decoder.mlp_keys": "inventory|inventory_max|equipped|health|hunger|breath"},
+    "minecraft": {
+        "steps": 100_000_000,
+        "envs": 16,
+        "train_ratio": 16,
+        "eval_episode_num": 0,
+        "dyn_deter": 4096,
+        "dyn_hidden": 1024,
+        "units": 1024,
+        "actor.layers": 5,
+        "critic.layers": 2,
+        "encoder.cnn_depth": 96,
+        "time_limit": 36000,
+        "encoder.mlp_keys": "inventory|inventory_max|equipped|health|hunger|breath|obs_reward",
+        "decoder.mlp_keys": "inventory|inventory_max|equipped|health|hunger|breath",
+    },
 }
 
 
@@ -103,8 +185,18 @@ def test_a_continued_run_may_change_a_rate_but_not_a_size(tmp_path):
     stored = settings.plain(tools.load_config([], {"task": "gym_CartPole-v1", "logdir": "a"}))
     config = tools.load_config([], {"task": "gym_CartPole-v1", "logdir": "b", "train_ratio": 64, "actor.lr": 1e-4})
     assert settings.changes_of_run(stored, config, tmp_path) == [("train_ratio", "512.0", "64.0"), ("actor.lr", "3e-05", "0.0001")]
-    for key, value in {"dyn_deter": 8, "hierarchical_mode": True, "encoder.cnn_depth": 8, "size": [32, 32], "action_repeat": 2,
-                       "critic.layers": 3, "actor.std": 1, "initial": "zeros", "reward_head.dist": "mse", "act": "ELU"}.items():
+    for key, value in {
+        "dyn_deter": 8,
+        "hierarchical_mode": True,
+        "encoder.cnn_depth": 8,
+        "size": [32, 32],
+        "action_repeat": 2,
+        "critic.layers": 3,
+        "actor.std": 1,
+        "initial": "zeros",
+        "reward_head.dist": "mse",
+        "act": "ELU",
+    }.items():
         with pytest.raises(ValueError, match=key):
             settings.changes_of_run(stored, tools.load_config([], {"task": "gym_CartPole-v1", key: value}), tmp_path)
     with pytest.raises(ValueError, match="task gym_CartPole-v1 -> gym_Pendulum-v1"):
@@ -122,12 +214,20 @@ def test_settings_survive_a_file(tmp_path):
         settings.read_yaml(tmp_path / "config.yaml")
 
 
-@pytest.mark.parametrize("overrides, words", [
-    ({"dyn_stoch_botom": 3}, "did you mean 'dyn_stoch_bottom'"), ({"encoder.depth": 3}, "unknown setting 'encoder.depth'"),
-    ({"steps": "1.5"}, "type int"), ({"norm": "1"}, "type bool"), ({"units": True}, "type int"), ({"size": "64"}, "height and width"),
-    ({"grad_heads": "a: b"}, "type str"),
-    ({"task": "dmlab_rooms"}, "suite"), ({"task": "atari"}, "suite"),
-])
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"dyn_stoch_botom": 3}, "did you mean 'dyn_stoch_bottom'"),
+        ({"encoder.depth": 3}, "unknown setting 'encoder.depth'"),
+        ({"steps": "1.5"}, "type int"),
+        ({"norm": "1"}, "type bool"),
+        ({"units": True}, "type int"),
+        ({"size": "64"}, "height and width"),
+        ({"grad_heads": "a: b"}, "type str"),
+        ({"task": "dmlab_rooms"}, "suite"),
+        ({"task": "atari"}, "suite"),
+    ],
+)
 def test_wrong_settings_are_refused_by_name(overrides, words):
     with pytest.raises(ValueError, match=words):
         tools.load_config([], overrides)
@@ -179,10 +279,20 @@ def test_updates_replay_every_step_as_often_as_asked():
 
 
 def test_console_lines_show_statistics_of_the_latents_and_nothing_that_looks_like_them():
-    means = {"train/active_units_loss": 1.0, "train/kl": 2.0, "train/kl_flat": 2.0, "train/prior_entropy_flat": 3.0,
-             "train/post_entropy_flat": 0.9996, "episode/return": 999.7, "episode/length": 5.0, "time/fps": 0.0}
+    means = {
+        "train/active_units_loss": 1.0,
+        "train/kl": 2.0,
+        "train/kl_flat": 2.0,
+        "train/prior_entropy_flat": 3.0,
+        "train/post_entropy_flat": 0.9996,
+        "episode/return": 999.7,
+        "episode/length": 5.0,
+        "time/fps": 0.0,
+    }
     assert console.metrics_lines(1234, means).splitlines() == [
-        "frame 1,234 | return 1,000 length 5 | loss active_units 1 kl 2", "    flat latents: kl 2 prior_entropy 3 post_entropy 1"]
+        "frame 1,234 | return 1,000 length 5 | loss active_units 1 kl 2",
+        "    flat latents: kl 2 prior_entropy 3 post_entropy 1",
+    ]
 
 
 def test_logger_writes_means_lines_and_videos(tmp_path):
@@ -195,6 +305,7 @@ def test_logger_writes_means_lines_and_videos(tmp_path):
     path = logger.video("openl", torch.rand(5, 12, 8, 1).numpy(), 3)
     logger.close()
     from PIL import Image
+
     with Image.open(path) as gif:
         assert gif.n_frames == 5 and gif.size == (8, 12)
 

@@ -24,8 +24,12 @@ def count(presets: list[str]) -> dict[str, float]:
     agent = Dreamer(spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), spaces.Discrete(6), config)
     shape = (config.batch_size, config.batch_length)
     flags = {key: np.zeros(shape, bool) for key in ("is_first", "is_terminal")}
-    batch = {"image": np.zeros((*shape, 64, 64, 3), np.uint8), "action": np.zeros((*shape, 6), np.float32),
-             "reward": np.zeros(shape, np.float32), **flags}
+    batch = {
+        "image": np.zeros((*shape, 64, 64, 3), np.uint8),
+        "action": np.zeros((*shape, 6), np.float32),
+        "reward": np.zeros(shape, np.float32),
+        **flags,
+    }
     saved = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,16 +44,22 @@ def count(presets: list[str]) -> dict[str, float]:
             pack(x)
         record(self, inputs)
 
-    with (FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-          unittest.mock.patch.object(StepProducts, "record", pack_inputs)):
+    with (
+        FlopCounterMode(display=False) as flops,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        unittest.mock.patch.object(StepProducts, "record", pack_inputs),
+    ):
         agent.update(batch)
     states = [optimizer.state_dict()["state"] for optimizer in agent.optimizers().values()]
     optimizer = sum(value.nbytes for state in states for slots in state.values() for value in slots.values())
     weights = sum(parameter.nbytes for parameter in agent.parameters())
     for parameter in agent.parameters():
         saved.pop(parameter.untyped_storage().data_ptr(), None)
-    return {"parameters": sum(parameter.numel() for parameter in agent.parameters()), "operations": flops.get_total_flops(),
-            "bytes": weights + optimizer + sum(storage.nbytes() for storage in saved.values())}
+    return {
+        "parameters": sum(parameter.numel() for parameter in agent.parameters()),
+        "operations": flops.get_total_flops(),
+        "bytes": weights + optimizer + sum(storage.nbytes() for storage in saved.values()),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +68,11 @@ def costs() -> dict[str, dict[str, float]]:
     print()
     for name, cost in table.items():
         over = {key: 100 * (cost[key] / table["flat"][key] - 1) for key in cost}
-        print(f"{name:16} {cost['parameters']:>12,} parameters ({cost['parameters'] - table['flat']['parameters']:+,})  "
-              f"{cost['operations'] / 1e9:7.1f} GFLOP ({over['operations']:+.2f}%)  "
-              f"{cost['bytes'] / 1e9:5.2f} GB ({over['bytes']:+.2f}%)")
+        print(
+            f"{name:16} {cost['parameters']:>12,} parameters ({cost['parameters'] - table['flat']['parameters']:+,})  "
+            f"{cost['operations'] / 1e9:7.1f} GFLOP ({over['operations']:+.2f}%)  "
+            f"{cost['bytes'] / 1e9:5.2f} GB ({over['bytes']:+.2f}%)"
+        )
     return table
 
 

@@ -60,8 +60,8 @@ def test_one_hot_draws_pass_gradients_straight_through(name, inner):
     dist = dists.OneHot(logits, 0.01)
     draw = dist.mode if name == "mode" else getattr(dist, name)()
     np.testing.assert_allclose(np.sort(draw.detach(), -1), [[0, 0, 0, 1]] * 5, atol=1e-6)
-    expected, = torch.autograd.grad((weights * getattr(dist, inner)).sum(), logits, retain_graph=True)
-    actual, = torch.autograd.grad((weights * draw).sum(), logits)
+    (expected,) = torch.autograd.grad((weights * getattr(dist, inner)).sum(), logits, retain_graph=True)
+    (actual,) = torch.autograd.grad((weights * draw).sum(), logits)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
@@ -127,11 +127,19 @@ def test_joint_is_the_product_of_its_parts():
     np.testing.assert_allclose(joint.entropy(), a.entropy() + b.entropy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dist", [
-    dists.OneHot(torch.randn(2, 3, 4)), dists.Normal(torch.randn(2, 3, 4), 1.0), dists.MSE(torch.randn(2, 3, 4)),
-    dists.MSE(torch.randn(2, 3, 4), squash=True), dists.Bernoulli(torch.randn(2, 3, 4)), dists.SymlogDisc(torch.randn(2, 3, 255)),
-    dists.Joint([dists.OneHot(torch.randn(2, 3, 4)), dists.OneHot(torch.randn(2, 3, 2))]),
-], ids=lambda dist: type(dist).__name__)
+@pytest.mark.parametrize(
+    "dist",
+    [
+        dists.OneHot(torch.randn(2, 3, 4)),
+        dists.Normal(torch.randn(2, 3, 4), 1.0),
+        dists.MSE(torch.randn(2, 3, 4)),
+        dists.MSE(torch.randn(2, 3, 4), squash=True),
+        dists.Bernoulli(torch.randn(2, 3, 4)),
+        dists.SymlogDisc(torch.randn(2, 3, 255)),
+        dists.Joint([dists.OneHot(torch.randn(2, 3, 4)), dists.OneHot(torch.randn(2, 3, 2))]),
+    ],
+    ids=lambda dist: type(dist).__name__,
+)
 def test_every_distribution_answers_the_same_calls(dist):
     event = dist.mode.shape[2:]
     assert dist.mean.shape == dist.mode.shape == dist.sample().shape == (2, 3, *event)
@@ -139,8 +147,13 @@ def test_every_distribution_answers_the_same_calls(dist):
 
 
 def test_values_of_another_shape_are_refused_rather_than_broadcast():
-    for dist in (dists.OneHot(torch.randn(4, 3)), dists.MSE(torch.randn(4, 1)), dists.Bernoulli(torch.randn(4, 1)),
-                 dists.SymlogDisc(torch.randn(4, 255)), dists.Normal(torch.randn(4, 1), 1.0)):
+    for dist in (
+        dists.OneHot(torch.randn(4, 3)),
+        dists.MSE(torch.randn(4, 1)),
+        dists.Bernoulli(torch.randn(4, 1)),
+        dists.SymlogDisc(torch.randn(4, 255)),
+        dists.Normal(torch.randn(4, 1), 1.0),
+    ):
         with pytest.raises(AssertionError):
             dist.log_prob(torch.zeros(4))
 

@@ -22,8 +22,9 @@ from replay import Replay, load_episode
 class Counter(gymnasium.Env):
     """Counts its steps; an episode ends truly after `length` steps, or is cut off after `limit`. The reward names the action."""
 
-    observation_space = spaces.Dict({"time": spaces.Box(0, 1e6, (1,), np.float32), "kind": spaces.Discrete(3),
-                                     "log_steps": spaces.Box(0, 1, (1,), np.float32)})
+    observation_space = spaces.Dict(
+        {"time": spaces.Box(0, 1e6, (1,), np.float32), "kind": spaces.Discrete(3), "log_steps": spaces.Box(0, 1, (1,), np.float32)}
+    )
     action_space = spaces.Discrete(4)
 
     def __init__(self, length: int = 5, limit: int = 1000):
@@ -39,8 +40,11 @@ class Counter(gymnasium.Env):
         return self._obs(), 100.0 + int(action), self._time >= self._length, self._time >= self._limit, {}
 
     def _obs(self):
-        return {"time": np.array([1000 * self._episode + self._time], np.float32), "kind": self._time % 3,
-                "log_steps": np.ones(1, np.float32)}
+        return {
+            "time": np.array([1000 * self._episode + self._time], np.float32),
+            "kind": self._time % 3,
+            "log_steps": np.ones(1, np.float32),
+        }
 
 
 class Sizes(gymnasium.Env):
@@ -79,15 +83,27 @@ SPACES = {
     "vector": (spaces.Box(-1, 1, (7,), np.float64), {"vector": (7,)}),
     "matrix": (spaces.Box(-1, 1, (2, 3), np.float32), {"vector": (6,)}),
     "discrete": (spaces.Discrete(5), {"vector": (5,)}),
-    "dict": (spaces.Dict({"cam": spaces.Box(0, 255, (64, 64, 3), np.uint8), "pose": spaces.Box(-1, 1, (3,)), "room": spaces.Discrete(4),
-                          "inner": spaces.Dict({"bits": spaces.MultiBinary(2)})}),
-             {"cam": (64, 64, 3), "pose": (3,), "room": (4,), "inner/bits": (2,)}),
+    "dict": (
+        spaces.Dict(
+            {
+                "cam": spaces.Box(0, 255, (64, 64, 3), np.uint8),
+                "pose": spaces.Box(-1, 1, (3,)),
+                "room": spaces.Discrete(4),
+                "inner": spaces.Dict({"bits": spaces.MultiBinary(2)}),
+            }
+        ),
+        {"cam": (64, 64, 3), "pose": (3,), "room": (4,), "inner/bits": (2,)},
+    ),
     "tuple": (spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 4])]), {"0": (3,), "1": (6,)}),
 }
 ACTIONS = {
-    "discrete": spaces.Discrete(3), "shifted": spaces.Discrete(3, start=-1), "multi": spaces.MultiDiscrete([3, 2]),
-    "binary": spaces.MultiBinary(3), "box": spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64),
-    "unbounded": spaces.Box(-np.inf, np.inf, (2,), np.float32), "shifted multi": spaces.MultiDiscrete([2, 3], start=[5, -1]),
+    "discrete": spaces.Discrete(3),
+    "shifted": spaces.Discrete(3, start=-1),
+    "multi": spaces.MultiDiscrete([3, 2]),
+    "binary": spaces.MultiBinary(3),
+    "box": spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64),
+    "unbounded": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    "shifted multi": spaces.MultiDiscrete([2, 3], start=[5, -1]),
     "integers": spaces.Box(np.array([[-1, 0], [3, 250]]), np.array([[1, 1], [3, 255]]), dtype=np.int16),
 }
 PAIRS = list(zip(SPACES, itertools.cycle(ACTIONS)))
@@ -233,8 +249,26 @@ def test_random_actions_and_the_agents_belong_to_the_space(name):
 
 @pytest.mark.parametrize("space_name", [pytest.param(space, id=f"{space}-{action}") for space, action in PAIRS])
 def test_training_runs_on_every_space(tmp_path, space_name):
-    flags = ["--task", f"gym_Sizes-{space_name}-v0", "--steps", "80", "--prefill", "30", "--eval_every", "40", "--time_limit", "10",
-             "--pretrain", "1", "--train_ratio", "2", "--device", "cpu", "--logdir", str(tmp_path)]
+    flags = [
+        "--task",
+        f"gym_Sizes-{space_name}-v0",
+        "--steps",
+        "80",
+        "--prefill",
+        "30",
+        "--eval_every",
+        "40",
+        "--time_limit",
+        "10",
+        "--pretrain",
+        "1",
+        "--train_ratio",
+        "2",
+        "--device",
+        "cpu",
+        "--logdir",
+        str(tmp_path),
+    ]
     assert dreamer.main(["--configs", "defaults", "debug", "hdreamer", *flags]) == 0
     assert (tmp_path / "latest.pt").exists()
 

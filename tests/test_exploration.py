@@ -18,9 +18,18 @@ OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)
 
 
 def make_agent(act_space=spaces.Discrete(3), **settings) -> Dreamer:
-    config = tools.load_config(["defaults", "debug"], {
-        "task": "gym_CartPole-v1", "device": "cpu", "expl_behavior": "plan2explore", "disag_models": 3, "disag_layers": 1,
-        "disag_units": 8, **settings})
+    config = tools.load_config(
+        ["defaults", "debug"],
+        {
+            "task": "gym_CartPole-v1",
+            "device": "cpu",
+            "expl_behavior": "plan2explore",
+            "disag_models": 3,
+            "disag_layers": 1,
+            "disag_units": 8,
+            **settings,
+        },
+    )
     return Dreamer(OBS_SPACE, act_space, config)
 
 
@@ -28,17 +37,26 @@ def make_batch(agent: Dreamer, batch: int = 3, time: int = 6) -> dict:
     rng = np.random.default_rng(0)
     first = np.zeros((batch, time), bool)
     first[1, 3] = True
-    return {"vector": rng.normal(size=(batch, time, 4)).astype(np.float32), "is_terminal": np.zeros((batch, time), bool),
-            "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
-            "reward": rng.normal(size=(batch, time)).astype(np.float32), "is_first": first}
+    return {
+        "vector": rng.normal(size=(batch, time, 4)).astype(np.float32),
+        "is_terminal": np.zeros((batch, time), bool),
+        "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
+        "reward": rng.normal(size=(batch, time)).astype(np.float32),
+        "is_first": first,
+    }
 
 
 both_levels = pytest.mark.parametrize("hierarchical", [False, True], ids=["flat", "hierarchical"])
 
 
-@pytest.mark.parametrize("hierarchical, target", [
-    *((levels, target) for levels in (False, True) for target in ("stoch", "deter", "feat", "embed")),
-    (True, "stoch_top"), (True, "stoch_bottom")])
+@pytest.mark.parametrize(
+    "hierarchical, target",
+    [
+        *((levels, target) for levels in (False, True) for target in ("stoch", "deter", "feat", "embed")),
+        (True, "stoch_top"),
+        (True, "stoch_bottom"),
+    ],
+)
 @pytest.mark.parametrize("offset, action_cond", [(1, False), (1, True), (2, True)])
 def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical, target, offset, action_cond):
     agent = make_agent(hierarchical_mode=hierarchical, disag_target=target, disag_offset=offset, disag_action_cond=action_cond)
@@ -48,8 +66,13 @@ def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical
         _, post, _ = wm.loss(data)
         actual = explorer.ensemble_loss(wm, post, data)
         feat = wm.dynamics.get_feat(post)
-        targets = {"stoch": wm.dynamics.flat_stoch(post), "deter": post["deter"], "feat": feat, "embed": wm.encoder(data),
-                   **{key: post[key].reshape(3, 6, -1) for key in ("stoch_top", "stoch_bottom") if hierarchical}}[target]
+        targets = {
+            "stoch": wm.dynamics.flat_stoch(post),
+            "deter": post["deter"],
+            "feat": feat,
+            "embed": wm.encoder(data),
+            **{key: post[key].reshape(3, 6, -1) for key in ("stoch_top", "stoch_bottom") if hierarchical},
+        }[target]
         terms = []
         for row in range(3):
             for t in range(6 - offset):
@@ -58,15 +81,16 @@ def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical
                 inputs = torch.cat([feat[row, t], data["action"][row, t + 1]]) if action_cond else feat[row, t]
                 for network in explorer._networks:
                     error = (network.mean_layer(network.hidden(inputs)) - targets[row, t + offset]).double()
-                    terms.append((0.5 * error ** 2 + 0.5 * math.log(2 * math.pi)).sum().item())
+                    terms.append((0.5 * error**2 + 0.5 * math.log(2 * math.pi)).sum().item())
     np.testing.assert_allclose(actual, np.mean(terms), rtol=1e-5)
 
 
 @both_levels
 @pytest.mark.parametrize("log, extr, action_cond", [(True, 0.0, False), (False, 0.5, False), (True, 0.5, True)])
 def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, extr, action_cond):
-    agent = make_agent(hierarchical_mode=hierarchical, disag_log=log, expl_extr_scale=extr, expl_intr_scale=2.0,
-                       disag_action_cond=action_cond)
+    agent = make_agent(
+        hierarchical_mode=hierarchical, disag_log=log, expl_extr_scale=extr, expl_intr_scale=2.0, disag_action_cond=action_cond
+    )
     explorer, wm = agent._expl_behavior, agent._wm
     with torch.no_grad():
         wm.heads["reward"].mean_layer.weight.normal_()
@@ -122,8 +146,12 @@ def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hi
 
     before, after = updated()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    for part in ("_expl_behavior._networks.0.", "_expl_behavior._networks.2.", "_expl_behavior._behavior.actor.",
-                 "_expl_behavior._behavior.value."):
+    for part in (
+        "_expl_behavior._networks.0.",
+        "_expl_behavior._networks.2.",
+        "_expl_behavior._behavior.actor.",
+        "_expl_behavior._behavior.value.",
+    ):
         assert any(key.startswith(part) for key in changed), part
     _, alone = updated(expl_behavior="greedy")
     for key in alone:
@@ -163,8 +191,15 @@ def test_random_exploration_is_uniform(act_space):
 
 
 def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory_again(tmp_path):
-    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "expl_behavior": "plan2explore", "expl_until": 90, "eval_every": 0,
-                 "logdir": str(tmp_path), "steps": 60}
+    overrides = {
+        "task": "gym_CartPole-v1",
+        "device": "cpu",
+        "expl_behavior": "plan2explore",
+        "expl_until": 90,
+        "eval_every": 0,
+        "logdir": str(tmp_path),
+        "steps": 60,
+    }
     dreamer.Training(tools.load_config(["defaults", "debug"], overrides)).run()
     for steps, exploring in ((80, True), (120, True), (121, False)):
         training = dreamer.Training(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
@@ -181,8 +216,31 @@ def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
         return act(agent, obs, state, training)
 
     monkeypatch.setattr(Dreamer, "act", watched)
-    assert dreamer.main(["--configs", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--steps", "150", "--eval_every", "0",
-                         "--expl_behavior", "plan2explore", "--disag_units", "8", "--expl_until", "90", "--logdir", str(tmp_path)]) == 0
+    assert (
+        dreamer.main(
+            [
+                "--configs",
+                "debug",
+                "--task",
+                "gym_CartPole-v1",
+                "--device",
+                "cpu",
+                "--steps",
+                "150",
+                "--eval_every",
+                "0",
+                "--expl_behavior",
+                "plan2explore",
+                "--disag_units",
+                "8",
+                "--expl_until",
+                "90",
+                "--logdir",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     exploring = [explores for training, explores in seen if training]
     assert exploring[0] and not exploring[-1] and exploring == sorted(exploring, reverse=True)
     assert abs(sum(exploring) - (90 - 50)) <= 6  # frames after the 50 of the prefill, and the resets among them
@@ -190,11 +248,18 @@ def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
     assert '"train/explorer_loss"' in metrics and '"train/expl_actor_loss"' in metrics
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"expl_behavior": "curious"}, "greedy, random, plan2explore"), ({"disag_target": "stoch_top"}, "embed, stoch, deter, feat$"),
-    ({"disag_target": "top", "hierarchical_mode": True}, "embed, stoch, deter, feat, stoch_top, stoch_bottom"),
-    ({"disag_layers": 0}, "at least 1"), ({"disag_offset": 12}, "smaller than batch_length, 12"), ({"disag_models": 1}, "at least 2"), ({"disag_offset": 0}, "at least 1"),
-])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"expl_behavior": "curious"}, "greedy, random, plan2explore"),
+        ({"disag_target": "stoch_top"}, "embed, stoch, deter, feat$"),
+        ({"disag_target": "top", "hierarchical_mode": True}, "embed, stoch, deter, feat, stoch_top, stoch_bottom"),
+        ({"disag_layers": 0}, "at least 1"),
+        ({"disag_offset": 12}, "smaller than batch_length, 12"),
+        ({"disag_models": 1}, "at least 2"),
+        ({"disag_offset": 0}, "at least 1"),
+    ],
+)
 def test_wrong_settings_name_what_is_allowed(settings, words):
     with pytest.raises(ValueError, match=words):
         make_agent(**settings)

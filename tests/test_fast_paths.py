@@ -54,8 +54,9 @@ def test_a_look_ups_gradient_for_the_weight_is_the_slope_of_its_value():
     assert torch.autograd.gradcheck(lambda weight: lookup.linear(x, weight, ones), weight)
 
 
-@pytest.mark.parametrize("sizes", [dict(stoch=4, discrete=5), dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5)],
-                         ids=["flat", "hierarchical"])
+@pytest.mark.parametrize(
+    "sizes", [dict(stoch=4, discrete=5), dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5)], ids=["flat", "hierarchical"]
+)
 def test_ones_are_where_the_latents_have_them(sizes):
     rssm = (RSSM if "stoch" in sizes else HierarchicalRSSM)(**sizes, **SIZES)
     post, _ = rssm.observe(torch.randn(6, 5, 7), torch.randn(6, 5, 3), torch.zeros(6, 5))
@@ -126,8 +127,12 @@ def test_the_weights_of_a_recurrence_get_the_gradients_of_all_its_steps():
     assert torch.autograd.gradcheck(lambda *values: by_products(*values), tuple(parameters.values()))
 
 
-KINDS = {"flat": dict(stoch=4, discrete=5), "deep": dict(stoch=4, discrete=5, rec_depth=2), "gaussian": dict(stoch=4, discrete=0),
-         "hierarchical": dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5)}
+KINDS = {
+    "flat": dict(stoch=4, discrete=5),
+    "deep": dict(stoch=4, discrete=5, rec_depth=2),
+    "gaussian": dict(stoch=4, discrete=0),
+    "hierarchical": dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5),
+}
 
 
 def plain_observe(rssm: RSSM, embed, action, is_first, noise) -> tuple[list, list, list]:
@@ -223,9 +228,14 @@ def make_agent_and_batch(presets: list[str], act_space: spaces.Space, **settings
         for head in (agent._wm.heads["reward"], agent._task_behavior.value):
             head.mean_layer.weight.normal_(std=0.1)
     rng = np.random.default_rng(0)
-    batch = {"image": rng.integers(0, 256, (3, 5, 16, 16, 3), np.uint8), "vector": rng.normal(size=(3, 5, 4)).astype(np.float32),
-             "action": agent.codec.random(rng, 15).reshape(3, 5, -1), "reward": rng.normal(size=(3, 5)).astype(np.float32),
-             "is_first": np.zeros((3, 5), bool), "is_terminal": np.zeros((3, 5), bool)}
+    batch = {
+        "image": rng.integers(0, 256, (3, 5, 16, 16, 3), np.uint8),
+        "vector": rng.normal(size=(3, 5, 4)).astype(np.float32),
+        "action": agent.codec.random(rng, 15).reshape(3, 5, -1),
+        "reward": rng.normal(size=(3, 5)).astype(np.float32),
+        "is_first": np.zeros((3, 5), bool),
+        "is_terminal": np.zeros((3, 5), bool),
+    }
     return agent, batch
 
 

@@ -221,8 +221,10 @@ def test_chunks_of_a_sequence_are_observed_as_a_whole(trained, monkeypatch):
     torch.testing.assert_close(post["deter"], expected["deter"].detach(), atol=1e-4, rtol=0.0)
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (["missing"], "there is no checkpoint"), (["--envs", "2", "."], "at least 4"), (["--steps", "10", "."], "at least 288")])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [(["missing"], "there is no checkpoint"), (["--envs", "2", "."], "at least 4"), (["--steps", "10", "."], "at least 288")],
+)
 def test_what_cannot_be_reported_is_said(flags, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:

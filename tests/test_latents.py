@@ -27,10 +27,20 @@ def test_statistics_of_known_codes():
     prior = {"logit_top": torch.zeros_like(top), "logit_bottom": coins}
     found = {name: float(value) for name, value in latents.level_statistics(rssm, post, prior).items()}
     assert found.keys() == {f"{name}_{level}" for name in latents.STATISTICS for level in ("top", "bottom")}
-    expected = {"kl_top": 2 * math.log(4), "prior_entropy_top": 2 * math.log(4), "post_entropy_top": 0.0,
-                "perplexity_top": (4 + 1) / 2, "active_top": 1.0, "delta_top": 50.0 * math.sqrt(0.25 * 0.75),
-                "kl_bottom": 0.0, "prior_entropy_bottom": 3 * math.log(2), "post_entropy_bottom": 3 * math.log(2),
-                "perplexity_bottom": 2.0, "active_bottom": 0.0, "delta_bottom": 0.0}
+    expected = {
+        "kl_top": 2 * math.log(4),
+        "prior_entropy_top": 2 * math.log(4),
+        "post_entropy_top": 0.0,
+        "perplexity_top": (4 + 1) / 2,
+        "active_top": 1.0,
+        "delta_top": 50.0 * math.sqrt(0.25 * 0.75),
+        "kl_bottom": 0.0,
+        "prior_entropy_bottom": 3 * math.log(2),
+        "post_entropy_bottom": 3 * math.log(2),
+        "perplexity_bottom": 2.0,
+        "active_bottom": 0.0,
+        "delta_bottom": 0.0,
+    }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-4), name
 

@@ -18,11 +18,22 @@ def random_obs(shapes: dict) -> dict:
     return {key: torch.rand(2, 3, *shape) for key, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("shapes", [
-    {"image": (64, 64, 3)}, {"image": (64, 64, 1)}, {"image": (96, 96, 3)}, {"image": (16, 16, 3)}, {"image": (48, 80, 1)},
-    {"image": (144, 112, 3)}, {"a": (64, 64, 3), "b": (64, 64, 1)}, {"a": (64, 64, 3), "b": (32, 32, 1), "c": (32, 32, 3)},
-    {"vector": (5,)}, {"position": (3,), "velocity": (1,)}, {"image": (32, 32, 3), "vector": (5,), "other": (2,)},
-])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"image": (64, 64, 3)},
+        {"image": (64, 64, 1)},
+        {"image": (96, 96, 3)},
+        {"image": (16, 16, 3)},
+        {"image": (48, 80, 1)},
+        {"image": (144, 112, 3)},
+        {"a": (64, 64, 3), "b": (64, 64, 1)},
+        {"a": (64, 64, 3), "b": (32, 32, 1), "c": (32, 32, 3)},
+        {"vector": (5,)},
+        {"position": (3,), "velocity": (1,)},
+        {"image": (32, 32, 3), "vector": (5,), "other": (2,)},
+    ],
+)
 def test_any_set_of_images_and_vectors_is_encoded_and_predicted(shapes):
     encoder = encoders.MultiEncoder(shapes, **ENCODER)
     decoder = encoders.MultiDecoder(11, shapes, **DECODER)
@@ -50,8 +61,9 @@ def test_images_at_64_have_the_reference_layers():
     shapes = [tuple(layer.weight.shape) for layer in encoder.layers if isinstance(layer, torch.nn.Conv2d)]
     assert shapes == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
     assert encoder.outdim == 4096
-    decoder = encoders.ConvDecoder(1536, (64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True, cnn_sigmoid=False,
-                                   outscale=1.0)
+    decoder = encoders.ConvDecoder(
+        1536, (64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True, cnn_sigmoid=False, outscale=1.0
+    )
     shapes = [tuple(layer.weight.shape) for layer in decoder.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
     assert shapes == [(256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)]
     assert decoder._linear_layer.weight.shape == (4096, 1536)
@@ -64,20 +76,32 @@ def test_keys_are_selected_by_regular_expression():
     torch.testing.assert_close(encoder(obs), encoder({"image": obs["image"]}))
 
 
-@pytest.mark.parametrize("shapes, changes, words", [
-    ({"image": (60, 64, 3)}, {}, "multiples of 16"), ({"image": (64, 64, 3)}, {"minres": 64}, "minres"),
-    ({"image": (64, 64, 3)}, {"kernel_size": 3}, "kernel_size"), ({"image": (64, 64, 3)}, {"cnn_keys": "$^"}, "cnn_keys"),
-    ({"image": (64, 64, 3)}, {"act": "Linear2"}, "activation"),
-])
+@pytest.mark.parametrize(
+    "shapes, changes, words",
+    [
+        ({"image": (60, 64, 3)}, {}, "multiples of 16"),
+        ({"image": (64, 64, 3)}, {"minres": 64}, "minres"),
+        ({"image": (64, 64, 3)}, {"kernel_size": 3}, "kernel_size"),
+        ({"image": (64, 64, 3)}, {"cnn_keys": "$^"}, "cnn_keys"),
+        ({"image": (64, 64, 3)}, {"act": "Linear2"}, "activation"),
+    ],
+)
 def test_impossible_encoders_are_refused(shapes, changes, words):
     with pytest.raises(ValueError, match=words):
         encoders.MultiEncoder(shapes, **{**ENCODER, **changes})
 
 
-@pytest.mark.parametrize("dist, kind, event", [
-    ("symlog_disc", dists.SymlogDisc, (1,)), ("symlog_mse", dists.MSE, (3,)), ("mse", dists.MSE, (3,)),
-    ("binary", dists.Bernoulli, (3,)), ("normal", dists.Normal, (3,)), ("onehot", dists.OneHot, (3,)),
-])
+@pytest.mark.parametrize(
+    "dist, kind, event",
+    [
+        ("symlog_disc", dists.SymlogDisc, (1,)),
+        ("symlog_mse", dists.MSE, (3,)),
+        ("mse", dists.MSE, (3,)),
+        ("binary", dists.Bernoulli, (3,)),
+        ("normal", dists.Normal, (3,)),
+        ("onehot", dists.OneHot, (3,)),
+    ],
+)
 def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
     head = heads.MLP(6, event, 2, 8, name="Head", dist=dist)
     out = head(torch.randn(4, 5, 6))
@@ -94,8 +118,7 @@ def test_heads_refuse_what_they_cannot_predict():
         heads.MLP(6, (1,), 2, 8, name="Head", dist="huber")
     with pytest.raises(ValueError, match="one number"):
         heads.MLP(6, (3,), 2, 8, name="Head", dist="symlog_disc")
-    actor = dict(size=3, layers=1, units=8, std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01, act="SiLU", norm=True,
-                 outscale=1.0)
+    actor = dict(size=3, layers=1, units=8, std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01, act="SiLU", norm=True, outscale=1.0)
     with pytest.raises(ValueError, match="actions are discrete"):
         heads.ActionHead(6, classes=(3,), dist="normal", **actor)
     with pytest.raises(ValueError, match="actions are continuous"):
@@ -104,8 +127,9 @@ def test_heads_refuse_what_they_cannot_predict():
 
 @pytest.mark.parametrize("std", ["learned", "0.3"])
 def test_continuous_policies_keep_their_deviation_in_bounds(std):
-    head = heads.ActionHead(6, 2, 1, 8, classes=None, dist="normal", std=std, min_std=0.1, max_std=1.0, unimix_ratio=0.01,
-                               act="SiLU", norm=True, outscale=100.0)
+    head = heads.ActionHead(
+        6, 2, 1, 8, classes=None, dist="normal", std=std, min_std=0.1, max_std=1.0, unimix_ratio=0.01, act="SiLU", norm=True, outscale=100.0
+    )
     stats = head.stats(torch.randn(1000, 6))
     low, high = (0.1, 1.0) if std == "learned" else (0.3, 0.3)
     assert stats["std"].min() >= low - 1e-6 and stats["std"].max() <= high + 1e-6
@@ -113,8 +137,21 @@ def test_continuous_policies_keep_their_deviation_in_bounds(std):
 
 
 def test_a_policy_over_several_discrete_parts_draws_one_class_of_each():
-    head = heads.ActionHead(6, 7, 1, 8, classes=(2, 5), dist="onehot", std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01,
-                               act="SiLU", norm=True, outscale=1.0)
+    head = heads.ActionHead(
+        6,
+        7,
+        1,
+        8,
+        classes=(2, 5),
+        dist="onehot",
+        std="learned",
+        min_std=0.1,
+        max_std=1.0,
+        unimix_ratio=0.01,
+        act="SiLU",
+        norm=True,
+        outscale=1.0,
+    )
     sample = head(torch.randn(100, 6)).sample()
     np.testing.assert_allclose(sample[:, :2].sum(-1).detach(), 1.0, rtol=1e-5)
     np.testing.assert_allclose(sample[:, 2:].sum(-1).detach(), 1.0, rtol=1e-5)

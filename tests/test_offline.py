@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from old_files import DATA, same
 
 import checkpoints
 import dreamer
@@ -25,6 +24,7 @@ from agents import load_agent, play
 from collect import Collector
 from dreamer import Dreamer
 from envs import make_envs
+from old_files import DATA, same
 from replay import load_episode
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,8 +34,13 @@ NO_ENVIRONMENT = ["--task", "gym_Nowhere-v0", "--eval_episode_num", "0"]
 def run(*flags: str, code: int = 0) -> subprocess.CompletedProcess:
     """A command line in a process of its own; the first word is the script."""
     script, *words = flags
-    result = subprocess.run([sys.executable, str(ROOT / script), *words, "--device", "cpu"], capture_output=True, text=True, timeout=300,
-                            stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        [sys.executable, str(ROOT / script), *words, "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
     assert result.returncode == code, result.stdout + result.stderr
     return result
 
@@ -55,8 +60,15 @@ def episode(length: int = 6, *, actions=None, start: int = 0, **parts) -> dict:
     actions = np.eye(2)[np.zeros(length, int)] if actions is None else np.asarray(actions)
     first = np.arange(length) == 0
     values = start + np.arange(length, dtype=np.float32)
-    found = {"vector": values[:, None], "action": np.where(first[:, None], 0.0, actions).astype(np.float32), "reward": values,
-             "is_first": first, "is_last": first[::-1].copy(), "is_terminal": first[::-1].copy(), **parts}
+    found = {
+        "vector": values[:, None],
+        "action": np.where(first[:, None], 0.0, actions).astype(np.float32),
+        "reward": values,
+        "is_first": first,
+        "is_last": first[::-1].copy(),
+        "is_terminal": first[::-1].copy(),
+        **parts,
+    }
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -87,8 +99,10 @@ def pictures(tmp_path_factory) -> pathlib.Path:
     rng = np.random.default_rng(0)
     images = [rng.integers(256, size=(30, 16, 16, 3), dtype=np.uint8) for _ in range(3)]
     actions = [np.eye(3)[rng.integers(3, size=30)] for _ in range(3)]
-    return write(tmp_path_factory.mktemp("recorded") / "pictures",
-                 *(episode(30, vector=None, image=image, actions=action) for image, action in zip(images, actions)))
+    return write(
+        tmp_path_factory.mktemp("recorded") / "pictures",
+        *(episode(30, vector=None, image=image, actions=action) for image, action in zip(images, actions)),
+    )
 
 
 # Recording
@@ -100,8 +114,25 @@ def test_the_commands_record_train_and_evaluate(tmp_path):
     assert "recorded: " in run(*random, "--episodes", "8", "--out", recorded).stdout
     run(*random, "--episodes", "3", "--seed", "1", "--out", held_out)
     before = contents(tmp_path / "recorded"), contents(tmp_path / "held_out")
-    flags = ["dreamer.py", "--configs", "defaults", "debug", "hdreamer", "--task", "gym_CartPole-v1", "--offline_traindir", recorded,
-             "--offline_evaldir", held_out, "--eval_every", "20", "--log_every", "10", "--logdir", logdir]
+    flags = [
+        "dreamer.py",
+        "--configs",
+        "defaults",
+        "debug",
+        "hdreamer",
+        "--task",
+        "gym_CartPole-v1",
+        "--offline_traindir",
+        recorded,
+        "--offline_evaldir",
+        held_out,
+        "--eval_every",
+        "20",
+        "--log_every",
+        "10",
+        "--logdir",
+        logdir,
+    ]
     output = " ".join(run(*flags, "--steps", "30").stdout.split())
     assert "prefill:" not in output and "8 episodes" in output and "held out" in output and "train: 30 of 30 updates" in output
     assert "none to train, 2 to evaluate" in output and "2 x 12 steps, 30 updates" in output and "update 20 | eval return" in output
@@ -124,8 +155,13 @@ def test_the_commands_record_train_and_evaluate(tmp_path):
 def test_recorded_episodes_are_those_that_the_policy_plays(cartpole, tmp_path):
     config = tools.load_config([], {"task": "gym_CartPole-v1"})
     envs = make_envs(config, 1, training=True)
-    collector = Collector(envs, replay.Replay(envs.obs_space, 2, capacity=1000, streams=1, batch_size=1, batch_length=2),
-                          tmp_path / "expected", seed=tools.train_seed(0, 0), training=True)
+    collector = Collector(
+        envs,
+        replay.Replay(envs.obs_space, 2, capacity=1000, streams=1, batch_size=1, batch_length=2),
+        tmp_path / "expected",
+        seed=tools.train_seed(0, 0),
+        training=True,
+    )
     policy = exploration.Random(Dreamer(envs.obs_space, envs.act_space, config).codec, tools.policy_seed(0, 0))
     for _ in range(12):
         while not collector.step(policy)[1]:
@@ -154,8 +190,25 @@ def test_an_agent_records_sampled_or_most_likely_actions(trained, tmp_path):
         pytest.skip("vectors are enough")
     for policy in ("sampled", "most_likely"):
         for time in range(2):
-            assert record.main(["--logdir", str(trained.logdir), "--episodes", "2", "--policy", policy, "--time_limit", "30", "--device",
-                                "cpu", "--out", str(tmp_path / f"{policy}{time}")]) == 0
+            assert (
+                record.main(
+                    [
+                        "--logdir",
+                        str(trained.logdir),
+                        "--episodes",
+                        "2",
+                        "--policy",
+                        policy,
+                        "--time_limit",
+                        "30",
+                        "--device",
+                        "cpu",
+                        "--out",
+                        str(tmp_path / f"{policy}{time}"),
+                    ]
+                )
+                == 0
+            )
     first, again = ([load_episode(path)["action"] for path in sorted((tmp_path / f"sampled{time}").iterdir())] for time in range(2))
     assert all(map(np.array_equal, first, again))
     likely = [load_episode(path)["action"] for path in sorted((tmp_path / "most_likely0").iterdir())]
@@ -163,15 +216,21 @@ def test_an_agent_records_sampled_or_most_likely_actions(trained, tmp_path):
     assert all((found[1:].sum(1) == 1).all() for found in likely)
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--episodes", "2"], "--out is missing"), (["--out", "x"], "either --episodes, or --steps"),
-    (["--out", "x", "--episodes", "2", "--steps", "3"], "either --episodes, or --steps"), (["--out", "x", "--episodes", "0"], "at least 1"),
-    (["--out", "x", "--episodes", "2", "--policy", "sampled"], "with --logdir"),
-    (["--out", "x", "--episodes", "2", "--policy", "clever"], "allowed are random"),
-    (["--out", "x", "--episodes", "2", "--logdir", "nowhere"], "no checkpoint"),
-    (["--out", "x", "--episodes", "2", "--logdir", "x", "--configs", "small"], "leave --configs out"),
-    (["--out", "x", "--episodes", "2", "--sede", "3"], "did you mean 'seed'"), (["--out", "x", "--steps", "0"], "at least 1"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--episodes", "2"], "--out is missing"),
+        (["--out", "x"], "either --episodes, or --steps"),
+        (["--out", "x", "--episodes", "2", "--steps", "3"], "either --episodes, or --steps"),
+        (["--out", "x", "--episodes", "0"], "at least 1"),
+        (["--out", "x", "--episodes", "2", "--policy", "sampled"], "with --logdir"),
+        (["--out", "x", "--episodes", "2", "--policy", "clever"], "allowed are random"),
+        (["--out", "x", "--episodes", "2", "--logdir", "nowhere"], "no checkpoint"),
+        (["--out", "x", "--episodes", "2", "--logdir", "x", "--configs", "small"], "leave --configs out"),
+        (["--out", "x", "--episodes", "2", "--sede", "3"], "did you mean 'seed'"),
+        (["--out", "x", "--steps", "0"], "at least 1"),
+    ],
+)
 def test_a_recording_that_makes_no_sense_is_refused_and_nothing_written(flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert record.main(["--task", "gym_CartPole-v1", *flags]) == 2
@@ -183,8 +242,21 @@ def test_a_recording_that_makes_no_sense_is_refused_and_nothing_written(flags, w
 
 
 def test_without_an_environment_observations_and_discrete_actions_follow_from_the_episodes(pictures, tmp_path):
-    lines = train(tmp_path, *NO_ENVIRONMENT, "--offline_traindir", str(pictures), "--size", "16", "16", "--steps", "20", "--eval_every",
-                  "10", "--log_every", "10")
+    lines = train(
+        tmp_path,
+        *NO_ENVIRONMENT,
+        "--offline_traindir",
+        str(pictures),
+        "--size",
+        "16",
+        "16",
+        "--steps",
+        "20",
+        "--eval_every",
+        "10",
+        "--log_every",
+        "10",
+    )
     assert [line["step"] for line in lines if "train/image_loss" in line] == [10, 20]
     assert len(list((tmp_path / "videos").iterdir())) == 2
     agent = load_agent(tmp_path, "cpu")
@@ -192,26 +264,32 @@ def test_without_an_environment_observations_and_discrete_actions_follow_from_th
     assert agent.obs_space == spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8)})
 
 
-@pytest.mark.parametrize("actions, settings, expected", [
-    ([[0, 1], [1, 0]], {}, spaces.Discrete(2)),
-    ([[0, 1, 0], [0, 1, 0]], {}, spaces.Discrete(3)),  # classes that never occur
-    ([[1], [1]], {}, spaces.Box(-1, 1, (1,))),  # a single class would be no choice
-    ([[0.0, 1.0], [-1.0, 0.0]], {}, spaces.Box(-1, 1, (2,))),
-    ([[0.2, 0.8], [0.8, 0.2]], {}, spaces.Box(-1, 1, (2,))),
-    ([[0, 1], [1, 0]], {"actor.dist": "normal"}, spaces.Box(-1, 1, (2,))),
-    ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0]], {}, spaces.MultiDiscrete([2, 3])),
-])
+@pytest.mark.parametrize(
+    "actions, settings, expected",
+    [
+        ([[0, 1], [1, 0]], {}, spaces.Discrete(2)),
+        ([[0, 1, 0], [0, 1, 0]], {}, spaces.Discrete(3)),  # classes that never occur
+        ([[1], [1]], {}, spaces.Box(-1, 1, (1,))),  # a single class would be no choice
+        ([[0.0, 1.0], [-1.0, 0.0]], {}, spaces.Box(-1, 1, (2,))),
+        ([[0.2, 0.8], [0.8, 0.2]], {}, spaces.Box(-1, 1, (2,))),
+        ([[0, 1], [1, 0]], {"actor.dist": "normal"}, spaces.Box(-1, 1, (2,))),
+        ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0]], {}, spaces.MultiDiscrete([2, 3])),
+    ],
+)
 def test_what_actions_are_follows_from_their_numbers(actions, settings, expected, tmp_path):
     actions = np.array([np.zeros(len(actions[0])), *actions])
     assert survey(write(tmp_path, episode(len(actions), actions=actions)), **settings).act_space == expected
 
 
-@pytest.mark.parametrize("actions, settings", [
-    ([[0, 1, 1, 0], [1, 1, 0, 0]], {}),  # neither one-hot nor parts
-    ([[1, 1], [1, 1]], {}),
-    ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]], {}),  # parts, but where the fourth number belongs is open
-    ([[0.5, 0.5], [0.1, 0.2]], {"actor.dist": "onehot"}),
-])
+@pytest.mark.parametrize(
+    "actions, settings",
+    [
+        ([[0, 1, 1, 0], [1, 1, 0, 0]], {}),  # neither one-hot nor parts
+        ([[1, 1], [1, 1]], {}),
+        ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]], {}),  # parts, but where the fourth number belongs is open
+        ([[0.5, 0.5], [0.1, 0.2]], {"actor.dist": "onehot"}),
+    ],
+)
 def test_actions_that_could_be_several_things_are_asked_about(actions, settings, tmp_path):
     actions = np.array([np.zeros(len(actions[0])), *actions])
     with pytest.raises(ValueError, match="--actor.dist normal.*--eval_every and --eval_episode_num above 0"):
@@ -221,14 +299,17 @@ def test_actions_that_could_be_several_things_are_asked_about(actions, settings,
 TASK = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (1,), np.float32)}), spaces.Discrete(2)
 
 
-@pytest.mark.parametrize("second, words", [
-    ({"vector": None}, "lacks vector; it has action, is_first"),
-    ({"is_terminal": None}, "lacks is_terminal"),
-    ({"vector": np.zeros((6, 4), np.float32)}, r"vector is float32 of shape \(4,\) at each step; .* has float32 of shape \(1,\)"),
-    ({"actions": np.eye(3)[np.zeros(6, int)]}, "action has 3 numbers.*2"),
-    ({"reward": np.full(6, np.nan, np.float32)}, "reward has NaN"),
-    ({"reward": np.zeros((6, 1), np.float32)}, r"reward has shape \(6, 1\); wanted is \(L,\)"),
-])
+@pytest.mark.parametrize(
+    "second, words",
+    [
+        ({"vector": None}, "lacks vector; it has action, is_first"),
+        ({"is_terminal": None}, "lacks is_terminal"),
+        ({"vector": np.zeros((6, 4), np.float32)}, r"vector is float32 of shape \(4,\) at each step; .* has float32 of shape \(1,\)"),
+        ({"actions": np.eye(3)[np.zeros(6, int)]}, "action has 3 numbers.*2"),
+        ({"reward": np.full(6, np.nan, np.float32)}, "reward has NaN"),
+        ({"reward": np.zeros((6, 1), np.float32)}, r"reward has shape \(6, 1\); wanted is \(L,\)"),
+    ],
+)
 @pytest.mark.parametrize("wanted", [None, TASK], ids=["from the first episode", "from the task"])
 def test_an_episode_that_does_not_fit_is_named_with_what_is_wanted(second, words, wanted, tmp_path):
     folder = write(tmp_path, episode(), episode(**second))
@@ -248,17 +329,21 @@ def test_actions_that_a_task_does_not_take_are_refused(tmp_path):
         survey(write(tmp_path, episode(actions=np.full((6, 2), 0.5))), TASK)
 
 
-@pytest.mark.parametrize("part, words", [
-    ({"image": np.zeros((6, 32, 32, 3), np.uint8)}, "--size 32 32"), ({"image": np.zeros((6, 16, 16, 3), np.float32)}, "image, uint8"),
-    ({"height": np.zeros(6, np.float32)}, r"a vector of numbers, \(L, n\)"), ({"vector": None}, "holds no observations"),
-])
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        ({"image": np.zeros((6, 32, 32, 3), np.uint8)}, "--size 32 32"),
+        ({"image": np.zeros((6, 16, 16, 3), np.float32)}, "image, uint8"),
+        ({"height": np.zeros(6, np.float32)}, r"a vector of numbers, \(L, n\)"),
+        ({"vector": None}, "holds no observations"),
+    ],
+)
 def test_what_cannot_be_observed_is_named(part, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         survey(write(tmp_path, episode(**part)), size=[16, 16])
 
 
-@pytest.mark.parametrize("name, words", [("nowhere", "is no folder"), ("", "holds no episode that can be read"),
-                                         ("file", "is no folder")])
+@pytest.mark.parametrize("name, words", [("nowhere", "is no folder"), ("", "holds no episode that can be read"), ("file", "is no folder")])
 def test_a_folder_without_episodes_is_refused_in_one_line(name, words, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "damaged-x-3.npz").write_bytes(b"PK")
@@ -297,8 +382,23 @@ def test_more_than_the_free_memory_is_refused_with_a_size_that_fits(cartpole, tm
 
 def test_episodes_of_dreamerv3_torch_are_learned_from(tmp_path):
     recorded = str(DATA / "atari" / "train_eps")
-    lines = train(tmp_path / "run", "--task", "atari_pong", "--eval_episode_num", "0", "--offline_traindir", recorded, "--offline_evaldir",
-                  recorded, "--steps", "4", "--eval_every", "4", "--log_every", "2")
+    lines = train(
+        tmp_path / "run",
+        "--task",
+        "atari_pong",
+        "--eval_episode_num",
+        "0",
+        "--offline_traindir",
+        recorded,
+        "--offline_evaldir",
+        recorded,
+        "--steps",
+        "4",
+        "--eval_every",
+        "4",
+        "--log_every",
+        "2",
+    )
     assert load_agent(tmp_path / "run", "cpu").act_space == spaces.Discrete(5)
     assert "eval/image_loss" in lines[-1]
 
@@ -330,10 +430,13 @@ def test_losses_on_held_out_episodes_are_those_of_an_update_before_its_step(cart
 
 
 @pytest.mark.parametrize("kind, method, call", [("numbers", "update", 13), ("numbers", "act", 25), ("pictures", "update", 11)])
-def test_a_run_that_is_stopped_and_continued_is_the_same_as_one_that_never_stopped(kind, method, call, cartpole, pictures, tmp_path,
-                                                                                 monkeypatch):
-    flags = {"numbers": ["--task", "gym_CartPole-v1", "--offline_traindir", str(cartpole), "--offline_evaldir", str(cartpole)],
-             "pictures": [*NO_ENVIRONMENT, "--offline_traindir", str(pictures), "--size", "16", "16"]}[kind]
+def test_a_run_that_is_stopped_and_continued_is_the_same_as_one_that_never_stopped(
+    kind, method, call, cartpole, pictures, tmp_path, monkeypatch
+):
+    flags = {
+        "numbers": ["--task", "gym_CartPole-v1", "--offline_traindir", str(cartpole), "--offline_evaldir", str(cartpole)],
+        "pictures": [*NO_ENVIRONMENT, "--offline_traindir", str(pictures), "--size", "16", "16"],
+    }[kind]
     flags += ["--steps", "24", "--eval_every", "6", "--log_every", "1", "--time_limit", "20"]
     expected = train(tmp_path / "whole", *flags)
     original, calls = getattr(Dreamer, method), []
@@ -363,9 +466,28 @@ def untimed(line: dict) -> dict:
 
 
 def test_a_process_that_gets_sigterm_saves_everything(cartpole, tmp_path):
-    process = subprocess.Popen([sys.executable, str(ROOT / "dreamer.py"), "--configs", "debug", *NO_ENVIRONMENT, "--offline_traindir",
-                                str(cartpole), "--steps", "100000", "--log_every", "1", "--logdir", str(tmp_path), "--device", "cpu"],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "dreamer.py"),
+            "--configs",
+            "debug",
+            *NO_ENVIRONMENT,
+            "--offline_traindir",
+            str(cartpole),
+            "--steps",
+            "100000",
+            "--log_every",
+            "1",
+            "--logdir",
+            str(tmp_path),
+            "--device",
+            "cpu",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("update 5"):
             break
@@ -398,15 +520,21 @@ def test_a_run_goes_on_in_an_environment_with_what_it_has_learned(cartpole, tmp_
     assert checkpoints.load(tmp_path / "online" / "latest.pt")["step"] == 70
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--offline_evaldir", "{data}"], "give --offline_traindir too"),
-    (["--offline_traindir", "{data}", "--offline_evaldir", "{data}", "--eval_every", "0"], "eval_every is 0"),
-    (["--offline_traindir", "{data}", "--logdir", "{data}/run"], "is only read"),
-    (["--offline_traindir", "{data}", "--logdir", "{online}"], "learns from an environment; to go on from recorded episodes"),
-    (["--logdir", "{offline}"], "learns from recorded episodes; to go on from an environment"),
-    (["--offline_traindir", "{data}", "--task", "gym_Pendulum-v1"], "vector is float32 of shape (4,) at each step; gym_Pendulum-v1 has"),
-    (["--offline_traindir", "{data}", "--task", "gym_Nowhere-v0"], "--eval_episode_num 0"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--offline_evaldir", "{data}"], "give --offline_traindir too"),
+        (["--offline_traindir", "{data}", "--offline_evaldir", "{data}", "--eval_every", "0"], "eval_every is 0"),
+        (["--offline_traindir", "{data}", "--logdir", "{data}/run"], "is only read"),
+        (["--offline_traindir", "{data}", "--logdir", "{online}"], "learns from an environment; to go on from recorded episodes"),
+        (["--logdir", "{offline}"], "learns from recorded episodes; to go on from an environment"),
+        (
+            ["--offline_traindir", "{data}", "--task", "gym_Pendulum-v1"],
+            "vector is float32 of shape (4,) at each step; gym_Pendulum-v1 has",
+        ),
+        (["--offline_traindir", "{data}", "--task", "gym_Nowhere-v0"], "--eval_episode_num 0"),
+    ],
+)
 def test_what_does_not_go_together_is_refused_and_nothing_changes(flags, words, cartpole, tmp_path, capsys):
     places = {"data": str(cartpole), "online": str(tmp_path / "online"), "offline": str(tmp_path / "offline")}
     if "{online}" in flags:

@@ -20,8 +20,12 @@ from settings import parse_flags
 S, K = 6, 4  # the latent of every file
 CATEGORICAL = [name for name in NAMES if name != "gaussian"]
 FITTING = {
-    "even split": (3, 4, 3, 4), "uneven split": (2, 4, 4, 4), "split after five": (5, 4, 1, 4), "new bottom": (6, 4, 3, 5),
-    "wider top": (8, 4, 2, 3), "filled bottom with new slots": (4, 4, 5, 4),
+    "even split": (3, 4, 3, 4),
+    "uneven split": (2, 4, 4, 4),
+    "split after five": (5, 4, 1, 4),
+    "new bottom": (6, 4, 3, 5),
+    "wider top": (8, 4, 2, 3),
+    "filled bottom with new slots": (4, 4, 5, 4),
 }
 SPLITS = ["even split", "uneven split", "split after five"]
 
@@ -36,7 +40,7 @@ def loaded(name: str, kind: str, **overrides) -> Dreamer:
 def filled(state: dict, key: str) -> torch.Tensor:
     """The slots that a flat latent fills, (..., S, K), of a statistic of two levels."""
     both = torch.cat([state[f"{key}_top"].flatten(-2), state[f"{key}_bottom"].flatten(-2)], -1)
-    return both[..., :S * K].unflatten(-1, (S, K))
+    return both[..., : S * K].unflatten(-1, (S, K))
 
 
 def kl(post: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
@@ -55,12 +59,12 @@ def test_an_agent_with_two_levels_gives_the_old_answers(name, kind):
     found, expected = answers(agent, name), recorded(name)
     size = agent._wm.dynamics.stoch_size
     for key in ("feat", "open_feat"):
-        found[key] = torch.cat([found[key][..., :S * K], found[key][..., size:]], -1)
+        found[key] = torch.cat([found[key][..., : S * K], found[key][..., size:]], -1)
     for key in ("post", "prior"):
         found[f"{key}_logit"] = filled(found, f"{key}_logit")
     for key, values in expected.items():
         if key.startswith("out_"):
-            close(found[key[4:]][:, :values.shape[1]], values, atol=1e-5)
+            close(found[key[4:]][:, : values.shape[1]], values, atol=1e-5)
     close(kl(found["post_logit"], found["prior_logit"]), kl(expected["out_post_logit"], expected["out_prior_logit"]), atol=1e-5)
 
 
@@ -80,9 +84,13 @@ def test_new_latents_stay_below_the_free_nats_and_nothing_reads_them():
     space = spaces.Dict({"vector": spaces.Box(-1, 1, (4,))})
     flat = Dreamer(space, spaces.Discrete(3), tools.load_config([], {"device": "cpu", "task": "gym_X-v0"}))
     rng = np.random.default_rng(0)
-    data = {"vector": rng.normal(size=(4, 16, 4)).astype(np.float32), "reward": np.zeros((4, 16), np.float32),
-            "action": np.eye(3, dtype=np.float32)[rng.integers(3, size=(4, 16))], "is_first": np.zeros((4, 16), bool),
-            "is_terminal": np.zeros((4, 16), bool)}
+    data = {
+        "vector": rng.normal(size=(4, 16, 4)).astype(np.float32),
+        "reward": np.zeros((4, 16), np.float32),
+        "action": np.eye(3, dtype=np.float32)[rng.integers(3, size=(4, 16))],
+        "is_first": np.zeros((4, 16), bool),
+        "is_terminal": np.zeros((4, 16), bool),
+    }
     for top, bottom in ((32, 32), (48, 32)):
         config.dyn_stoch_top, config.dyn_stoch_bottom = top, bottom
         agent = Dreamer(space, spaces.Discrete(3), config)
@@ -98,7 +106,7 @@ def test_new_latents_stay_below_the_free_nats_and_nothing_reads_them():
         size = agent._wm.dynamics.stoch_size
         assert len(agent.latent_readers()) == 7
         for layer in agent.latent_readers():
-            assert (layer.weight[:, 32 * 32:size] == 0).all() and (layer.weight[:, :32 * 32] != 0).any()
+            assert (layer.weight[:, 32 * 32 : size] == 0).all() and (layer.weight[:, : 32 * 32] != 0).any()
 
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text().split("What fits")[1].split("The loaded agent")[0]
@@ -109,7 +117,15 @@ ROWS = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (refused)?", README, re.MULTILINE)
 def test_the_readmes_table_says_what_fits(setting, refused):
     presets, flags = chosen_in(setting)
     space = spaces.Dict({"vector": spaces.Box(-1, 1, (4,))})
-    small = {"device": "cpu", "task": "gym_X-v0", "dyn_deter": 8, "dyn_hidden": 8, "units": 8, "encoder.mlp_units": 8, "decoder.mlp_units": 8}
+    small = {
+        "device": "cpu",
+        "task": "gym_X-v0",
+        "dyn_deter": 8,
+        "dyn_hidden": 8,
+        "units": 8,
+        "encoder.mlp_units": 8,
+        "decoder.mlp_units": 8,
+    }
     flat = Dreamer(space, spaces.Discrete(3), tools.load_config([], small))
     agent = Dreamer(space, spaces.Discrete(3), tools.load_config(["defaults", *presets], {**small, **flags}))
     if refused:
@@ -163,7 +179,7 @@ def test_after_fifty_updates_the_losses_are_those_of_the_flat_agent(kind, flat_l
         size = agent._wm.dynamics.stoch_size
         readers = [layer for layer in agent.latent_readers() if layer.weight.requires_grad]
         for layer in readers if size > S * K else []:
-            assert (layer.weight[:, S * K:size] != 0).any(1).float().mean() > 0.5
+            assert (layer.weight[:, S * K : size] != 0).any(1).float().mean() > 0.5
 
 
 def one_update(agent: Dreamer, name: str) -> None:
@@ -179,7 +195,7 @@ def one_update(agent: Dreamer, name: str) -> None:
     agent.update(batch(name))
 
 
-UNCLIPPED = {key: 1e12 for key in ("grad_clip", "actor.grad_clip", "critic.grad_clip")}
+UNCLIPPED = dict.fromkeys(("grad_clip", "actor.grad_clip", "critic.grad_clip"), 1000000000000.0)
 
 
 @pytest.mark.parametrize("name", CATEGORICAL)
@@ -217,7 +233,7 @@ def test_the_next_update_is_adams_from_the_stored_moments(name):
         assert state[number]["step"] == 4
         mean = 0.9 * state[number]["exp_avg"].double() + 0.1 * grad.double()
         square = 0.999 * state[number]["exp_avg_sq"].double() + 0.001 * grad.double() ** 2
-        step = 1e-4 * (mean / (1 - 0.9 ** 5)) / ((square / (1 - 0.999 ** 5)).sqrt() + 1e-8)
+        step = 1e-4 * (mean / (1 - 0.9**5)) / ((square / (1 - 0.999**5)).sqrt() + 1e-8)
         moved = agent.state_dict()[key].double() - stored["agent_state_dict"][key].double()
         torch.testing.assert_close(moved, -step, atol=1e-7, rtol=1e-3, msg=key)
 
@@ -246,9 +262,15 @@ def test_moments_follow_their_entries_and_new_ones_start_with_the_mean_square(ki
         assert moments[key]["step"] == 4
 
     widened = [(slice(0, n), slice(0, n)), (slice(size, None), slice(n, None))]
-    for reader in ("_wm.dynamics._img_in_layers.0", "_wm.heads.reward.layers.Reward_linear0", "_wm.heads.decoder._cnn._linear_layer",
-                   "_task_behavior.actor.layers.Actor_linear0", "_task_behavior.value.layers.Value_linear0",
-                   "_expl_behavior._networks.0.layers.NoName_linear0", "_expl_behavior._behavior.actor.layers.Actor_linear0"):
+    for reader in (
+        "_wm.dynamics._img_in_layers.0",
+        "_wm.heads.reward.layers.Reward_linear0",
+        "_wm.heads.decoder._cnn._linear_layer",
+        "_task_behavior.actor.layers.Actor_linear0",
+        "_task_behavior.value.layers.Value_linear0",
+        "_expl_behavior._networks.0.layers.NoName_linear0",
+        "_expl_behavior._behavior.actor.layers.Actor_linear0",
+    ):
         check(f"{reader}.weight", f"{reader}.weight", widened, 1)
     for part in ("weight", "bias"):
         check(f"_expl_behavior._networks.0.mean_layer.{part}", f"_expl_behavior._networks.0.mean_layer.{part}", widened, 0)
@@ -265,7 +287,7 @@ def test_moments_follow_their_entries_and_new_ones_start_with_the_mean_square(ki
 def by_name(agent: Dreamer) -> dict[str, dict]:
     """Adam's moments of all parameters of an agent, by the parameters' names."""
     found = {}
-    for name, optimizer in agent.optimizers().items():
+    for optimizer in agent.optimizers().values():
         names = {id(parameter): key for key, parameter in agent.named_parameters()}
         state = optimizer.state_dict()["state"]
         found |= {names[id(parameter)]: state[number] for number, parameter in enumerate(optimizer._params) if number in state}
@@ -289,9 +311,24 @@ classes = st.integers(2, 4)
 
 
 def tiny_agent(**sizes) -> Dreamer:
-    overrides = {"task": "gym_X-v0", "device": "cpu", "dyn_deter": 5, "dyn_hidden": 6, "units": 4, "expl_behavior": "plan2explore",
-                 "disag_models": 2, "disag_layers": 1, "disag_units": 3, "encoder.mlp_units": 4, "encoder.mlp_layers": 1,
-                 "decoder.mlp_units": 4, "decoder.mlp_layers": 1, "actor.layers": 1, "critic.layers": 0, **sizes}
+    overrides = {
+        "task": "gym_X-v0",
+        "device": "cpu",
+        "dyn_deter": 5,
+        "dyn_hidden": 6,
+        "units": 4,
+        "expl_behavior": "plan2explore",
+        "disag_models": 2,
+        "disag_layers": 1,
+        "disag_units": 3,
+        "encoder.mlp_units": 4,
+        "encoder.mlp_layers": 1,
+        "decoder.mlp_units": 4,
+        "decoder.mlp_layers": 1,
+        "actor.layers": 1,
+        "critic.layers": 0,
+        **sizes,
+    }
     agent = Dreamer(spaces.Dict({"vector": spaces.Box(-1, 1, (3,))}), spaces.Box(-1, 1, (2,)), tools.load_config([], overrides))
     with torch.no_grad():
         for parameter in agent.parameters():  # away from zeros, which many answers start with
@@ -304,14 +341,24 @@ def tiny_answers(agent: Dreamer, entries: int) -> list[torch.Tensor]:
     embed, action = torch.randn(2, 4, 4, generator=generator), torch.randn(2, 4, 2, generator=generator)
     with torch.no_grad():
         dynamics = agent._wm.dynamics
-        post, prior = dynamics.observe(embed, action, torch.zeros(2, 4, dtype=torch.bool), sample=False)
+        post, _ = dynamics.observe(embed, action, torch.zeros(2, 4, dtype=torch.bool), sample=False)
         feat = dynamics.get_feat(post)
         explorer, task = agent._expl_behavior, agent._task_behavior
         predicted = torch.stack([network(feat).mode[..., :entries] for network in explorer._networks])
-        return [post["deter"], dynamics.flat_stoch(post)[..., :entries], *(x.mode for x in agent._wm.heads["decoder"](feat).values()),
-                agent._wm.heads["reward"](feat).mode, agent._wm.heads["cont"](feat).mean, task.actor(feat).mode, task.value(feat).mode,
-                task._slow_value(feat).mode, explorer.actor(feat).mode, explorer._behavior.value(feat).mode, predicted,
-                dynamics.imagine_with_action(action, {key: value[:, -1] for key, value in post.items()}, sample=False)["deter"]]
+        return [
+            post["deter"],
+            dynamics.flat_stoch(post)[..., :entries],
+            *(x.mode for x in agent._wm.heads["decoder"](feat).values()),
+            agent._wm.heads["reward"](feat).mode,
+            agent._wm.heads["cont"](feat).mean,
+            task.actor(feat).mode,
+            task.value(feat).mode,
+            task._slow_value(feat).mode,
+            explorer.actor(feat).mode,
+            explorer._behavior.value(feat).mode,
+            predicted,
+            dynamics.imagine_with_action(action, {key: value[:, -1] for key, value in post.items()}, sample=False)["deter"],
+        ]
 
 
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -45,21 +45,24 @@ class Own(gymnasium.Env):
 PAIR = spaces.Dict({"a": spaces.Box(0, 1, (2,), np.float32), "b": spaces.Discrete(3)})
 
 
-@pytest.mark.parametrize("env, words", [
-    (Own(reset=np.zeros(2)), r"reset\(\) returned ndarray of shape \(2,\); it must return \(observation, info\)"),
-    (Own(step=(np.zeros(2, np.float32), 1.0, False, {})), r"step\(\) returned a tuple of 4 \(ndarray, float, bool, dict\)"),
-    (Own(obs=np.zeros(3, np.float32)), r"an observation of shape \(3,\); its space says \(2,\)"),
-    (Own(obs=np.zeros(2, complex)), "dtype complex128; its space says float32"),
-    (Own(obs=np.array([0.0, np.nan])), "NaN or infinite"),
-    (Own(obs=np.zeros((4, 4, 3)), space=spaces.Box(0, 255, (4, 4, 3), np.uint8)), "dtype float64; its space says uint8"),
-    (Own(obs={"a": np.zeros(2)}, space=PAIR), "a dict with a; its space has dict entries a, b"),
-    (Own(obs={"a": np.zeros(2), "b": 3}, space=PAIR), r"'b' 3, int, which is not in its space Discrete\(3\)"),
-    (Own(reward=np.ones(1)), r"the reward array\(\[1\.\]\), ndarray of shape \(1,\); it must be one number"),
-    (Own(reward=float("inf")), "the reward inf; it must be finite"),
-    (Own(reward=None), "the reward None, NoneType"),
-    (Own(terminated=1), "1 for terminated, int; it must be True or False"),
-    (Own(truncated=np.zeros(1, bool)), "for truncated, ndarray"),
-])
+@pytest.mark.parametrize(
+    "env, words",
+    [
+        (Own(reset=np.zeros(2)), r"reset\(\) returned ndarray of shape \(2,\); it must return \(observation, info\)"),
+        (Own(step=(np.zeros(2, np.float32), 1.0, False, {})), r"step\(\) returned a tuple of 4 \(ndarray, float, bool, dict\)"),
+        (Own(obs=np.zeros(3, np.float32)), r"an observation of shape \(3,\); its space says \(2,\)"),
+        (Own(obs=np.zeros(2, complex)), "dtype complex128; its space says float32"),
+        (Own(obs=np.array([0.0, np.nan])), "NaN or infinite"),
+        (Own(obs=np.zeros((4, 4, 3)), space=spaces.Box(0, 255, (4, 4, 3), np.uint8)), "dtype float64; its space says uint8"),
+        (Own(obs={"a": np.zeros(2)}, space=PAIR), "a dict with a; its space has dict entries a, b"),
+        (Own(obs={"a": np.zeros(2), "b": 3}, space=PAIR), r"'b' 3, int, which is not in its space Discrete\(3\)"),
+        (Own(reward=np.ones(1)), r"the reward array\(\[1\.\]\), ndarray of shape \(1,\); it must be one number"),
+        (Own(reward=float("inf")), "the reward inf; it must be finite"),
+        (Own(reward=None), "the reward None, NoneType"),
+        (Own(terminated=1), "1 for terminated, int; it must be True or False"),
+        (Own(truncated=np.zeros(1, bool)), "for truncated, ndarray"),
+    ],
+)
 def test_what_is_wrong_with_an_environment_is_said(env, words):
     with pytest.raises(ValueError, match="'Mine-v0' is not as it should be: .*" + words):
         check(env, "Mine-v0")
@@ -96,8 +99,19 @@ def module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("envs", ["1", "2"])
 def test_a_module_that_registers_environments_is_imported(module, envs):
-    command = [sys.executable, str(settings.FOLDER / "dreamer.py"), *FLAGS, "--task", "gym_Walk-v0", "--import", "my_walk",
-               "--envs", envs, "--logdir", str(module / "run")]
+    command = [
+        sys.executable,
+        str(settings.FOLDER / "dreamer.py"),
+        *FLAGS,
+        "--task",
+        "gym_Walk-v0",
+        "--import",
+        "my_walk",
+        "--envs",
+        envs,
+        "--logdir",
+        str(module / "run"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
     evaluate = [sys.executable, str(settings.FOLDER / "evaluate.py"), "--logdir", str(module / "run"), "--episodes", "2"]
@@ -105,8 +119,10 @@ def test_a_module_that_registers_environments_is_imported(module, envs):
     assert result.returncode == 0 and "gym_Walk-v0 at frame 120, 2 episodes" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("task, flags, words", [
-    ("gym_Walk-v0", {}, "name that with --import"), ("gym_Walk-v0", {"import": "my_wlak"}, "import is 'my_wlak'.*PYTHONPATH")])
+@pytest.mark.parametrize(
+    "task, flags, words",
+    [("gym_Walk-v0", {}, "name that with --import"), ("gym_Walk-v0", {"import": "my_wlak"}, "import is 'my_wlak'.*PYTHONPATH")],
+)
 def test_an_environment_that_nobody_registers_is_answered_with_the_way(task, flags, words):
     with pytest.raises(ValueError, match=words):
         make_envs(tools.load_config(["debug"], {"task": task, **flags}), 1, training=True)

@@ -64,9 +64,14 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act
         config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "device": "cpu", "precision": precision})
         agent = Dreamer(OBS_SPACE, act_space, config)
         rng = np.random.default_rng(0)
-        batch = {"image": rng.integers(0, 256, (4, 8, 16, 16, 3)).astype(np.uint8), "vector": rng.normal(size=(4, 8, 4)).astype(np.float32),
-                 "action": agent.codec.random(rng, 32).reshape(4, 8, -1), "reward": rng.normal(size=(4, 8)).astype(np.float32),
-                 "is_first": np.zeros((4, 8), bool), "is_terminal": np.zeros((4, 8), bool)}
+        batch = {
+            "image": rng.integers(0, 256, (4, 8, 16, 16, 3)).astype(np.uint8),
+            "vector": rng.normal(size=(4, 8, 4)).astype(np.float32),
+            "action": agent.codec.random(rng, 32).reshape(4, 8, -1),
+            "reward": rng.normal(size=(4, 8)).astype(np.float32),
+            "is_first": np.zeros((4, 8), bool),
+            "is_terminal": np.zeros((4, 8), bool),
+        }
         loss, _, metrics = agent._wm.loss(agent._wm.preprocess(batch), sample=False)
         assert all(value.dtype == torch.float32 for value in metrics.values())
         # Latents that flip between classes change gradients by more than rounding does, so the heads see the same features.
@@ -101,20 +106,32 @@ def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkey
         return call
 
     monkeypatch.setattr(torch, "compile", counting)
-    config = tools.load_config(["defaults", *presets],
-                               {"task": "gym_CartPole-v1", "device": "cpu", "compile": True, "imag_horizon": 6})
+    config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "device": "cpu", "compile": True, "imag_horizon": 6})
     with torch._functorch.config.patch(donated_buffer=True):  # undoes what building changes
         agent = Dreamer(OBS_SPACE, spaces.Discrete(3), config)
-    batch = {"image": np.zeros((2, 4, 16, 16, 3), np.uint8), "vector": np.zeros((2, 4, 4), np.float32),
-             "action": np.zeros((2, 4, 3), np.float32), "reward": np.zeros((2, 4), np.float32),
-             "is_first": np.zeros((2, 4), bool), "is_terminal": np.zeros((2, 4), bool)}
+    batch = {
+        "image": np.zeros((2, 4, 16, 16, 3), np.uint8),
+        "vector": np.zeros((2, 4, 4), np.float32),
+        "action": np.zeros((2, 4, 3), np.float32),
+        "reward": np.zeros((2, 4), np.float32),
+        "is_first": np.zeros((2, 4), bool),
+        "is_terminal": np.zeros((2, 4), bool),
+    }
     calls.clear()
     agent.update(batch)
     assert calls["_posterior_step"] == 4 and calls["_prior_step"] == 5  # T steps, and H - 1
     wm, behavior = agent._wm, agent._task_behavior
-    networks_used = [wm.encoder._cnn, wm.encoder._mlp.layers, wm.heads["decoder"]._cnn, wm.heads["decoder"]._mlp.layers,
-                     wm.heads["reward"].layers, wm.heads["cont"].layers, behavior.actor.layers, behavior.value.layers,
-                     behavior._slow_value.layers]
+    networks_used = [
+        wm.encoder._cnn,
+        wm.encoder._mlp.layers,
+        wm.heads["decoder"]._cnn,
+        wm.heads["decoder"]._mlp.layers,
+        wm.heads["reward"].layers,
+        wm.heads["cont"].layers,
+        behavior.actor.layers,
+        behavior.value.layers,
+        behavior._slow_value.layers,
+    ]
     assert all(calls[module] for module in networks_used)
     calls.clear()
     agent.act({key: batch[key][:, 0] for key in ("image", "vector", "is_first")})

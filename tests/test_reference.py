@@ -21,7 +21,7 @@ def test_a_flat_agent_with_the_old_weights_gives_the_old_answers(name):
     outputs = [key for key in expected if key.startswith("out_")]
     assert len(outputs) > 10
     for key in outputs:
-        close(found[key[4:]][:, :expected[key].shape[1]], expected[key], atol=1e-5)
+        close(found[key[4:]][:, : expected[key].shape[1]], expected[key], atol=1e-5)
 
 
 trained = pytest.mark.parametrize("name", ["atari", "dmc", "proprio"])

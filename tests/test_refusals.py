@@ -83,14 +83,22 @@ def _negative_square(weights, optimizers):
     optimizers["_wm._model_opt._opt"]["state"][3]["exp_avg_sq"][0] = -1e-9
 
 
-@pytest.mark.parametrize("edit, words", [
-    (_nan, ["GRU_linear.weight", "not finite"]), (_infinite_moment, ["exp_avg_sq of _task_behavior.actor", "not finite"]),
-    (_extra, ["_wm.heads.colour.weight is unknown"]),
-    (_other_optimizer, ["_wm._model_opt._opt is not Adam", "load the weights alone"]), (_fewer_moments, ["57 parameters", "58"]),
-    (_no_actor_optimizer, ["_task_behavior._actor_opt._opt"]), (_too_large_for_float32, ["_wm.dynamics.W", "not finite"]),
-    (_endless_step, ["step of _task_behavior.value", "not finite"]), (_negative_step, ["negative step"]),
-    (_negative_square, ["negative exp_avg_sq"]),
-], ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (_nan, ["GRU_linear.weight", "not finite"]),
+        (_infinite_moment, ["exp_avg_sq of _task_behavior.actor", "not finite"]),
+        (_extra, ["_wm.heads.colour.weight is unknown"]),
+        (_other_optimizer, ["_wm._model_opt._opt is not Adam", "load the weights alone"]),
+        (_fewer_moments, ["57 parameters", "58"]),
+        (_no_actor_optimizer, ["_task_behavior._actor_opt._opt"]),
+        (_too_large_for_float32, ["_wm.dynamics.W", "not finite"]),
+        (_endless_step, ["step of _task_behavior.value", "not finite"]),
+        (_negative_step, ["negative step"]),
+        (_negative_square, ["negative exp_avg_sq"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_checkpoint_is_refused_and_leaves_the_agent_as_it_was(edit, words, kind):
     assert_refused(make_agent("atari", **KINDS[kind]), damage(edit), words)
@@ -105,9 +113,22 @@ def assert_refused(agent: Dreamer, stored: dict, words: list[str]) -> None:
     assert same(before, (dict(agent.state_dict()), agent.checkpoint()["optims_state_dict"]))
 
 
-JUNK = [None, 3, "x", [], {}, torch.tensor(3), torch.tensor(-5.0), torch.tensor(torch.nan), torch.zeros(0), torch.zeros(5, 5).bool(),
-        torch.zeros(3, 3, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, device="meta"),
-        torch.zeros(4, dtype=torch.float8_e5m2)]
+JUNK = [
+    None,
+    3,
+    "x",
+    [],
+    {},
+    torch.tensor(3),
+    torch.tensor(-5.0),
+    torch.tensor(torch.nan),
+    torch.zeros(0),
+    torch.zeros(5, 5).bool(),
+    torch.zeros(3, 3, dtype=torch.complex64),
+    torch.zeros(2, 2).to_sparse(),
+    torch.zeros(2, 2, device="meta"),
+    torch.zeros(4, dtype=torch.float8_e5m2),
+]
 
 
 def entries(tree, path: tuple = ()):

@@ -17,15 +17,26 @@ def make(capacity=100, streams=1, **kwargs) -> Replay:
 def step(values: list[float], first: bool = False) -> dict:
     count = len(values)
     flags = {key: np.zeros(count, bool) for key in ("is_last", "is_terminal")}
-    return {"vector": np.array(values, np.float32)[:, None], "action": np.zeros((count, 2), np.float32),
-            "reward": np.array(values, np.float32), "is_first": np.full(count, first), **flags}
+    return {
+        "vector": np.array(values, np.float32)[:, None],
+        "action": np.zeros((count, 2), np.float32),
+        "reward": np.array(values, np.float32),
+        "is_first": np.full(count, first),
+        **flags,
+    }
 
 
 def episode(start: int, length: int) -> dict:
     values = np.arange(start, start + length, dtype=np.float32)
     first = np.arange(length) == 0
-    return {"vector": values[:, None], "action": np.zeros((length, 2), np.float32), "reward": values, "is_first": first,
-            "is_last": first[::-1].copy(), "is_terminal": first[::-1].copy()}
+    return {
+        "vector": values[:, None],
+        "action": np.zeros((length, 2), np.float32),
+        "reward": values,
+        "is_first": first,
+        "is_last": first[::-1].copy(),
+        "is_terminal": first[::-1].copy(),
+    }
 
 
 def test_sequences_are_consecutive_or_marked_where_they_are_not():

@@ -143,10 +143,12 @@ def test_hierarchical_logits_follow_the_formulas_in_float64():
     d = weights["_prior_weight"]
     bottom_prior = linear("_imgs_stat_layer.bottom", x_p) + linear("_top_to_prior", c)
     delta = linear("_obs_stat_layer.bottom", x_q) + linear("_top_to_post", c) + d * bottom_prior
-    expected = {"top prior": (prior["logit_top"], linear("_imgs_stat_layer.top", x_p)),
-                "top posterior": (post["logit_top"], linear("_obs_stat_layer.top", x_q)),
-                "bottom prior": (prior["logit_bottom"], bottom_prior),
-                "bottom posterior": (post["logit_bottom"], bottom_prior + delta)}
+    expected = {
+        "top prior": (prior["logit_top"], linear("_imgs_stat_layer.top", x_p)),
+        "top posterior": (post["logit_top"], linear("_obs_stat_layer.top", x_q)),
+        "bottom prior": (prior["logit_bottom"], bottom_prior),
+        "bottom posterior": (post["logit_bottom"], bottom_prior + delta),
+    }
     for name, (actual, value) in expected.items():
         np.testing.assert_allclose(actual.detach().flatten(2), value.detach(), atol=1e-5, err_msg=name)
 
@@ -174,8 +176,9 @@ def test_only_the_dynamics_loss_trains_the_bottom_prior():
     start = {key: x.detach() for key, x in rssm.initial(6).items()}
     post, prior = rssm.observe(embed, action, torch.zeros_like(is_first), start)
     weights = [rssm._imgs_stat_layer["bottom"].weight, rssm._top_to_prior.weight]
-    reaches = lambda loss: [bool(grad.any()) for grad in torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True,
-                                                                            materialize_grads=True)]
+    reaches = lambda loss: [
+        bool(grad.any()) for grad in torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+    ]
     _, _, dyn, rep = rssm.kl_loss(post, prior, 0.0, 1.0, 1.0)
     assert reaches(sum(x.square().sum() for key, x in post.items() if key.startswith("logit"))) == [False, False]
     assert reaches(rep.sum()) == [False, False]
@@ -184,8 +187,8 @@ def test_only_the_dynamics_loss_trains_the_bottom_prior():
 
 def test_the_summary_passes_gradients_back_into_the_top_latent():
     rssm = make("hierarchical")
-    post, prior = rssm.observe(*inputs())
-    grad, = torch.autograd.grad(prior["logit_bottom"].square().sum(), rssm._obs_stat_layer["top"].weight)
+    _, prior = rssm.observe(*inputs())
+    (grad,) = torch.autograd.grad(prior["logit_bottom"].square().sum(), rssm._obs_stat_layer["top"].weight)
     assert grad.abs().sum() > 0
 
 

@@ -63,8 +63,29 @@ def trained(tmp_path_factory) -> pathlib.Path:
     """The folder of a short Pong run with two levels, which has been continued."""
     logdir = tmp_path_factory.mktemp("run") / "pong <i>"
     for steps in ("500", "700"):
-        assert dreamer.main(["--configs", "defaults", "debug", "hdreamer", "--task", "atari_pong", "--device", "cpu", "--steps", steps,
-                             "--eval_every", "300", "--debug_hierarchical", "true", "--logdir", str(logdir)]) == 0
+        assert (
+            dreamer.main(
+                [
+                    "--configs",
+                    "defaults",
+                    "debug",
+                    "hdreamer",
+                    "--task",
+                    "atari_pong",
+                    "--device",
+                    "cpu",
+                    "--steps",
+                    steps,
+                    "--eval_every",
+                    "300",
+                    "--debug_hierarchical",
+                    "true",
+                    "--logdir",
+                    str(logdir),
+                ]
+            )
+            == 0
+        )
     return logdir
 
 
@@ -105,8 +126,9 @@ def test_nothing_comes_from_outside_and_a_finished_run_is_not_loaded_anew(traine
 
 
 def test_a_run_of_dreamerv3_torch_has_a_page(tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 400, "train_return": -21.0}\n{"step": 800, "eval_return": 3.5, "image_loss": NaN}\n'
-                                            '{"st')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 400, "train_return": -21.0}\n{"step": 800, "eval_return": 3.5, "image_loss": NaN}\n{"st'
+    )
     assert run_page.main([str(tmp_path)]) == 0
     page = parsed(tmp_path)
     assert "evaluation 3.5" in page.text and "training -21" in page.text and "800" in page.text and " nan" in page.text
@@ -123,7 +145,15 @@ def test_a_folder_without_a_run_is_refused(folder, tmp_path, capsys):
 def test_tables_show_texts_as_they_are():
     text = pages.text_table(["a&b"], [["<script>"]]) + pages.number_table({"<x>": {"y": 0.25}, "z": {}})
     assert [cell for cell in Parsed(pages.document("<title>", text)).texts if cell.strip()] == [
-        "<title>", "<title>", "a&b", "<script>", "y", "<x>", "0.25", "z"]
+        "<title>",
+        "<title>",
+        "a&b",
+        "<script>",
+        "y",
+        "<x>",
+        "0.25",
+        "z",
+    ]
     assert latent_report.page("<title>", "about", {"levels": {"top": {"kl": 1.0}}, "reconstruction": {}}, []).count("<title>") == 1
 
 
@@ -236,13 +266,29 @@ def test_a_browser_shows_the_page_and_has_nothing_to_complain_about(trained, tmp
     if browser is None:
         pytest.skip("needs chromium")
     picture = tmp_path / "page.png"
-    result = subprocess.run([
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-        "--window-size=1200,2000", f"--screenshot={picture}", (trained / "report" / "index.html").as_uri()],
-        capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--window-size=1200,2000",
+            f"--screenshot={picture}",
+            (trained / "report" / "index.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "CONSOLE" not in result.stderr, result.stderr
     from PIL import Image
+
     with Image.open(picture) as image:
-        colors = {color for _, color in image.convert("RGB").getcolors(10 ** 7)}
-    assert image.size == (1200, 2000) and {(0x1f, 0x6f, 0xc4), (0xd9, 0x57, 0x1f)} <= colors  # both curves of the first chart
+        colors = {color for _, color in image.convert("RGB").getcolors(10**7)}
+    assert image.size == (1200, 2000) and {(0x1F, 0x6F, 0xC4), (0xD9, 0x57, 0x1F)} <= colors  # both curves of the first chart

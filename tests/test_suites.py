@@ -18,7 +18,7 @@ from envs import OPTIONAL, SUITES, EnvBatch, crafter, make_envs
 from envs.dmc import DmEnv
 from envs.gym import ActionRepeat, OldGym, vectorize
 from envs.metaworld import Drawn, MetaWorld
-from envs.minigrid import MISSION_LENGTH, View, WORD_BITS, WORDS, encode_mission
+from envs.minigrid import MISSION_LENGTH, WORD_BITS, WORDS, View, encode_mission
 
 
 class Countdown:
@@ -99,9 +99,14 @@ class OldCountdown:
     def __init__(self, seed: int | None, last: dict):
         space = lambda name, **attributes: type(name, (), attributes)()
         self._seed, self._last = seed or 0, last
-        self.observation_space = space("Dict", spaces={
-            "count": space("Box", low=0.0, high=9.0, shape=(1,), dtype=np.dtype(np.float32)), "kind": space("Discrete", n=np.int64(3)),
-            "parts": space("Tuple", spaces=(space("MultiDiscrete", nvec=np.array([2, 3])), space("MultiBinary", n=4)))})
+        self.observation_space = space(
+            "Dict",
+            spaces={
+                "count": space("Box", low=0.0, high=9.0, shape=(1,), dtype=np.dtype(np.float32)),
+                "kind": space("Discrete", n=np.int64(3)),
+                "parts": space("Tuple", spaces=(space("MultiDiscrete", nvec=np.array([2, 3])), space("MultiBinary", n=4))),
+            },
+        )
         self.action_space = space("Discrete", n=2)
 
     def reset(self):
@@ -114,18 +119,33 @@ class OldCountdown:
         return {"count": np.float32([self._seed + self._time])}, np.float32(action), done, self._last if done else {"discount": 1.0}
 
 
-@pytest.mark.parametrize("last, cut", [({}, False), ({"TimeLimit.truncated": True}, True), ({"TimeLimit.truncated": False}, False),
-                                       ({"discount": 1.0}, True), ({"discount": 0.0}, False)])
+@pytest.mark.parametrize(
+    "last, cut",
+    [
+        ({}, False),
+        ({"TimeLimit.truncated": True}, True),
+        ({"TimeLimit.truncated": False}, False),
+        ({"discount": 1.0}, True),
+        ({"discount": 0.0}, False),
+    ],
+)
 def test_an_environment_of_the_old_interface_tells_its_end_from_a_limit(last, cut):
     env = OldGym(functools.partial(OldCountdown, last=last))
-    assert env.action_space == spaces.Discrete(2) and env.observation_space == spaces.Dict({
-        "count": spaces.Box(0.0, 9.0, (1,), np.float32), "kind": spaces.Discrete(3),
-        "parts": spaces.Tuple([spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(4)])})
+    assert env.action_space == spaces.Discrete(2) and env.observation_space == spaces.Dict(
+        {
+            "count": spaces.Box(0.0, 9.0, (1,), np.float32),
+            "kind": spaces.Discrete(3),
+            "parts": spaces.Tuple([spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(4)]),
+        }
+    )
     obs, info = env.reset(seed=5)
     assert (obs["count"], info) == (5, {})
     steps = [env.step(1) for _ in range(3)]
     assert [(obs["count"].item(), reward, ended, was_cut) for obs, reward, ended, was_cut, _ in steps] == [
-        (6, 1.0, False, False), (7, 1.0, False, False), (8, 1.0, not cut, cut)]
+        (6, 1.0, False, False),
+        (7, 1.0, False, False),
+        (8, 1.0, not cut, cut),
+    ]
     assert env.reset()[0]["count"] == 5
     env.close()
 
@@ -168,8 +188,10 @@ def test_an_achievement_is_logged_once_per_episode(repeat):
 
 def test_crafters_score_is_the_geometric_mean_of_success_rates():
     # Rates of 50%, 100% and 0%: the cube root of 51 * 101 * 1, less 1.
-    episodes = [{"return": 9.0, "achievement_wood": 1.0, "achievement_table": 1.0, "achievement_diamond": 0.0},
-                {"return": 1.0, "achievement_wood": 0.0, "achievement_table": 1.0, "achievement_diamond": 0.0}]
+    episodes = [
+        {"return": 9.0, "achievement_wood": 1.0, "achievement_table": 1.0, "achievement_diamond": 0.0},
+        {"return": 1.0, "achievement_wood": 0.0, "achievement_table": 1.0, "achievement_diamond": 0.0},
+    ]
     score = EnvBatch(types.SimpleNamespace(num_envs=1, single_observation_space=None, single_action_space=None), crafter.scores).scores
     assert score(episodes) == {"score": pytest.approx((51 * 101 * 1) ** (1 / 3) - 1)} and score([]) == {}
     assert score([dict.fromkeys(episodes[0], 1.0)]) == {"score": pytest.approx(100.0)}
@@ -191,7 +213,7 @@ def decode_mission(bits: np.ndarray) -> str:
 
 
 def test_a_mission_can_be_read_from_its_numbers():
-    assert len(set(WORDS)) == len(WORDS) < 2 ** WORD_BITS
+    assert len(set(WORDS)) == len(WORDS) < 2**WORD_BITS
     mission = encode_mission("put the red ball next to a box, then go to the door")
     assert decode_mission(mission) == "put the red ball next to a box , then go to the door"
     assert decode_mission(encode_mission(" ".join(WORDS))) == " ".join(WORDS)  # every word
@@ -277,18 +299,21 @@ def test_success_of_a_robots_arm_is_logged_once_and_ends_nothing():
     assert (obs["image"] == arm.render()[::-1, ::-1]).all()
 
 
-@pytest.mark.parametrize("package, preset, task, wanted", [
-    ("dm_control", "dmc_vision", "dmc_walker_walk", {"image", "height", "orientations", "velocity"}),
-    ("dm_control", "dmc_proprio", "dmc_cup_catch", {"position", "velocity"}),
-    ("crafter", "crafter", "crafter_reward", {"image", "log_achievement_collect_wood"}),
-    ("minatar", "small", "minatar_breakout", {"vector"}),
-    ("minigrid", "small", "minigrid_DoorKey-5x5-v0", {"image", "direction", "mission"}),
-    ("minigrid", "small", "minigrid_BabyAI-BossLevel-v0", {"image", "direction", "mission"}),
-    ("popgym", "small", "popgym_AutoencodeEasy", {"0", "1"}),
-    ("popgym", "small", "popgym_LabyrinthEscapeEasy", {"vector"}),
-    ("metaworld", "dmc_proprio", "metaworld_reach", {"state", "log_success"}),
-    ("metaworld", "dmc_vision", "metaworld_drawer-open", {"image", "log_success"}),
-])
+@pytest.mark.parametrize(
+    "package, preset, task, wanted",
+    [
+        ("dm_control", "dmc_vision", "dmc_walker_walk", {"image", "height", "orientations", "velocity"}),
+        ("dm_control", "dmc_proprio", "dmc_cup_catch", {"position", "velocity"}),
+        ("crafter", "crafter", "crafter_reward", {"image", "log_achievement_collect_wood"}),
+        ("minatar", "small", "minatar_breakout", {"vector"}),
+        ("minigrid", "small", "minigrid_DoorKey-5x5-v0", {"image", "direction", "mission"}),
+        ("minigrid", "small", "minigrid_BabyAI-BossLevel-v0", {"image", "direction", "mission"}),
+        ("popgym", "small", "popgym_AutoencodeEasy", {"0", "1"}),
+        ("popgym", "small", "popgym_LabyrinthEscapeEasy", {"vector"}),
+        ("metaworld", "dmc_proprio", "metaworld_reach", {"state", "log_success"}),
+        ("metaworld", "dmc_vision", "metaworld_drawer-open", {"image", "log_success"}),
+    ],
+)
 def test_an_installed_suite_steps(package, preset, task, wanted):
     pytest.importorskip(package)
     envs = make_envs(tools.load_config([preset], {"task": task}), 2, training=True)
@@ -315,10 +340,17 @@ def test_every_mission_of_an_installed_minigrid_can_be_encoded():
         assert decode_mission(obs["mission"]) == env.unwrapped.mission.replace(",", " ,")
 
 
-@pytest.mark.parametrize("package, task, nearest", [
-    (None, "crafter_rewards", "crafter_reward"), (None, "memorymaze_9x8", "memorymaze_9x9"), (None, "minatar_breakuot", "minatar_breakout"),
-    ("minigrid", "minigrid_DoorKey-5x5", "minigrid_DoorKey-5x5-v0"), ("popgym", "popgym_RepeatFirtEasy", "popgym_RepeatFirstEasy"),
-    ("metaworld", "metaworld_draw-open", "metaworld_drawer-open")])
+@pytest.mark.parametrize(
+    "package, task, nearest",
+    [
+        (None, "crafter_rewards", "crafter_reward"),
+        (None, "memorymaze_9x8", "memorymaze_9x9"),
+        (None, "minatar_breakuot", "minatar_breakout"),
+        ("minigrid", "minigrid_DoorKey-5x5", "minigrid_DoorKey-5x5-v0"),
+        ("popgym", "popgym_RepeatFirtEasy", "popgym_RepeatFirstEasy"),
+        ("metaworld", "metaworld_draw-open", "metaworld_drawer-open"),
+    ],
+)
 def test_an_unknown_task_of_a_suite_is_answered_with_the_nearest(package, task, nearest):
     if package:
         pytest.importorskip(package)
@@ -333,19 +365,37 @@ def table_row(suite: str, **cells) -> dict[str, str]:
 def test_a_row_of_the_table_of_suites_is_replaced_and_all_else_stays():
     page = f"# Before\n\n{suites.BEGIN}\n{suites.END}\n\nAfter.\n"
     order = ["atari", "crafter", "popgym"]
-    for row in (table_row("popgym"), table_row("atari", date="2020-01-01"), table_row("popgym", trains="yes, 3 updates"),
-                table_row("atari")):
+    for row in (
+        table_row("popgym"),
+        table_row("atari", date="2020-01-01"),
+        table_row("popgym", trains="yes, 3 updates"),
+        table_row("atari"),
+    ):
         page = suites.with_row(page, row, order)
     assert page.splitlines() == [
-        "# Before", "", suites.BEGIN, "| " + " | ".join(suites.COLUMNS) + " |", "|" + " --- |" * len(suites.COLUMNS),
-        "| atari | - | - | - | - | - | - |", "| popgym | - | - | yes, 3 updates | - | - | - |", suites.END, "", "After."]
+        "# Before",
+        "",
+        suites.BEGIN,
+        "| " + " | ".join(suites.COLUMNS) + " |",
+        "|" + " --- |" * len(suites.COLUMNS),
+        "| atari | - | - | - | - | - | - |",
+        "| popgym | - | - | yes, 3 updates | - | - | - |",
+        suites.END,
+        "",
+        "After.",
+    ]
     with pytest.raises(ValueError, match="put both where it belongs"):
         suites.with_row("# Before", table_row("atari"), order)
 
 
-@pytest.mark.parametrize("change, answer", [
-    ({}, "yes, 1,200 updates"),
-    ({"train/actor_loss": float("nan")}, "no: train/actor_loss is nan"), ({"eval/return": None}, "no: eval/return is missing")])
+@pytest.mark.parametrize(
+    "change, answer",
+    [
+        ({}, "yes, 1,200 updates"),
+        ({"train/actor_loss": float("nan")}, "no: train/actor_loss is nan"),
+        ({"eval/return": None}, "no: eval/return is missing"),
+    ],
+)
 def test_a_suite_trains_if_losses_and_an_evaluation_were_logged_and_are_finite(tmp_path, change, answer):
     line = {**{f"train/{loss}": 1.0 for loss in suites.LOSSES}, "eval/return": 0.0, "time/updates": 1200.0, **change}
     line = {name: value for name, value in line.items() if value is not None}
@@ -359,7 +409,18 @@ def test_a_suite_that_cannot_be_installed_gets_its_row_too(tmp_path, monkeypatch
     monkeypatch.setattr(suites, "PAGE", tmp_path / "page.md")
     suites.PAGE.write_text(f"{suites.BEGIN}\n{suites.END}\n")
     (tmp_path / "crafty.txt").write_text("-r dmc.txt\nnumpy==2\n# a comment\ncrafty[all]==1.0\n")
-    flags = ["--order", "crafty", "--trial", "debug", "--code", "0", "--logdir", str(tmp_path), "--requirements", str(tmp_path / "crafty.txt")]
+    flags = [
+        "--order",
+        "crafty",
+        "--trial",
+        "debug",
+        "--code",
+        "0",
+        "--logdir",
+        str(tmp_path),
+        "--requirements",
+        str(tmp_path / "crafty.txt"),
+    ]
     assert suites.main(["crafty", "--installs", "no", *flags]) == 1
     row = suites.PAGE.read_text().splitlines()[3]
     assert row.startswith("| crafty | `debug` | no | no | no | 20") and row.endswith("crafty missing |") and row.count("numpy") == 1

@@ -57,11 +57,28 @@ def old_run(tmp_path) -> pathlib.Path:
 
 def run(folder: pathlib.Path, *flags: str, code: int = 0, **overrides) -> subprocess.CompletedProcess:
     """The command line at the file's sizes on the game, from the folder above `folder`."""
-    chosen = {**stored_settings("atari"), "task": "gym_game:Game-v0", "device": "cpu", "action_repeat": 4, "prefill": 60, "pretrain": 8,
-              "eval_every": 0, "train_ratio": 2, "steps": 500, **overrides}
+    chosen = {
+        **stored_settings("atari"),
+        "task": "gym_game:Game-v0",
+        "device": "cpu",
+        "action_repeat": 4,
+        "prefill": 60,
+        "pretrain": 8,
+        "eval_every": 0,
+        "train_ratio": 2,
+        "steps": 500,
+        **overrides,
+    }
     words = [word for key, value in chosen.items() for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))]
-    result = subprocess.run([sys.executable, str(ROOT / "dreamer.py"), *words, *flags], capture_output=True, text=True, timeout=300,
-                            stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(folder.parent)}, cwd=folder.parent)
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "dreamer.py"), *words, *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(folder.parent)},
+        cwd=folder.parent,
+    )
     assert result.returncode == code, result.stdout + result.stderr
     return result
 
@@ -79,8 +96,11 @@ def test_a_folder_of_the_old_program_is_continued(old_run, kind):
     original = (old_run / "latest.pt").read_bytes()
     output = run(old_run, "--logdir", str(old_run), **KINDS[kind]).stdout
     assert f"Continuing at frame {FRAMES} after 4 updates, with 81 steps in memory." in output
-    counts = {"flat": "83 copied, 0 split, 0 widened, 0 new", "split": "79 copied, 8 split, 0 widened, 4 new",
-              "widened": "76 copied, 0 split, 7 widened, 8 new"}[kind]
+    counts = {
+        "flat": "83 copied, 0 split, 0 widened, 0 new",
+        "split": "79 copied, 8 split, 0 widened, 4 new",
+        "widened": "76 copied, 0 split, 7 widened, 8 new",
+    }[kind]
     text = found(output)
     assert "dreamerv3-torch; latent of 6 categoricals of 4 classes" in text and counts in text
     assert "141 tensors that are stored again" in text and "learning rates" in text
@@ -143,8 +163,17 @@ def test_a_trained_agent_fills_the_memory_with_its_own_policy(old_run, tmp_path,
     monkeypatch.setattr(dreamer.exploration.Random, "act", lambda *_: pytest.fail("random actions"))
     act = Dreamer.act
     monkeypatch.setattr(Dreamer, "act", lambda agent, *args: (acted.append(1), act(agent, *args))[1])
-    overrides = {**stored_settings("atari"), "task": "gym_game:Game-v0", "device": "cpu", "eval_every": 0, "prefill": 90, "steps": 90,
-                 "from_checkpoint": str(old_run), "logdir": str(tmp_path / "new"), "action_repeat": 1}
+    overrides = {
+        **stored_settings("atari"),
+        "task": "gym_game:Game-v0",
+        "device": "cpu",
+        "eval_every": 0,
+        "prefill": 90,
+        "steps": 90,
+        "from_checkpoint": str(old_run),
+        "logdir": str(tmp_path / "new"),
+        "action_repeat": 1,
+    }
     training = dreamer.Training(tools.load_config([], overrides))
     training.run()
     assert training.step == 90 and len(acted) == 90 - 81
@@ -180,12 +209,15 @@ def test_a_checkpoint_that_is_not_there_is_named(old_run, path):
     assert f"there is no checkpoint '{path or '.'}" in error and not (old_run.parent / "new").exists()
 
 
-@pytest.mark.parametrize("kind, overrides, words", [
-    ("latent", levels(3, 5, 3, 4), ["6 categoricals of 4 classes", "dyn_stoch_top 3, dyn_discrete_top 4"]),
-    ("sizes", {"dyn_deter": 32}, ["_wm.dynamics.W has shape (1, 24), not (1, 32)"]),
-    ("damaged", {}, ["latest.pt", "damaged"]),
-    ("code", {}, ["latest.pt", "more than tensors"]),
-])
+@pytest.mark.parametrize(
+    "kind, overrides, words",
+    [
+        ("latent", levels(3, 5, 3, 4), ["6 categoricals of 4 classes", "dyn_stoch_top 3, dyn_discrete_top 4"]),
+        ("sizes", {"dyn_deter": 32}, ["_wm.dynamics.W has shape (1, 24), not (1, 32)"]),
+        ("damaged", {}, ["latest.pt", "damaged"]),
+        ("code", {}, ["latest.pt", "more than tensors"]),
+    ],
+)
 @pytest.mark.parametrize("door", ["--logdir", "--from_checkpoint"])
 def test_what_does_not_fit_is_refused_in_one_line_and_nothing_changes(old_run, tmp_path, kind, overrides, words, door):
     path = old_run / "latest.pt"
@@ -211,7 +243,8 @@ def test_an_export_can_be_turned_into_that_of_a_compiled_run_and_back():
         written = dreamerv3_torch.export(stored, compiled=as_compiled)
         assert [list(written[part]) for part in written] == [list(other[part]) for part in other]
         assert [tensor.tolist() for tensor in written["agent_state_dict"].values()] == [
-            tensor.tolist() for tensor in stored["agent_state_dict"].values()]
+            tensor.tolist() for tensor in stored["agent_state_dict"].values()
+        ]
 
 
 @pytest.mark.parametrize("overrides, missing", [({"reward_EMA": False}, "ema_vals"), ({"expl_behavior": "random"}, "_expl_behavior")])
@@ -242,8 +275,17 @@ def test_the_export_command_writes_a_file_that_loads_and_refuses_two_levels(tmp_
     for kind in ("flat", "split"):
         agent = make_agent("atari", **KINDS[kind])
         agent.load_checkpoint(checkpoint("atari"))
-        checkpoints.save(tmp_path / f"{kind}.pt", {**agent.checkpoint(), "step": 1, "last_eval": 0, "updates": 4, "update_credit": 0.0,
-                                                   "random_state": checkpoints.random_state(np.random.default_rng())})
+        checkpoints.save(
+            tmp_path / f"{kind}.pt",
+            {
+                **agent.checkpoint(),
+                "step": 1,
+                "last_eval": 0,
+                "updates": 4,
+                "update_credit": 0.0,
+                "random_state": checkpoints.random_state(np.random.default_rng()),
+            },
+        )
     assert dreamerv3_torch.main([str(tmp_path / "flat.pt"), str(tmp_path / "out.pt")]) == 0
     assert same(dict(torch.load(tmp_path / "out.pt")["agent_state_dict"]), dict(checkpoint("atari")["agent_state_dict"]))
     assert dreamerv3_torch.main([str(tmp_path / "flat.pt"), str(tmp_path / "out.pt")]) == 2
@@ -262,7 +304,8 @@ def test_precision_does_not_change_what_is_stored():  # nor does compilation, se
     a, b = (agent.checkpoint() for agent in (plain, other))
     assert list(a["agent_state_dict"]) == list(b["agent_state_dict"])
     assert [(x.dtype, x.shape, x.device) for x in a["agent_state_dict"].values()] == [
-        (x.dtype, x.shape, x.device) for x in b["agent_state_dict"].values()]
+        (x.dtype, x.shape, x.device) for x in b["agent_state_dict"].values()
+    ]
     assert a["optims_state_dict"].keys() == b["optims_state_dict"].keys()
     for name in a["optims_state_dict"]:
         for mine, theirs in zip(a["optims_state_dict"][name]["state"].values(), b["optims_state_dict"][name]["state"].values()):
@@ -293,11 +336,16 @@ print(time.monotonic() - start, memory("VmHWM") - before)
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory) -> pathlib.Path:
     """A file of default size, with moments, as the old program would have saved it on a GPU."""
-    agent = Dreamer(spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), spaces.Discrete(6),
-                    tools.load_config([], {"device": "cpu"}))
+    agent = Dreamer(
+        spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}), spaces.Discrete(6), tools.load_config([], {"device": "cpu"})
+    )
     for optimizer in agent.optimizers().values():
-        optimizer.load_moments([{"step": torch.tensor(100.0), "exp_avg": torch.zeros_like(parameter),
-                                 "exp_avg_sq": torch.full_like(parameter, 1e-4)} for parameter in optimizer._params])
+        optimizer.load_moments(
+            [
+                {"step": torch.tensor(100.0), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.full_like(parameter, 1e-4)}
+                for parameter in optimizer._params
+            ]
+        )
     path = tmp_path_factory.mktemp("full") / "latest.pt"
     tag = torch.serialization.location_tag
     torch.serialization.location_tag = lambda storage: "cuda:0"
@@ -309,8 +357,14 @@ def full_size(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is measured with Linux's counters")
-@pytest.mark.parametrize("presets, weights", [([], "83 copied, 0 split, 0 widened, 0 new"), (["hdreamer"], "76 copied, 0 split, 7 widened"),
-                                              (["hdreamer_split"], "79 copied, 8 split, 0 widened")])
+@pytest.mark.parametrize(
+    "presets, weights",
+    [
+        ([], "83 copied, 0 split, 0 widened, 0 new"),
+        (["hdreamer"], "76 copied, 0 split, 7 widened"),
+        (["hdreamer_split"], "79 copied, 8 split, 0 widened"),
+    ],
+)
 def test_a_file_of_full_size_from_a_gpu_converts_in_seconds_and_little_memory(full_size, presets, weights):
     size = full_size.stat().st_size
     assert size > 200e6
