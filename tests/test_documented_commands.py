@@ -111,8 +111,6 @@ def test_the_commands_of_a_page_do_what_it_says(page, workplace, tmp_path, monke
     monkeypatch.setenv("WANDB_MODE", "offline")
     for command, refused in documented(page):
         if command.startswith("mkdir"):
-            shutil.rmtree("logdir/flat")  # what this copies is what the command before made
-            assert dreamer.main(shortened("python dreamer.py --configs defaults small --task gym_CartPole-v1 --logdir logdir/flat")) == 0
             subprocess.run(command, shell=True, check=True)
         elif script_of(command) in MAINS and suite_of(command) not in OPTIONAL and "wandb" not in command:
             code = MAINS[script_of(command)](shortened(command))
