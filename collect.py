@@ -75,25 +75,31 @@ class Collector:
         self._lengths += ~self._obs["is_first"]
         finished = []
         for env in np.flatnonzero(self._obs["is_last"]):
-            sums = {name: float(values[env]) for name, values in self._sums.items()}
-            finished.append(Finished(int(env), int(self._lengths[env]), sums))
-            self._lengths[env] = 0
-            self._save(env)
+            finished.append(self._finish(int(env)))
         return int((~self._obs["is_first"]).sum()), finished
+
+    def _finish(self, env: int) -> Finished:
+        """Writes the episode of an environment."""
+        finished = Finished(env, int(self._lengths[env]), {name: float(values[env]) for name, values in self._sums.items()})
+        self._lengths[env] = 0
+        self._save(env)
+        return finished
 
     def step(self, policy) -> tuple[int, list[Finished]]:
         """`send` and `receive` in one."""
         self.send(policy)
         return self.receive()
 
-    def close_episodes(self) -> None:
-        """Writes the open episodes as if a time limit had cut them off."""
+    def close_episodes(self) -> list[Finished]:
+        """Writes the open episodes as if a time limit had cut them off, and returns them."""
         if self._replay is not None:
             self._replay.end_episodes()
+        closed = []
         for env, episode in enumerate(self._episodes):
             if len(episode) > 1:
                 episode[-1]["is_last"] = np.array(True)
-                self._save(env)
+                closed.append(self._finish(env))
+        return closed
 
     def _sum(self) -> None:
         """Adds up what is logged per episode, from zero where an episode begins."""

@@ -351,8 +351,9 @@ class Training(Run):
         self.train()
 
     def end(self) -> None:
-        """Writes the open episodes, cut off."""
-        self.collector.close_episodes()
+        """Writes and logs the open episodes, cut off; their returns are no episodes' returns."""
+        for episode in self.collector.close_episodes():
+            self.logger.add(episode.metrics, prefix="cut_off")
 
     def prefill(self) -> None:
         """Collects the first steps, with random actions unless the agent has been trained before."""

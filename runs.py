@@ -107,6 +107,7 @@ class Run:
         config.logdir = str(self.logdir)
         if self.lock is None:
             self._lock(opened)
+        tools.remove_partial(self.logdir)
         console.say(self.summary())
         if self.origin:
             self._report(checkpoint, found)

@@ -139,6 +139,12 @@ def replacing(path: pathlib.Path):
         partial.unlink(missing_ok=True)
 
 
+def remove_partial(directory: pathlib.Path) -> None:
+    """Removes what `replacing` left in a run's folder when the process was killed in the middle of it."""
+    for path in (*directory.glob("*.partial"), *directory.glob("*/*.partial")):
+        path.unlink(missing_ok=True)
+
+
 def link(path: pathlib.Path, other: pathlib.Path) -> None:
     """Gives a file that is not written to again a second name, at once or not at all; a copy where there are no links."""
     if other.exists() and other.samefile(path):

@@ -1,0 +1,213 @@
+"""Runs that are killed again and again, and what they lose:
+
+    python -m benchmarks.reliability kill                    # 100 kills and 10 stops, half an hour
+    python -m benchmarks.reliability kill --kills 4 --stops 1
+
+Runs of CartPole (four environments in processes) and Pong (two in threads) are killed by SIGKILL: at random moments, from the start of
+the process on, and as soon as a file of a checkpoint or an episode is being written. After each kill the folder is looked at, and the same
+command goes on there. Then runs are stopped by SIGTERM and Ctrl-C, which must lose nothing. Returns 1 if anything was lost.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import checkpoints
+from benchmarks.reliability.journal import FINISHED, STEPS, episode_number
+from replay import load_episode
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMON = "--configs defaults debug --device cpu --steps 1000000 --checkpoint_every 1 --dataset_size 100000"
+TASKS = {  # with the frames of an agent step
+    "CartPole": (f"{COMMON} --task gym_Journal-v0 --import benchmarks.reliability.journal --envs 4 --eval_every 0", 1),
+    "Pong": (f"{COMMON} --task atari_pong --envs 2 --time_limit 160 --eval_every 2000 --eval_episode_num 1 --size 32 32", 4),
+}
+MOMENTS = ("starting", "running", "writing a checkpoint", "writing an episode")
+
+
+class Killed:
+    """A run that is started and ended from outside, and its folder.
+
+    Attributes:
+        counts: what was found, by what it is.
+    """
+
+    def __init__(self, name: str, folder: pathlib.Path):
+        flags, self._repeat = TASKS[name]
+        self.name, self.counts = name, collections.Counter()
+        self.logdir, self._journal, self._log = folder / "run", folder / "journal", folder / "log.txt"
+        self._journal.mkdir()
+        self._command = [sys.executable, "dreamer.py", *flags.split(), "--logdir", str(self.logdir)]
+        self._seen, self._before = set(), None
+        self._process = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "JOURNAL": str(self._journal)}
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(self._command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def wait_until(self, moment: str, rng: random.Random) -> bool:
+        """Waits for a moment to kill; returns whether it came."""
+        if moment == "starting":
+            time.sleep(rng.uniform(0.0, 8.0))
+            return True
+        deadline = time.monotonic() + 120
+        while "train:" not in self._log.read_text():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the run does not train:\n{self._log.read_text()}")
+            time.sleep(0.02)
+        pattern = {"writing a checkpoint": "*.partial", "writing an episode": "train_eps/*.partial"}.get(moment)
+        end = time.monotonic() + (rng.uniform(0.0, 4.0) if pattern is None else 20.0)
+        while time.monotonic() < end:
+            if pattern and any(self.logdir.glob(pattern)):
+                return True
+            time.sleep(0.0 if pattern else 0.02)
+        return pattern is None
+
+    def end(self, number: signal.Signals) -> int:
+        """Sends a signal to the process, and none to its workers; returns its exit code. Counts processes that it leaves behind."""
+        self._process.send_signal(number)
+        code = self._process.wait(timeout=120)
+        deadline = time.monotonic() + 10
+        while (left := processes_of_session(self._process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.counts["processes left behind"] += len(left)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        return code
+
+    def look(self) -> None:
+        """Holds what is on the disk against what was there before and what the environments have written down."""
+        counts, steps = self.counts, 0
+        checkpoint = self.logdir / "latest.pt"
+        if checkpoint.exists() or self._before:
+            try:
+                stored = checkpoints.load(checkpoint)
+                progress = (stored["step"], stored["updates"])
+                counts["checkpoints lost"] += bool(self._before and progress < self._before)
+                self._before = progress
+            except (ValueError, OSError):
+                counts["checkpoints lost"] += 1
+        paths = set(self.logdir.glob("train_eps/*.npz"))
+        counts["files of episodes gone"] += len(self._seen - paths)
+        for path in paths - self._seen:
+            try:
+                load_episode(path)
+            except Exception:
+                counts["unreadable episodes"] += 1
+        self._seen = paths
+        steps = sum(int(path.stem.rpartition("-")[-1]) - 1 for path in paths)
+        self.expected = max(self._before[0] if self._before else 0, steps * self._repeat)
+
+    def look_at_restart(self) -> None:
+        """Holds the frame that the run goes on at against what was found on the disk, and looks for files half written."""
+        found = re.search(r"Continuing at frame ([\d,]+)", self._log.read_text())
+        if found or self.expected:
+            counted = int(found[1].replace(",", "")) if found else 0
+            self.counts["frames counted twice"] += max(0, counted - self.expected)
+            self.counts["frames forgotten"] += max(0, self.expected - counted)
+        self.counts["restarts"] += 1
+        self.counts["warnings of unreadable files"] += self._log.read_text().count("cannot be read")
+
+    def finished(self) -> None:
+        """Holds the episodes on the disk against those that the environments saw the program receive the end of."""
+        if self.name != "CartPole":
+            return
+        numbers = collections.Counter(episode_number(load_episode(path)["number"][0]) for path in self._seen)
+        path = self._journal / FINISHED
+        received = [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.counts["episodes finished"] += len(received)
+        self.counts["finished episodes lost"] += sum(number not in numbers for number in received)
+        self.counts["episodes stored twice"] += sum(count - 1 for count in numbers.values())
+
+    def steps(self) -> tuple[int, int]:
+        """Steps that the environments took, and those on the disk."""
+        stored = sum(int(path.stem.rpartition("-")[-1]) - 1 for path in self.logdir.glob("train_eps/*.npz"))
+        return (self._journal / STEPS).stat().st_size, stored
+
+    def too_many_updates(self) -> int:
+        """Updates beyond those that the settings allow for the frames there are: none may be caught up for."""
+        step, updates = self._before
+        per_step = 4 / (2 * 12)  # train_ratio / (batch_size * batch_length) of `debug`
+        return max(0, int(updates - 2 - step / self._repeat * per_step - 1))
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Living processes that a session leader has left, zombies too."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        if int(fields[3]) == session:
+            found.append(int(path.parent.name))
+    return found
+
+
+def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
+    """Kills a run so many times, at each kind of moment in turn."""
+    run = Killed(name, folder)
+    run.expected = 0
+    for number in range(kills):
+        moment = MOMENTS[number % len(MOMENTS)]
+        run.start()
+        came = run.wait_until(moment, rng)
+        run.counts[f"kills {moment}" if came else "kills at no special moment"] += 1
+        if number and moment != "starting":
+            run.look_at_restart()
+        run.end(signal.SIGKILL)
+        run.look()
+    run.finished()
+    run.counts["updates too many"] += run.too_many_updates()
+    return run.counts
+
+
+def stop(name: str, stops: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
+    """Stops a run so many times, by SIGTERM and Ctrl-C in turn."""
+    run = Killed(name, folder)
+    for number in range(stops):
+        run.start()
+        run.wait_until("running", rng)
+        run.counts["wrong exit codes"] += bool(run.end((signal.SIGTERM, signal.SIGINT)[number % 2]))
+        run.look()
+        run.counts["stops"] += 1
+    run.finished()
+    taken, stored = run.steps()
+    run.counts["steps taken"], run.counts["steps lost"] = taken, taken - stored
+    return run.counts
+
+
+MUST_BE_ZERO = (
+    "checkpoints lost", "unreadable episodes", "warnings of unreadable files", "files of episodes gone", "finished episodes lost",
+    "episodes stored twice", "frames counted twice", "frames forgotten", "updates too many", "processes left behind", "steps lost",
+    "wrong exit codes",
+)  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="kill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="three of four of CartPole, the others of Pong (default: %(default)s)")
+    parser.add_argument("--stops", type=int, default=10, help="of CartPole (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    options = parser.parse_args(argv)
+    rng, broken = random.Random(options.seed), 0
+    plan = [("CartPole", kill, options.kills - options.kills // 4), ("Pong", kill, options.kills // 4), ("CartPole", stop, options.stops)]
+    for name, what, times in plan:
+        if times:
+            with tempfile.TemporaryDirectory() as folder:
+                counts = what(name, times, pathlib.Path(folder), rng)
+            print(f"{name}, {what.__name__} {times} times")
+            for key, count in sorted(counts.items(), key=lambda item: item[0] in MUST_BE_ZERO):
+                bad = key in MUST_BE_ZERO and count
+                broken += bool(bad)
+                print(f"  {key:32}{count:>8,}{'   BROKEN' if bad else ''}")
+    return 1 if broken else 0
