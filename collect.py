@@ -13,11 +13,15 @@ from replay import Replay, save_episode
 
 
 class Finished(NamedTuple):
-    """An episode after its end: which environment played it, its agent steps, and sums over them (`return`, and every `log_` key)."""
+    """An episode after its end: which environment played it, its agent steps, and sums over them (`return`, and every `log_` key).
+
+    One that is `cut` was ended from outside: by the run's end, or since its environment failed.
+    """
 
     env: int
     length: int
     sums: dict[str, float]
+    cut: bool = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -69,11 +73,11 @@ class Collector:
 
     def receive(self) -> tuple[int, list[Finished]]:
         """Waits for the step; returns the number of agent steps taken (a reset is none) and the episodes that ended."""
-        self._obs = self._envs.recv()
+        had_ended, self._obs = self._obs["is_last"], self._envs.recv()
+        finished = self._cut(np.flatnonzero(self._obs["is_first"] & ~had_ended))
         self._store(self._obs)
         self._sum()
         self._lengths += ~self._obs["is_first"]
-        finished = []
         for env in np.flatnonzero(self._obs["is_last"]):
             finished.append(self._finish(int(env)))
         return int((~self._obs["is_first"]).sum()), finished
@@ -92,13 +96,19 @@ class Collector:
 
     def close_episodes(self) -> list[Finished]:
         """Writes the open episodes as if a time limit had cut them off, and returns them."""
-        if self._replay is not None:
-            self._replay.end_episodes()
+        return self._cut(np.arange(self._envs.count))
+
+    def _cut(self, envs: np.ndarray) -> list[Finished]:
+        """Ends the open episodes of some environments after their last step; of an episode without a step nothing stays."""
+        if self._replay is not None and len(envs):
+            self._replay.end_episodes(envs)
         closed = []
-        for env, episode in enumerate(self._episodes):
-            if len(episode) > 1:
-                episode[-1]["is_last"] = np.array(True)
-                closed.append(self._finish(env))
+        for env in map(int, envs):
+            if self._lengths[env]:
+                for step in self._episodes[env][-1:]:
+                    step["is_last"] = np.array(True)
+                closed.append(self._finish(env)._replace(cut=True))
+            self._episodes[env] = []
         return closed
 
     def _sum(self) -> None:
@@ -150,7 +160,7 @@ def play_episodes(
         while share.any() and not stop:
             collector.written = share > 0
             for episode in collector.step(policy)[1]:
-                if share[episode.env]:
+                if share[episode.env] and not episode.cut:
                     share[episode.env] -= 1
                     results.append(episode)
             progress.update(len(results))

@@ -33,6 +33,7 @@ from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
 from envs.gym import register
 from envs.spaces import ActionCodec, as_batch, describe_space
+from envs.workers import EnvironmentFailed
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
 from replay import Replay, count_stored_steps
@@ -351,9 +352,8 @@ class Training(Run):
         self.train()
 
     def end(self) -> None:
-        """Writes and logs the open episodes, cut off; their returns are no episodes' returns."""
-        for episode in self.collector.close_episodes():
-            self.logger.add(episode.metrics, prefix="cut_off")
+        """Writes and logs the open episodes, cut off."""
+        self.log_episodes(self.collector.close_episodes())
 
     def prefill(self) -> None:
         """Collects the first steps, with random actions unless the agent has been trained before."""
@@ -407,9 +407,13 @@ class Training(Run):
         """Counts collected steps and logs finished episodes."""
         self.step += new_steps * self.config.action_repeat
         self.set_exploring()
-        for episode in finished:
-            self.logger.add(episode.metrics, prefix="episode")
+        self.log_episodes(finished)
         self.log()
+
+    def log_episodes(self, finished: list[Finished]) -> None:
+        """Logs episodes; those that were cut off apart, since their returns are not those of whole ones."""
+        for episode in finished:
+            self.logger.add(episode.metrics, prefix="cut_off" if episode.cut else "episode")
 
     def set_exploring(self) -> None:
         """Lets the exploring behavior act until `expl_until`."""
@@ -515,10 +519,10 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             return 130
         try:
             training.run()
-        except nonfinite.NonFinite as error:
+        except (nonfinite.NonFinite, EnvironmentFailed) as error:
             if debug:
                 raise
-            print(f"error: {error} None of these updates has changed the weights. Their last batch: {error.path}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 1
         console.say(how_to_continue(training, presets, flags))
         return 0

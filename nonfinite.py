@@ -26,6 +26,10 @@ class NonFinite(ArithmeticError):
         super().__init__(message)
         self.batch, self.path = batch, None
 
+    def __str__(self) -> str:
+        kept = f" The last batch is kept in {self.path}." if self.path else ""
+        return f"{super().__str__()} None of these updates has changed anything.{kept}"
+
 
 def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:
     """Looks at the agent's optimizers.

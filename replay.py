@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import mmap
 import pathlib
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,7 +67,7 @@ class Replay:
             )
         self._copier: ThreadPoolExecutor | None = None
         self._next: Future | None = None  # the batch that is being copied
-        self._arrays = {key: np.empty((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
+        self._arrays = {key: _own_array((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
 
     @property
     def capacity(self) -> int:
@@ -96,11 +97,12 @@ class Replay:
         self._head[stream] = (self._head[stream] + length) % self._stream_capacity
         self._size[stream] = min(self._size[stream] + length, self._stream_capacity)
 
-    def end_episodes(self) -> None:
-        """Marks the newest step of every stream as the last of its episode, before environments are reset from outside."""
+    def end_episodes(self, streams: np.ndarray | None = None) -> None:
+        """Marks the newest step of some streams, or of all, as the last of its episode, before its environment is reset from outside."""
         self._finish_copy()
-        newest = (self._head - 1) % self._stream_capacity
-        self._arrays["is_last"][np.arange(len(newest)), newest] |= self._size > 0
+        streams = np.arange(len(self._head)) if streams is None else streams
+        newest = (self._head[streams] - 1) % self._stream_capacity
+        self._arrays["is_last"][streams, newest] |= self._size[streams] > 0
 
     def sample(self, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """A batch of sequences, arrays (B, T, ...), drawn by the memory's own generator if no other is given."""
@@ -181,6 +183,15 @@ class Replay:
         for episode in reversed(episodes):
             self.add_episode(episode)
         return sum(len(episode["reward"]) - 1 for episode in episodes)
+
+
+def _own_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that processes forked later do not share: they would keep every page that is overwritten here."""
+    size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_DONTFORK"):
+        memory.madvise(mmap.MADV_DONTFORK)
+    return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
 
 
 def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray]) -> pathlib.Path:

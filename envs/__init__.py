@@ -76,7 +76,7 @@ class EnvBatch:
         """Waits for the step that `send` started."""
         self._pending = False
         obs, reward, terminated, truncated, info = self._envs.step_wait()
-        first = self._ended
+        first = self._ended | info.get("restarted", False)
         terminated, truncated = terminated & ~first, truncated & ~first
         self._ended = terminated | truncated
         return {

@@ -9,6 +9,7 @@ from gymnasium import spaces
 import console
 
 STEPS = 20
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def check(env: gymnasium.Env, name: str) -> None:
@@ -34,6 +35,25 @@ def check(env: gymnasium.Env, name: str) -> None:
         env.close()
     if outside:
         console.warn(f"the environment {name!r} has values outside the bounds of its observation space: {', '.join(sorted(outside))}")
+
+
+def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> None:
+    """Looks at what one step returned, as fast as it can be done in every step; values outside their bounds are left alone.
+
+    Args:
+        obs: images and vectors, as from `ObservationCodec`, which has looked at shapes.
+    Raises:
+        ValueError: if something is not finite in float32, or no number or flag.
+    """
+    for key, value in obs.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"the observation {key!r} has NaN or infinite values")
+    number = np.asarray(reward)
+    if number.ndim or number.dtype.kind not in "fiub" or not abs(float(number)) <= LARGEST:
+        raise ValueError(f"the reward is {reward!r}; it must be one finite number")
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise ValueError(f"{name} is {flag!r}; it must be True or False")
 
 
 class _Broken(Exception):

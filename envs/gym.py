@@ -3,16 +3,15 @@
 import copy
 import functools
 import importlib
-import signal
 from collections.abc import Callable
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from envs.check import check
 from envs.spaces import ActionCodec, ObservationCodec
+from envs.workers import Workers
 
 
 def make(name: str, count: int, config):
@@ -65,8 +64,8 @@ def _make_one(spec: gymnasium.envs.registration.EnvSpec, repeat: int) -> gymnasi
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 
-def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config, start: str | None = None):
-    """`count` environments as a vector environment, in worker processes if there are several.
+def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config, start: str | None = None) -> Workers:
+    """`count` environments as a vector environment, each in a worker process.
 
     Args:
         make_env: builds one that already repeats actions.
@@ -74,10 +73,7 @@ def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config, start: 
     """
     steps = config.time_limit and max(1, config.time_limit // config.action_repeat)
     make_one = functools.partial(_make_wrapped, make_env, steps, tuple(config.size), config.grayscale)
-    if count == 1:
-        return InProcess([make_one])
-    make_one().close()  # errors surface here, not in a worker
-    return AsyncVectorEnv([functools.partial(_make_in_worker, make_one)] * count, context=start)
+    return Workers(make_one, count, config.env_timeout, start)
 
 
 def _make_wrapped(make_env: Callable[[], gymnasium.Env], time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:
@@ -85,23 +81,6 @@ def _make_wrapped(make_env: Callable[[], gymnasium.Env], time_limit: int, size: 
     if time_limit:
         env = gymnasium.wrappers.TimeLimit(env, time_limit)
     return DictObservation(env, size, grayscale)
-
-
-def _make_in_worker(make_one: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    # A signal reaches the whole process group. The main process decides when to stop, and still needs its workers then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return make_one()
-
-
-class InProcess(SyncVectorEnv):
-    """Environments stepped in this process, with the calls of an asynchronous one."""
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self._sent = actions
-
-    def step_wait(self) -> tuple:
-        return self.step(self._sent)
 
 
 class ActionRepeat(gymnasium.Wrapper):

@@ -91,7 +91,7 @@ class ObservationCodec:
 
     def __call__(self, obs) -> dict[str, np.ndarray]:
         values = dict(_values(obs)) if isinstance(obs, (dict, tuple)) else {next(iter(self._leaves)): obs}
-        return {key: self._encode(leaf, values[key]) for key, leaf in self._leaves.items()}
+        return {key: self._encode(key, leaf, values[key]) for key, leaf in self._leaves.items()}
 
     def _out_space(self, key: str, leaf: gymnasium.Space) -> spaces.Box:
         if _is_image(leaf):
@@ -104,7 +104,11 @@ class ObservationCodec:
             "MultiDiscrete and MultiBinary, and dicts and tuples of them"
         )
 
-    def _encode(self, leaf: gymnasium.Space, value) -> np.ndarray:
+    def _encode(self, key: str, leaf: gymnasium.Space, value) -> np.ndarray:
+        if isinstance(leaf, spaces.Box):
+            value = np.asarray(value)
+            if value.shape != leaf.shape or not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
+                raise ValueError(f"the observation {key!r} has shape {value.shape} and dtype {value.dtype}; its space says {leaf}")
         if _is_image(leaf):
             return self._image(value)
         return np.asarray(spaces.flatten(leaf, value), np.float32)

@@ -62,20 +62,7 @@ class Sizes(gymnasium.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
-class Failing(Counter):
-    """Raises after the steps that are tried out before a run begins."""
-
-    def __init__(self):
-        super().__init__(length=100)
-
-    def step(self, action):
-        if self._time == 30:
-            raise RuntimeError("the game crashed")
-        return super().step(action)
-
-
 gymnasium.register("Counter-v0", Counter)
-gymnasium.register("Failing-v0", Failing)
 gymnasium.register("CutCounter-v0", lambda: Counter(length=1000, limit=4))
 SPACES = {
     "image": (spaces.Box(0, 255, (30, 20, 3), np.uint8), {"image": (64, 64, 3)}),
@@ -167,16 +154,6 @@ def test_keys_that_start_with_log_are_logged_but_neither_replayed_nor_learned(tm
     assert dreamer.main(["--configs", "defaults", "debug", *flags]) == 0
     metrics = (tmp_path / "metrics.jsonl").read_text()
     assert '"episode/steps": 6.0' in metrics and '"eval/steps": 6.0' in metrics and "log_steps" not in metrics
-
-
-@pytest.mark.filterwarnings("ignore:.*ERROR")
-def test_a_failing_worker_is_reported_by_its_own_error():
-    envs = make_envs(config_for("gym_Failing-v0"), 2, training=True)
-    envs.reset(0)
-    with pytest.raises(RuntimeError, match="the game crashed"), contextlib.closing(envs):
-        for _ in range(35):
-            envs.send(np.zeros(2, int))
-            envs.recv()
 
 
 def test_action_repeat_and_time_limit_count_frames(tmp_path):

@@ -42,7 +42,7 @@ class Killed:
 
     def __init__(self, name: str, folder: pathlib.Path):
         flags, self._repeat = TASKS[name]
-        self.name, self.counts = name, collections.Counter()
+        self.name, self.counts = name, collections.Counter({"unreadable episodes": 0})
         self.logdir, self._journal, self._log = folder / "run", folder / "journal", folder / "log.txt"
         self._journal.mkdir()
         self._command = [sys.executable, "dreamer.py", *flags.split(), "--logdir", str(self.logdir)]
