@@ -60,6 +60,11 @@ def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
     """Observation and action space; checkpoints of the first versions do not hold them, their environment does."""
     if isinstance(stored := checkpoint.get("spaces"), dict):
         return space_of(stored.get("observation")), space_of(stored.get("action"))
+    if config.get("import") or ":" in config.task:
+        raise ValueError(
+            "the checkpoint holds no spaces, and to find them in its environment, a module would be imported that the checkpoint names; "
+            "continue its run for one step, which stores them"
+        )
     with contextlib.closing(make_envs(config, 1, training=False)) as envs:
         return envs.obs_space, envs.act_space
 

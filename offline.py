@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+import archives
 import console
 from envs.spaces import RESERVED, ActionCodec
 from replay import Replay, load_episode
@@ -88,6 +89,8 @@ def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space
         for number, file in enumerate(files):
             try:
                 episode = _read(file)
+            except archives.Unsafe as error:
+                raise ValueError(f"{setting} is {folder!r}, and {file} in it is not read: {error}; move that file away") from error
             except Exception as error:  # a damaged file makes its readers raise nearly anything
                 console.warn(f"left out the episode {file}, which cannot be read: {error}")
                 continue

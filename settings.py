@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
 
 FOLDER = pathlib.Path(__file__).parent
 CONFIG_FILE = FOLDER / "configs.yaml"
@@ -71,6 +72,7 @@ FIXED = re.compile(
 )
 
 PRECISIONS = ("32", "bf16")
+MOST_YAML, MOST_DEPTH = 100_000, 20  # characters, and values in each other; all settings are 6,000 and 2
 # Numbers are never negative; these have a smaller range.
 AT_LEAST = {
     **dict.fromkeys(
@@ -258,9 +260,26 @@ def _read(text: str, kind: type):
         text = text.strip().translate(str.maketrans("()", "[]"))
         text = text if text.startswith("[") else f"[{text}]"
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return _load_yaml(text)
     except (YAMLError, ValueError, KeyError):
         return text  # of the wrong type then, which the caller reports
+
+
+def _load_yaml(text: str):
+    """A value in YAML from somewhere else. Settings need no aliases, which can make a few lines stand for billions.
+
+    Raises:
+        ValueError: for a text that is too long or too deep, or has aliases.
+        YAMLError: for what is no YAML, or names types of Python.
+    """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it is longer than {MOST_YAML:,} characters")
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, (SequenceStartEvent, MappingStartEvent)) - isinstance(event, (SequenceEndEvent, MappingEndEvent))
+        if depth > MOST_DEPTH or isinstance(event, AliasEvent):
+            raise ValueError("its values are nested too deeply, or it has aliases")
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _check_range(key: str, value) -> None:
@@ -512,8 +531,9 @@ def read_yaml(path: pathlib.Path) -> dict:
         ValueError: for a damaged file.
     """
     try:
-        config = YAML(typ="safe", pure=True).load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            config = _load_yaml(file.read(MOST_YAML + 1))
+    except (YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); repair or delete it") from None
     if not isinstance(config, dict) or "task" not in config or not all(isinstance(key, str) for key in config):
         raise ValueError(f"{path} is damaged (it holds no settings); repair or delete it")
