@@ -16,6 +16,7 @@ import torch
 
 MOST_EPISODE_BYTES = 2**32  # 350,000 steps of images of 64x64x3
 MOST_VALUES, MOST_DEPTH = 1_000_000, 50  # of a checkpoint's containers
+MOST_NAME = 300  # characters
 # All that a checkpoint of this program or of dreamerv3-torch calls while it is read.
 CALLED = re.compile(r"collections OrderedDict|torch (Size|device|\w+Storage)|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)")
 CALLING = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
@@ -38,7 +39,7 @@ def check_names(names: list[str]) -> None:
     if twice:
         raise Unsafe(f"it holds {twice[0]!r:.100} more than once")
     for name in names:
-        if not name.isprintable() or "\\" in name or len(name) > 200 or name.startswith("/") or ".." in name.split("/"):
+        if not name.isprintable() or "\\" in name or len(name) > MOST_NAME or name.startswith("/") or ".." in name.split("/"):
             raise Unsafe(f"it holds the name {name!r:.100}, which is none of an array or tensor")
 
 
@@ -121,6 +122,8 @@ def check_values(tree) -> None:
         elif isinstance(value, dict):
             if vars(value).keys() - {"_metadata"} if isinstance(value, collections.OrderedDict) else ():
                 raise Unsafe("it holds a dict with attributes of its own")
+            if any(isinstance(key, str) and len(key) > MOST_NAME for key in value):
+                raise Unsafe(f"it holds a name of more than {MOST_NAME} characters")
             waiting += [(part, depth + 1) for pair in value.items() for part in pair]
             waiting += [(getattr(value, "_metadata", None), depth + 1)]
         elif isinstance(value, (list, tuple)):

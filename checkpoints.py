@@ -78,8 +78,9 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
     missing = (RUN if "version" in entries else AGENT) - entries
     if missing:
         raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}. {way_out}")
-    if str(checkpoint.get("version", VERSION)) != str(VERSION):
-        raise ValueError(f"{path} has format version {checkpoint['version']}, this program reads {VERSION}; update hDreamer")
+    version = checkpoint.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"{path} has format version {' '.join(str(version).split()):.50}, this program reads {VERSION}; update hDreamer")
     return checkpoint
 
 

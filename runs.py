@@ -323,7 +323,7 @@ def stored_config(logdir: pathlib.Path) -> dict:
     if (logdir / "config.yaml").exists():
         return settings.read_yaml(logdir / "config.yaml")
     stored = checkpoints.load(weights).get("config") if weights.exists() else None
-    return stored if isinstance(stored, dict) else {}
+    return stored if settings.holds_settings(stored) else {}
 
 
 def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:

@@ -229,12 +229,12 @@ class UpdateBudget:
 
 
 def pick_device(name: str) -> str:
-    """The device that the setting `device` means; auto takes a GPU where there is one.
+    """The device that the setting `device` means; auto takes a GPU where there is one. On meta there are shapes and no numbers.
 
     Raises:
         ValueError: for a device that does not exist or that this machine lacks.
     """
-    match = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:(\d+)", name)
+    match = re.fullmatch(r"(auto|cpu|mps|cuda|meta)|cuda:(\d+)", name)
     if not match:
         raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda, cuda:<number> and mps")
     gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()

@@ -1,0 +1,13 @@
+"""Long tests of what the program promises when things go wrong: `python -m benchmarks.reliability files`."""
+
+import sys
+
+from benchmarks.reliability import files
+
+PARTS = {"files": files.main}
+
+if __name__ == "__main__":
+    name, *argv = sys.argv[1:] or [""]
+    if name not in PARTS:
+        sys.exit(f"usage: python -m benchmarks.reliability {{{','.join(PARTS)}}} ...")
+    sys.exit(PARTS[name](argv))
