@@ -122,8 +122,8 @@ def check_values(tree) -> None:
         elif isinstance(value, dict):
             if vars(value).keys() - {"_metadata"} if isinstance(value, collections.OrderedDict) else ():
                 raise Unsafe("it holds a dict with attributes of its own")
-            if any(isinstance(key, str) and len(key) > MOST_NAME for key in value):
-                raise Unsafe(f"it holds a name of more than {MOST_NAME} characters")
+            if any(isinstance(key, str) and (len(key) > MOST_NAME or not key.isprintable()) for key in value):
+                raise Unsafe(f"it holds a name of more than {MOST_NAME} characters, or one that cannot be printed")
             waiting += [(part, depth + 1) for pair in value.items() for part in pair]
             waiting += [(getattr(value, "_metadata", None), depth + 1)]
         elif isinstance(value, (list, tuple)):

@@ -89,9 +89,11 @@ def _way_back(path: pathlib.Path) -> str:
     if path != last_good and last_good.exists():
         try:
             before = load(last_good)
-            origin = f"from frame {before['step']:,}, update {before['updates']:,}" if "version" in before else "dreamerv3-torch's"
+            origin = "dreamerv3-torch's"
+            if "version" in before:
+                origin = f"from frame {int(before['step']):,}, update {int(before['updates']):,}"
             return f"The one before it is {origin}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
-        except ValueError:
+        except (ValueError, TypeError, OverflowError, RuntimeError):
             pass  # damaged too
     return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"
 

@@ -538,7 +538,7 @@ def _is_plain(value) -> bool:
 
 
 def _is_text(value) -> bool:
-    return type(value) is str and len(value) < 1000 and len(value.splitlines()) < 2
+    return type(value) is str and len(value) < 1000 and value.splitlines() in ([], [value])
 
 
 def read_yaml(path: pathlib.Path) -> dict:

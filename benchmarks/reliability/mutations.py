@@ -317,7 +317,17 @@ def configs(good: bytes, canary: pathlib.Path, rng: random.Random) -> bytes:
     index = rng.randrange(len(lines))
     if kind == "lines":
         name = lines[index].partition(":")[0]
-        values = [*map(str, NUMBERS[:-5]), "9" * 5000, *TRICKS[:5], "[1, [2]]", "{a: {b: 1}}", "!!binary x", "2001-99-99", "!!set {a}", "*x"]
+        values = [
+            *map(str, NUMBERS[:-5]),
+            "9" * 5000,
+            *TRICKS[:5],
+            "[1, [2]]",
+            "{a: {b: 1}}",
+            "!!binary x",
+            "2001-99-99",
+            "!!set {a}",
+            "*x",
+        ]
         values += ["0o7777777777777777777777", "1e999", ".nan", "!!float x", "!!timestamp 1", "? a", "null", "|\n  text", "0x" + "f" * 3000]
         lines[index] = f"{name}: {rng.choice(values)}"
         return "\n".join(lines).encode("utf-8", "surrogateescape")
