@@ -64,7 +64,8 @@ def updates(count: int) -> list[int]:
             collector.step(agent)
             logger.add(agent.update(), "train")
             if number % 100 == 0:
-                logger.write(number)
+                with fuzz.quiet():
+                    logger.write(number)
             if number % (count // 10) == 0:
                 gc.collect()
                 found.append(resident_bytes())
