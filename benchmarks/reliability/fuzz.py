@@ -81,7 +81,7 @@ class Fuzz:
             assert dreamer.main([*self.flags, "--steps", "120", "--logdir", str(self.good)]) == 0
         self.agent = agents.load_agent(self.good, "cpu")
         self.memory = Replay(self.agent.obs_space, self.agent.codec.size, capacity=200, streams=2, batch_size=2, batch_length=8)
-        self.config = settings.load_config(["defaults", "debug"], {"task": TASK, "device": "cpu"})
+        self.config = settings.load_config(*settings.parse_flags(self.flags))
         self.sources = {
             "checkpoint": (self.good / "latest.pt").read_bytes(),
             "episode": next(iter(sorted((self.good / "train_eps").glob("*.npz")))).read_bytes(),

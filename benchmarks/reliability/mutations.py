@@ -167,12 +167,16 @@ def doubled(depth: int, first=0) -> list:
     return first
 
 
+def doubled_dict(depth: int) -> dict:
+    """As `doubled`, of dicts."""
+    value = {}
+    for _ in range(depth):
+        value = {"a": value, "b": value}
+    return value
+
+
 def nested(depth: int) -> list:
     """A list in a list in a list."""
-    return doubled(0, []) if not depth else [nested_flat(depth)]
-
-
-def nested_flat(depth: int) -> list:
     value = []
     for _ in range(depth):
         value = [value]
@@ -192,50 +196,50 @@ def checkpoints(good: bytes, canary: pathlib.Path, rng: random.Random) -> bytes:
     tree = torch.load(io.BytesIO(good), weights_only=True)
     if kind == "tree":
         return _saved(mutate_tree(tree, lambda: rng.choice(JUNK), rng))
-    harm = rng.choice(["payload", "pickle", "bytearray", "doubled", "nested", "itself", "bomb", "sizes", "attributes", "legacy"])
+    return _harmful(tree, good, canary, rng)
+
+
+def _harmful(tree: dict, good: bytes, canary: pathlib.Path, rng: random.Random) -> bytes:
+    """A checkpoint that is made to run code, or to take all memory or time."""
     place = rng.choice(["config", "agent_state_dict", "random_state", "more", "optims_state_dict"])
-    if harm == "payload":
-        return _saved({**tree, place: Payload(canary)})
-    if harm == "pickle":
-        return pickle.dumps({**tree, place: Payload(canary)})
-    if harm == "legacy":
-        buffer = io.BytesIO()
-        torch.save({**tree, place: Payload(canary)}, buffer, _use_new_zipfile_serialization=False)
-        return buffer.getvalue()
-    if harm == "bytearray":
-        entries = members(good)
-        name = next(name for name in entries if name.endswith("data.pkl"))
-        entries[name] = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (3 * 10**10).to_bytes(5, "little") + b"\x85R."
-        return packed(list(entries.items()))
-    if harm in ("doubled", "nested"):
-        entry = doubled(40) if harm == "doubled" else [doubled_dict(40)]
-        return _saved({**tree, place: {"x": entry} if rng.random() < 0.5 else entry})
-    if harm == "itself":
+    trees = {
+        "payload": {**tree, place: Payload(canary)},
+        "doubled": {**tree, place: {"x": doubled(40)}},
+        "doubled dicts": {**tree, place: doubled_dict(40)},
+        "nested": {**tree, place: {"x": nested(200)}},
+    }
+    harm = rng.choice([*trees, "itself", "attributes", "sizes", "pickle", "legacy", "bytearray", "bomb"])
+    if harm in trees:
+        return _saved(trees[harm])
+    elif harm == "itself":
         tree[place] = {"x": tree}
-        return _saved(tree)
-    if harm == "bomb":
-        return bomb(["archive/data.pkl", "archive/data/0"], b"", 2**31)
-    if harm == "attributes":
+    elif harm == "attributes":
         tree["agent_state_dict"].get = 3
-        return _saved(tree)
-    sizes = rng.choice(["dyn_deter", "units", "dyn_stoch", "size", "envs", "batch_length", "disag_models"])
-    tree["config"][sizes] = [2**20, 2**20] if sizes == "size" else rng.choice([10**6, 10**9, 10**15])
-    if rng.random() < 0.5:
-        tree["spaces"]["observation"]["spaces"]["vector"]["shape"] = [rng.choice([10**7, 10**9, 10**13])]
+    elif harm == "sizes":
+        _enlarge(tree, rng)
+    elif harm == "pickle":
+        return pickle.dumps(trees["payload"])
+    elif harm == "legacy":
+        return _saved(trees["payload"], _use_new_zipfile_serialization=False)
+    elif harm == "bytearray":
+        thirty_gigabytes = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (3 * 10**10).to_bytes(5, "little") + b"\x85R."
+        return packed([(name, thirty_gigabytes if name.endswith(".pkl") else content) for name, content in members(good).items()])
+    elif harm == "bomb":
+        return bomb(["archive/data.pkl", "archive/data/0"], b"", 2**31)
     return _saved(tree)
 
 
-def doubled_dict(depth: int) -> dict:
-    """As `doubled`, of dicts."""
-    value = {}
-    for _ in range(depth):
-        value = {"a": value, "b": value}
-    return value
+def _enlarge(tree: dict, rng: random.Random) -> None:
+    """Settings, and perhaps a space, of an agent that no memory could hold."""
+    name = rng.choice(["dyn_deter", "units", "dyn_stoch", "size", "envs", "batch_length", "disag_models"])
+    tree["config"][name] = [2**20, 2**20] if name == "size" else rng.choice([10**6, 10**9, 10**15])
+    if rng.random() < 0.5:
+        tree["spaces"]["observation"]["spaces"]["vector"]["shape"] = [rng.choice([10**7, 10**9, 10**13])]
 
 
-def _saved(tree) -> bytes:
+def _saved(tree, **kwargs) -> bytes:
     buffer = io.BytesIO()
-    torch.save(tree, buffer)
+    torch.save(tree, buffer, **kwargs)
     return buffer.getvalue()
 
 
