@@ -271,7 +271,7 @@ class SymlogDisc:
         assert x.shape == (*self.log_probs.shape[:-1], 1), (x.shape, self.log_probs.shape)
         position = (symlog(x.float()) + self.LIMIT) * ((self.BINS - 1) / (2 * self.LIMIT))
         position = position.clamp(0, self.BINS - 1)
-        below = position.floor().long()
+        below = position.floor().long().clamp_(0, self.BINS - 1)  # NaN becomes the least integer; as a weight it stays NaN
         above = (below + 1).clamp(max=self.BINS - 1)
         weight = position - below
         pair = self.log_probs.gather(-1, torch.cat([below, above], -1))  # (..., 2)

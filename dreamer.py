@@ -22,6 +22,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 import checkpoints
 import console
 import exploration
+import nonfinite
 import offline
 import runs
 import settings
@@ -146,6 +147,8 @@ class Dreamer(nn.Module):
 
         Returns:
             scalar tensors by name.
+        Raises:
+            nonfinite.NonFinite: if losses or gradients have not been finite for many updates; none of those has changed anything.
         """
         if batch is None:
             if self._dataset is None:
@@ -160,6 +163,8 @@ class Dreamer(nn.Module):
         if self._explorer:
             metrics.update(self._explorer.update(self._wm, post, data, self.updates))
         self.updates += 1
+        if self.updates % nonfinite.LOOK_EVERY == 0:
+            nonfinite.check(self, batch)
         return metrics
 
     @torch.no_grad()
@@ -362,6 +367,9 @@ class Training(Run):
         self.prefill()
         self.pretrain()
         self.train()
+
+    def end(self) -> None:
+        """Writes the open episodes, cut off."""
         self.collector.close_episodes()
 
     def prefill(self) -> None:
@@ -522,7 +530,13 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
         except KeyboardInterrupt:
             print("Stopped before the run began.", file=sys.stderr)
             return 130
-        training.run()
+        try:
+            training.run()
+        except nonfinite.NonFinite as error:
+            if debug:
+                raise
+            print(f"error: {error} None of these updates has changed the weights. Their last batch: {error.path}", file=sys.stderr)
+            return 1
         console.say(how_to_continue(training, presets, flags))
         if unsaved := training.disk.unsaved():
             print(

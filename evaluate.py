@@ -143,11 +143,12 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
 # The command
 
 
-def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool) -> list[Finished]:
-    """Plays episodes in `count` environments of the task that the agent was trained on."""
+def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool) -> tuple[list[Finished], dict[str, float]]:
+    """Plays episodes in `count` environments of the task that the agent was trained on; the suite's own scores of them come along."""
     with contextlib.closing(make_envs(agent._config, count, training=False)) as envs:
         agent.act_in(envs.act_space)
-        return play_episodes(agent, envs, episodes, seed, sample=sample)
+        played = play_episodes(agent, envs, episodes, seed, sample=sample)
+        return played, envs.scores([episode.sums for episode in played])
 
 
 def record_video(agent: Dreamer, path: pathlib.Path, steps: int, seed: int, sample: bool) -> int:
@@ -197,14 +198,15 @@ def run(options: argparse.Namespace) -> None:
     }
     if options.episodes:
         torch.manual_seed(options.seed)
-        episodes = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, options.sample)
+        episodes, scores = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, options.sample)
         summary = summarise(episodes)
         # An agent of recorded episodes has collected no frames.
         when = f"frame {about['frame']:,}" if about["frame"] else f"update {about['updates']:,}"
-        console.say(console.table(f"{about['task']} at {when}, {len(episodes)} episodes", as_rows(summary)))
+        rows = as_rows(summary) + [(name, f"{score:.4g}") for name, score in scores.items()]
+        console.say(console.table(f"{about['task']} at {when}, {len(episodes)} episodes", rows))
         if options.json:
-            rows = [episode.metrics for episode in episodes]
-            options.json.write_text(json.dumps({**about, "summary": summary, "episodes": rows}, indent=1) + "\n")
+            written = {**about, "summary": summary, "scores": scores, "episodes": [episode.metrics for episode in episodes]}
+            options.json.write_text(json.dumps(written, indent=1) + "\n")
     if options.video:
         steps = record_video(agent, options.video, options.video_steps, options.seed, options.sample)
         console.say(f"{options.video}: {steps} steps")

@@ -386,7 +386,8 @@ class RSSM(nn.Module):
         for level in self.levels.values():
             # A sum and no product of matrices, which autocast would form in bfloat16, where only integers up to 256 are exact.
             classes = (state["stoch" + level.suffix].detach() * torch.arange(level.discrete)).sum(-1)  # (..., S)
-            parts.append(classes.long() + torch.arange(start, start + level.size, level.discrete))
+            classes = classes.long().clamp_(0, level.discrete - 1)  # of NaN, which becomes the least integer, and goes on in logits alone
+            parts.append(classes + torch.arange(start, start + level.size, level.discrete))
             start += level.size
         return lookup.Ones(parts[0] if len(parts) == 1 else torch.cat(parts, -1), self.stoch_size)
 

@@ -14,6 +14,7 @@ import torch
 
 import checkpoints
 import console
+import nonfinite
 import offline
 import settings
 import tools
@@ -21,6 +22,7 @@ import writers
 from collect import play_episodes
 from disk import Disk
 from envs import EnvBatch, make_envs
+from lock import Lock
 
 
 class Run:
@@ -40,10 +42,20 @@ class Run:
     def __init__(self, config: settings.Config):
         self.config = config = copy.deepcopy(config)
         offline.check_settings(config)
-        changes = []
+        with contextlib.ExitStack() as opened:  # closes lock and environments if anything after them fails
+            changes = self._settle_in(opened)
+            self.open(opened)
+            self._take_up(changes, opened)
+            self._opened = opened.pop_all()
+
+    def _settle_in(self, opened: contextlib.ExitStack) -> list[tuple[str, str, str]]:
+        """Locks the folder, if it exists, and sets up this process; returns the settings that change in the run that is there."""
+        config, changes, self.lock = self.config, [], None
         if config.logdir:
             self.logdir = pathlib.Path(config.logdir).expanduser()
             config.logdir = str(self.logdir)
+            if self.logdir.is_dir():
+                self._lock(opened)
             changes = settings.changes_of_run(stored_config(self.logdir), config, self.logdir)
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
@@ -52,10 +64,13 @@ class Run:
         tools.keep_freed_memory()
         tools.allow_tf32()
         self.stop = tools.StopSignal()
-        with contextlib.ExitStack() as opened:  # closes the environments if anything after them fails
-            self.open(opened)
-            self._take_up(changes)
-            self._opened = opened.pop_all()
+        return changes
+
+    def _lock(self, opened: contextlib.ExitStack) -> None:
+        try:
+            self.lock = opened.enter_context(contextlib.closing(Lock(self.logdir)))
+        except OSError as error:
+            raise cannot_write(error) from error
 
     def open(self, opened: contextlib.ExitStack) -> None:
         """Makes `agent`, `replay` and `eval_envs`; `opened` closes what must be closed. Nothing is written yet."""
@@ -84,7 +99,7 @@ class Run:
         count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
         return opened.enter_context(contextlib.closing(make_envs(config, count, training=False))) if count else None
 
-    def _take_up(self, changes: list[tuple[str, str, str]]) -> None:
+    def _take_up(self, changes: list[tuple[str, str, str]], opened: contextlib.ExitStack) -> None:
         """Everything around the agent, with what the logdir holds; its settings change by `changes`."""
         config = self.config
         self.step, self.last_eval, self.saved = 0, 0, None
@@ -92,6 +107,8 @@ class Run:
         checkpoint, found = self.take_up_agent()
         self.logdir = open_logdir(config)
         config.logdir = str(self.logdir)
+        if self.lock is None:
+            self._lock(opened)
         console.say(self.summary())
         if self.origin:
             self._report(checkpoint, found)
@@ -136,10 +153,29 @@ class Run:
         return about + ("\n" + console.table("Settings that differ from the defaults", _arrows(differing)) if differing else "")
 
     def run(self) -> None:
-        """Trains until the end, or until it is told to stop; saves everything then."""
+        """Trains until the end, or until it is told to stop; saves everything then, and what can be saved if something fails."""
         with self.stop, contextlib.closing(self):
-            self.learn()
+            try:
+                self.learn()
+            except BaseException as error:
+                self.rescue(error)
+                raise
+            self.end()
             self.save()
+
+    def end(self) -> None:
+        """Finishes what is open when learning has ended."""
+
+    def rescue(self, error: BaseException) -> None:
+        """Saves what can be saved after an error; the checkpoint only if the weights are worth it."""
+        try:
+            if isinstance(error, nonfinite.NonFinite):
+                error.path = nonfinite.write_batch(error.batch, self.logdir, self.agent.updates)
+            self.end()
+            if nonfinite.weights_are_finite(self.agent):
+                self.save()
+        except Exception as another:  # the first error is the one to be seen
+            console.warn(f"not everything could be saved: {another}")
 
     def rates(self) -> dict[str, int]:
         """Counters whose rates are logged."""
@@ -293,8 +329,12 @@ def open_logdir(config: settings.Config) -> pathlib.Path:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write into the folder of the run: {error}; give another one with --logdir") from error
+        raise cannot_write(error) from error
     return logdir
+
+
+def cannot_write(error: OSError) -> ValueError:
+    return ValueError(f"cannot write into the folder of the run: {error}; give another one with --logdir")
 
 
 def keep_original(path: pathlib.Path) -> pathlib.Path:

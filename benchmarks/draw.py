@@ -5,6 +5,7 @@
 Figures go to docs/results/, tables to where docs/results.md has them, between lines `<!-- name -->` and `<!-- end -->`.
 """
 
+import argparse
 import pathlib
 import re
 import sys
@@ -18,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import compare
 import curves
-from benchmarks import learning, results, worldmodel
+from benchmarks import exploring, learning, results, worldmodel
 
 PAGE = HERE.parent / "docs" / "results.md"
 FIGURES = HERE.parent / "docs" / "results"
@@ -164,6 +165,44 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     return "\n".join(lines)
 
 
+# Which states exploring agents reach
+
+
+def exploring_results() -> dict[str, dict[int, dict]]:
+    """{variant: {seed: result}} of what is stored."""
+    found = {variant: {} for variant in exploring.VARIANTS}
+    for result in results.load("exploring"):
+        found[result["variant"]][result["seed"]] = result
+    return {variant: seeds for variant, seeds in found.items() if seeds}
+
+
+def exploring_figure(found: dict[str, dict[int, dict]]) -> Figure:
+    """Cells reached against frames, drawn as `compare.draw_seeds` says."""
+    figure, (axis,) = compare.panels(1)
+    for number, (variant, seeds) in enumerate(found.items()):
+        reached = [np.array(result["reached"], float) for result in seeds.values()]
+        steps = exploring.EVERY * np.arange(1, len(reached[0]) + 1)
+        compare.draw_seeds(axis, [curves.Curve(steps, values) for values in reached], f"C{number}", variant)
+    axis.axhline(exploring.CELLS, color="black", linestyle="--", linewidth=0.8, label="all cells")
+    axis.set(title="Grid-v0", xlabel="frames", ylabel="cells reached", xlim=(0, None))
+    axis.legend(fontsize=7)
+    return figure
+
+
+def exploring_table(found: dict[str, dict[int, dict]]) -> str:
+    """Cells that were reached and steps that were rewarded, with paired differences from flat, as Markdown."""
+    lines = ["| Plan2Explore on | cells: seeds (mean) | difference to flat, 95% | rewarded steps: seeds |", "|---|---|---|---|"]
+    for variant, seeds in found.items():
+        reached = {seed: result["reached"][-1] for seed, result in sorted(seeds.items())}
+        flat = {seed: result["reached"][-1] for seed, result in found.get("flat", {}).items()}
+        pairs = [reached[seed] - flat[seed] for seed in reached if seed in flat and variant != "flat"]
+        cells = ", ".join(map(str, reached.values()))
+        rewards = ", ".join(str(result["rewards"]) for _, result in sorted(seeds.items()))
+        name = "nothing: random actions" if variant == "random" else variant
+        lines.append(f"| {name} | {cells} (**{np.mean(list(reached.values())):.0f}**) | {results.difference(pairs, 0)} | {rewards} |")
+    return "\n".join(lines)
+
+
 # The page
 
 
@@ -181,20 +220,30 @@ def fill(page: str, tables: dict[str, str]) -> str:
     return page
 
 
-def main() -> None:
+def tables() -> dict[str, str]:
+    """Every table of the page by its name, as Markdown."""
     plan = learning.load_plan()
-    learned, modelled = learning_results(plan), worldmodel_results()
-    figures, tables = {}, {"rates": rates_table(results.load("rates"))}
-    if learned:
-        figures["learning"], tables["learning"] = learning_figure(plan, learned), learning_table(plan, learned)
-    if modelled:
-        figures["worldmodel"] = worldmodel_figure(modelled)
-        tables["worldmodel"] = "\n\n".join(worldmodel_table(name, variants) for name, variants in modelled.items())
-    PAGE.write_text(fill(PAGE.read_text(), tables))
+    return {
+        "rates": rates_table(results.load("rates")),
+        "learning": learning_table(plan, learning_results(plan)),
+        "exploring": exploring_table(exploring_results()),
+        "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in worldmodel_results().items()),
+    }
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    plan = learning.load_plan()
+    figures = {
+        "learning": learning_figure(plan, learning_results(plan)),
+        "exploring": exploring_figure(exploring_results()),
+        "worldmodel": worldmodel_figure(worldmodel_results()),
+    }
+    PAGE.write_text(fill(PAGE.read_text(), tables()))
     FIGURES.mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=120)
-    print("\n\n".join(tables.values()) or "There are no results yet; run: python benchmarks/learning.py")
+    print("\n\n".join(tables().values()))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--installs", choices=("yes", "no"), required=True)
     parser.add_argument("--code", type=int, required=True, help="with which the command ended")
     parser.add_argument("--logdir", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--page", type=pathlib.Path, default=PAGE, help="where the table is (default: %(default)s)")
     parser.add_argument("--requirements", type=pathlib.Path, help="file with the suite's own packages")
     options = parser.parse_args(argv)
     if options.installs == "no":
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         "date": datetime.date.today().isoformat(),
         "versions": versions(options.suite, options.requirements),
     }
-    PAGE.write_text(with_row(PAGE.read_text(), row, options.order))
+    options.page.write_text(with_row(options.page.read_text(), row, options.order))
     print(f"{options.suite}: installs {options.installs}, trains {trains}")
     return 0 if works else 1
 

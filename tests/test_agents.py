@@ -15,7 +15,7 @@ import evaluate
 import exploration
 from agents import load_agent
 from collect import Finished, play_episodes
-from envs import make_envs
+from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from old_files import DATA
 
@@ -201,6 +201,14 @@ def test_the_command_prints_returns_and_writes_every_episode_and_a_video(trained
         assert film.n_frames == 12 and film.width > 200
     assert evaluate.main(flags) == 0
     assert json.loads(numbers.read_text())["episodes"] == written["episodes"]
+
+
+def test_the_score_of_a_suite_is_printed_and_written_too(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(EnvBatch, "scores", lambda self, episodes: {"score": float(len(episodes))})
+    numbers = tmp_path / "out.json"
+    assert evaluate.main(["--logdir", str(trained.logdir), "--episodes", "2", "--device", "cpu", "--json", str(numbers)]) == 0
+    assert "score" in capsys.readouterr().out
+    assert json.loads(numbers.read_text())["scores"] == {"score": 2.0}
 
 
 def test_a_video_has_a_column_for_each_view():

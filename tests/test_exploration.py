@@ -10,7 +10,9 @@ from gymnasium import spaces
 import dreamer
 import exploration
 import tools
-from dreamer import Dreamer
+from benchmarks import exploring
+from benchmarks.synthetic import Grid
+from dreamer import Dreamer, Training
 from envs.spaces import ActionCodec
 from models import Rollout
 
@@ -201,9 +203,9 @@ def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory
         "steps": 60,
     }
     dreamer.Training(tools.load_config(["defaults", "debug"], overrides)).run()
-    for steps, exploring in ((80, True), (120, True), (121, False)):
+    for steps, explores in ((80, True), (120, True), (121, False)):
         training = dreamer.Training(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
-        assert training.agent.exploring == exploring
+        assert training.agent.exploring == explores
         training.run()
 
 
@@ -263,3 +265,20 @@ def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
 def test_wrong_settings_name_what_is_allowed(settings, words):
     with pytest.raises(ValueError, match=words):
         make_agent(**settings)
+
+
+def cells_of_a_random_walk(seed: int) -> int:
+    rng, place, seen = np.random.default_rng(seed), np.zeros(2, int), {(0, 0)}
+    for step in range(exploring.STEPS):
+        if step % Grid.LENGTH == 0:
+            place = np.zeros(2, int)
+        place = (place + Grid.MOVES[rng.integers(4)]).clip(0, Grid.SIDE - 1)
+        seen.add(tuple(place))
+    return len(seen)
+
+
+def test_plan2explore_reaches_more_states_than_random_actions(tmp_path):
+    Training(exploring.config_of("flat", seed=1, logdir=str(tmp_path))).run()
+    cells, rewards = exploring.cells_reached(tmp_path / "train_eps")
+    assert len(set(cells)) > max(cells_of_a_random_walk(seed) for seed in range(20))
+    assert rewards.sum() > 0

@@ -109,8 +109,8 @@ def test_new_latents_stay_below_the_free_nats_and_nothing_reads_them():
             assert (layer.weight[:, 32 * 32 : size] == 0).all() and (layer.weight[:, : 32 * 32] != 0).any()
 
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text().split("What fits")[1].split("The loaded agent")[0]
-ROWS = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (refused)?", README, re.MULTILINE)
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text().split("What fits")[1].split("The loaded agent")[0]
+ROWS = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (refused)?", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("setting, refused", ROWS)

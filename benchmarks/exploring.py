@@ -1,0 +1,96 @@
+"""Counts the states that exploring agents reach in a sparsely rewarded grid (`Grid-v0` in synthetic.py):
+
+    python benchmarks/exploring.py                     # whatever is not done yet; the same command goes on
+    python benchmarks/exploring.py random flat --jobs 1
+
+`draw.py` draws the results. A run is dreamer.py's own, on one thread, in a folder that is deleted afterwards.
+"""
+
+import argparse
+import multiprocessing
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import tools
+from benchmarks import results
+from benchmarks.synthetic import Grid
+from dreamer import Training
+from replay import load_episode
+
+STEPS, EVERY, SEEDS = 2000, 50, range(1, 6)  # the settings were chosen on seed 0
+CELLS = Grid.SIDE**2
+
+# A small network that is soon of use. The explorer's rewards are logarithms, -4 everywhere at first: a critic with a long horizon would
+# need more updates than there are to come to their sum.
+SETTINGS = {
+    "task": "gym_benchmarks.synthetic:Grid-v0", "steps": STEPS, "prefill": 200, "pretrain": 50, "eval_every": 0, "train_ratio": 64.0,
+    "batch_size": 8, "batch_length": 16, "discount": 0.9, "model_lr": 1e-3, "actor.lr": 1e-3, "critic.lr": 1e-3,
+    "dyn_deter": 64, "dyn_hidden": 64, "units": 64, "dyn_stoch": 4, "dyn_discrete": 8,
+    "dyn_stoch_top": 2, "dyn_discrete_top": 8, "dyn_stoch_bottom": 2, "dyn_discrete_bottom": 8,
+    "expl_behavior": "plan2explore", "disag_action_cond": True, "disag_layers": 1, "disag_units": 64, "disag_models": 5,
+    "device": "cpu",
+}  # fmt: skip
+VARIANTS = {
+    "random": {"expl_behavior": "random", "train_ratio": 0.1},
+    "flat": {},
+    "two levels": {"hierarchical_mode": True},
+    "two levels, top alone": {"hierarchical_mode": True, "disag_target": "stoch_top"},
+    "two levels, bottom alone": {"hierarchical_mode": True, "disag_target": "stoch_bottom"},
+}
+
+
+def result_name(variant: str, seed: int) -> str:
+    return f"{variant.replace(',', '').replace(' ', '_')}-{seed}"
+
+
+def config_of(variant: str, **overrides):
+    return tools.load_config(["defaults", "small"], {**SETTINGS, **VARIANTS[variant], **overrides})
+
+
+def cells_reached(directory: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """The cell (row * SIDE + column) and the reward of every step in a folder of episodes of one environment, both (steps,)."""
+    episodes = [load_episode(path) for path in sorted(directory.glob("*.npz"))]
+    seen = np.concatenate([episode["vector"] for episode in episodes])
+    cells = seen[:, : Grid.SIDE].argmax(1) * Grid.SIDE + seen[:, Grid.SIDE :].argmax(1)
+    return cells, np.concatenate([episode["reward"] for episode in episodes])
+
+
+def run_one(variant: str, seed: int) -> None:
+    """Trains one agent and stores how many cells it had reached by when, and how often it was rewarded."""
+    torch.set_num_threads(1)
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        Training(config_of(variant, seed=seed, logdir=f"{folder}/run")).run()
+        cells, rewards = cells_reached(pathlib.Path(folder, "run", "train_eps"))
+    reached = [len(set(cells[:steps])) for steps in range(EVERY, STEPS + 1, EVERY)]
+    results.store("exploring", result_name(variant, seed), {
+        "variant": variant, "seed": seed, "steps": STEPS, "settings": results.differing(config_of(variant)),
+        "seconds": round(time.time() - start), "every": EVERY, "reached": reached, "rewards": int(rewards.sum())})  # fmt: skip
+    print(f"{variant}, seed {seed}: {reached[-1]} of {CELLS} cells, rewarded {rewards.sum():.0f} times", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(map(repr, VARIANTS))}; all if none is named")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
+    options = parser.parse_args()
+    unknown = set(options.variants) - set(VARIANTS)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))} is not among the variants; there are {', '.join(map(repr, VARIANTS))}")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    todo = [(variant, seed) for seed in SEEDS for variant in options.variants or VARIANTS]
+    todo = [run for run in todo if not results.is_done("exploring", result_name(*run), config_of(run[0]))]
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+        pool.starmap(run_one, todo, chunksize=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What happens when losses or gradients are not finite: single updates are skipped, see `models.Optimizer`; too many end the run."""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dreamer import Dreamer
+
+LIMIT = 10  # updates in a row that an optimizer may skip
+LOOK_EVERY = 10  # updates between two looks: on a GPU each look waits for it
+
+
+class NonFinite(ArithmeticError):
+    """Losses or gradients have not been finite for too long.
+
+    Args:
+        message: what is not finite, for people.
+        batch: the arrays of the last update, by name.
+    Attributes:
+        path: where the batch is kept; None until it is.
+    """
+
+    def __init__(self, message: str, batch: dict[str, np.ndarray]):
+        super().__init__(message)
+        self.batch, self.path = batch, None
+
+
+def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:
+    """Looks at the agent's optimizers.
+
+    Args:
+        batch: of the update that has just been.
+    Raises:
+        NonFinite: if one of them has skipped LIMIT updates in a row.
+    """
+    skipped = {name: int(optimizer.skipped_in_a_row) for name, optimizer in agent.optimizers().items()}
+    stuck = {name: count for name, count in skipped.items() if count >= LIMIT}
+    if stuck:
+        raise NonFinite(f"loss or gradient was not finite, {_list(stuck, 'updates in a row')}. {_findings(agent, batch)}", batch)
+
+
+def _findings(agent: "Dreamer", batch: dict[str, np.ndarray]) -> str:
+    """Which inputs, losses and weights are not finite; if no input is, their ranges."""
+    arrays = {key: np.asarray(value, np.float32) for key, value in batch.items()}
+    inputs = {key: int((~np.isfinite(value)).sum()) for key, value in arrays.items()}
+    inputs = {key: count for key, count in inputs.items() if count}
+    losses = [name for name, value in agent.model_losses(batch).items() if not value.isfinite()]
+    weights = [name for name, value in agent.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+    ranges = ", ".join(f"{key} {value.min():.4g} to {value.max():.4g}" for key, value in arrays.items())
+    return " ".join([
+        f"Inputs with NaN or infinity: {_list(inputs, 'entries')}." if inputs else f"All inputs are finite: {ranges}.",
+        f"The world model's losses that are not finite: {', '.join(losses)}." if losses else "The world model's losses are finite.",
+        f"Weights that are not finite: {', '.join(weights[:5])}." if weights else "All weights are finite.",
+    ])  # fmt: skip
+
+
+def weights_are_finite(agent: "Dreamer") -> bool:
+    """Whether the agent is worth being saved."""
+    return all(bool(value.isfinite().all()) for value in agent.state_dict().values() if value.is_floating_point())
+
+
+def write_batch(batch: dict[str, np.ndarray], logdir: pathlib.Path, updates: int) -> pathlib.Path:
+    """Keeps a batch for inspection; returns where."""
+    path = logdir / f"nonfinite_{updates}.npz"
+    np.savez_compressed(path, **batch)
+    return path
+
+
+def _list(counts: dict[str, int], unit: str) -> str:
+    return ", ".join(f"{name} ({count} {unit})" for name, count in counts.items())

@@ -1,0 +1,172 @@
+"""Every command that README and docs show. What needs nothing beyond requirements.txt is run, shortened by flags alone."""
+
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import compare
+import dreamer
+import dreamerv3_torch
+import evaluate
+import latent_report
+import record
+import run_page
+import settings
+import tools
+from benchmarks import draw
+from envs import OPTIONAL
+from old_files import DATA
+
+ROOT = settings.FOLDER
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+MAINS = {module.__name__: module.main for module in (compare, dreamer, dreamerv3_torch, evaluate, latent_report, record, run_page)}
+RUN = "logdir/20261123-072059-gym_CartPole-v1"  # the example on many pages
+
+# Flags that come after those of the page, so these hold.
+DREAMER = {
+    "prefill": 40, "pretrain": 1, "train_ratio": 2, "batch_size": 2, "batch_length": 12, "eval_every": 60, "eval_episode_num": 2,
+    "time_limit": 60, "dataset_size": 1000, "dyn_deter": 16, "dyn_hidden": 16, "units": 16, "encoder.cnn_depth": 2,
+    "decoder.cnn_depth": 2, "encoder.mlp_units": 16, "decoder.mlp_units": 16, "device": "cpu",
+}  # fmt: skip
+OFFLINE = {"eval_every": 2, "steps": 4}
+SHORT = {"record": ["--episodes", "2"], "evaluate": ["--episodes", "1", "--video_steps", "12"], "latent_report": ["--steps", "400"]}
+
+
+def documented(page: str) -> list[tuple[str, bool]]:
+    """The command lines of a page in order, without comments behind them, each with whether the page says that it is refused."""
+    found = re.findall(r"^    ((?:python|pip|tensorboard|mkdir|\.ci/).*)$(\n*    error: )?", PAGES[page], re.MULTILINE)
+    return [(re.sub(r"\s+#.*", "", command).strip(), bool(error)) for command, error in found]
+
+
+EVERY = [command for page in PAGES for command, _ in documented(page)]
+
+
+def script_of(command: str) -> str:
+    """The script that a command runs, without .py; empty for other programs."""
+    return command.split()[1].removesuffix(".py") if command.startswith("python ") else ""
+
+
+def suite_of(command: str) -> str:
+    return (re.search(r"--task ([a-z]*)", command) or ["", ""])[1]
+
+
+def shortened(command: str) -> list[str]:
+    """The arguments of a command of one of MAINS, for the least that it can do."""
+    words = shlex.split(command)[2:]
+    script = script_of(command)
+    if script == "record" and "--steps" in words:
+        return [*words, "--steps", "60"]
+    if script != "dreamer":
+        return words + SHORT.get(script, [])
+    logdir = words[words.index("--logdir") + 1] if "--logdir" in words else "new"
+    goes_on = pathlib.Path(logdir, "latest.pt").exists()
+    flags = {**DREAMER, "steps": 150 if goes_on else 90}
+    if "--offline_traindir" in words:
+        flags |= OFFLINE
+    if "--eval_episode_num" in words:
+        del flags["eval_episode_num"]
+    return words + [text for key, value in flags.items() for text in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> pathlib.Path:
+    """A folder with the runs and recordings that the pages speak of."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for logdir, presets, task in [
+            (RUN, "small hdreamer", "gym_CartPole-v1"),
+            ("logdir/flat", "small", "gym_CartPole-v1"),
+            ("logdir/pong", "hdreamer", "atari_pong"),
+            ("logdir/flat_pong", "", "atari_pong"),
+        ]:
+            command = f"python dreamer.py --configs defaults {presets} --task {task} --logdir {logdir}"
+            assert dreamer.main(shortened(command)) == 0
+        shutil.copytree("logdir/flat_pong/train_eps", "logdir/old_pong/train_eps")
+        assert dreamerv3_torch.main(["logdir/flat_pong/latest.pt", "logdir/old_pong/latest.pt"]) == 0
+        for name, seed in (("recorded", 0), ("held_out", 1)):
+            assert record.main(shortened(f"python record.py --task gym_CartPole-v1 --episodes 9 --seed {seed} --out {name}")) == 0
+    for name in ("run", "learning/two_levels-0"):
+        shutil.copytree(folder / RUN, folder / "logdir" / name)
+    (folder / "logdir" / "old_pong" / "metrics.jsonl").write_text(json.dumps({"step": 84, "eval_return": -20.0}) + "\n")
+    shutil.copytree(DATA / "atari", folder / "tests" / "data" / "dreamerv3_torch" / "atari")
+    module = PAGES["your_environment.md"].split("```python\n")[1].split("```")[0]
+    (folder / "my_walk.py").write_text(module)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(script_of(command) in MAINS for command, _ in documented(page))])
+def test_the_commands_of_a_page_do_what_it_says(page, workplace, tmp_path, monkeypatch, capsys):
+    shutil.copytree(workplace, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for command, refused in documented(page):
+        if command.startswith("mkdir"):
+            subprocess.run(command, shell=True, check=True)
+        elif script_of(command) in MAINS and suite_of(command) not in OPTIONAL and "wandb" not in command:
+            code = MAINS[script_of(command)](shortened(command))
+            assert code == (2 if refused else 0), f"{command}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("command", sorted({command for command in EVERY if script_of(command) == "dreamer"}))
+def test_a_training_command_has_settings_that_exist(command):
+    config = tools.load_config(*settings.parse_flags(shlex.split(command)[2:]))
+    assert config.task.startswith(suite_of(command))
+
+
+def test_every_optional_suite_of_the_pages_is_tried_by_the_script_for_suites():
+    trials = (ROOT / ".ci" / "suites").read_text()
+    suites = {suite_of(command) for command in EVERY} & set(OPTIONAL)
+    assert suites == set(OPTIONAL)
+    for suite in suites:
+        assert f"--task {suite}_" in trials, suite
+
+
+def test_every_requirements_file_that_a_page_installs_exists():
+    files = [word for command in EVERY if command.startswith("pip") for word in command.split() if word.endswith(".txt")]
+    assert len(files) > 8
+    assert not [file for file in files if not (ROOT / file).exists()]
+
+
+@pytest.mark.parametrize("command", sorted({command for command in EVERY if script_of(command).startswith("benchmarks/")}))
+def test_an_experiment_of_the_pages_has_these_flags(command):
+    words = shlex.split(command)
+    result = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    for flag in (word for word in words if word.startswith("--")):
+        assert flag in result.stdout, flag
+
+
+def test_the_tables_of_results_are_those_of_the_stored_results():
+    assert draw.fill(PAGES["results.md"], draw.tables()) == PAGES["results.md"]
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    lines = PAGES["README.md"].split("In Python:\n")[1].splitlines()
+    code = "\n".join(line[4:] for line in lines[1 : next(n for n, line in enumerate(lines[1:], 1) if line and not line.startswith("    "))])
+    small = {key: value for key, value in DREAMER.items() if key.startswith(("dyn", "units", "encoder", "decoder", "device"))}
+    load_config = tools.load_config
+    monkeypatch.setattr(tools, "load_config", lambda names, overrides: load_config(names, {**overrides, **small}))
+    monkeypatch.chdir(tmp_path)
+    before, after = code.split("agent.load_state_dict", 1)
+    scope = {}
+    exec(before, scope)
+    torch.save(scope["agent"].checkpoint(), "latest.pt")
+    rng = np.random.default_rng(0)
+    scope["batch"] = {
+        "image": rng.integers(256, size=(2, 3, 64, 64, 3), dtype=np.uint8),
+        "action": np.eye(scope["agent"].codec.size, dtype=np.float32)[rng.integers(scope["agent"].codec.size, size=(2, 3))],
+        "reward": np.zeros((2, 3), np.float32), "is_first": np.zeros((2, 3), bool), "is_terminal": np.zeros((2, 3), bool),
+    }  # fmt: skip
+    exec(f"agent.load_state_dict{after}", scope)
+    scope["envs"].close()
+    assert scope["metrics"]["model_loss"].isfinite()
