@@ -538,14 +538,19 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print(f"error: {error} None of these updates has changed the weights. Their last batch: {error.path}", file=sys.stderr)
             return 1
         console.say(how_to_continue(training, presets, flags))
-        if unsaved := training.disk.unsaved():
-            print(
-                f"error: not everything could be written to {training.logdir}: {unsaved}; {free_space(training.logdir)}. What "
-                "was written before stays good",
-                file=sys.stderr,
-            )
-            return 1
-        return 0
+        return tell_unsaved(training)
+
+
+def tell_unsaved(training: Run) -> int:
+    """Says what could not be written until the end, if anything; returns the exit code."""
+    if unsaved := training.disk.unsaved():
+        print(
+            f"error: not everything could be written to {training.logdir}: {unsaved}; {free_space(training.logdir)}. What was "
+            "written before stays good",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 def how_to_continue(training: Run, presets: list[str], flags: dict) -> str:
