@@ -9,6 +9,7 @@ Shapes: N environments, T steps.
 """
 
 import contextlib
+import copy
 import os
 
 import numpy as np
@@ -44,22 +45,44 @@ def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, 
     file = checkpoints.locate(os.fspath(path))
     checkpoint = checkpoints.load(file, "Give the folder of a run that dreamer.py has trained, or a checkpoint in it")
     stored = checkpoint.get("config")
-    if not isinstance(stored, dict):
+    if not settings.holds_settings(stored):
         raise ValueError(
             f"{file} holds no settings, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
             f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}"
         )
     config = settings.load_config(overrides={**settings.flatten(stored), "device": device, "compile": False})
-    agent = Dreamer(*_spaces(checkpoint, config), config)
+    spaces = _spaces(checkpoint, config)
+    _check_size(spaces, config, checkpoint["agent_state_dict"])
+    agent = Dreamer(*spaces, config)
     agent.load_state_dict(checkpoint["agent_state_dict"])
     agent.exploring, agent.updates = False, int(checkpoint.get("updates", 0))
     return agent, checkpoint
+
+
+def _check_size(spaces: tuple, config: settings.Config, weights: dict) -> None:
+    """Raises ValueError if the settings in a file mean an agent far larger than the weights in it; it would take all memory."""
+    config = copy.deepcopy(config)
+    config.device = "meta"
+    try:
+        with torch.device("meta"):
+            agent = Dreamer(*spaces, config)
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"the settings in the checkpoint mean no agent ({str(error).splitlines()[0]}); it is damaged") from error
+    needed = sum(tensor.numel() for tensor in agent.state_dict().values())
+    held = sum(tensor.numel() for tensor in weights.values() if torch.is_tensor(tensor)) if isinstance(weights, dict) else 0
+    if needed > 2 * held:
+        raise ValueError(f"the settings in the checkpoint mean an agent of {needed:,} numbers, and it holds {held:,}; it is damaged")
 
 
 def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
     """Observation and action space; checkpoints of the first versions do not hold them, their environment does."""
     if isinstance(stored := checkpoint.get("spaces"), dict):
         return space_of(stored.get("observation")), space_of(stored.get("action"))
+    if config.get("import") or ":" in config.task:
+        raise ValueError(
+            "the checkpoint holds no spaces, and to find them in its environment, a module would be imported that the checkpoint names; "
+            "continue its run for one step, which stores them"
+        )
     with contextlib.closing(make_envs(config, 1, training=False)) as envs:
         return envs.obs_space, envs.act_space
 

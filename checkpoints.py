@@ -1,14 +1,13 @@
 """Checkpoints on disk: written at once or not at all, read without running code."""
 
 import pathlib
-import pickle
 import random
 import shlex
-import zipfile
 
 import numpy as np
 import torch
 
+import archives
 import tools
 
 VERSION = 1
@@ -21,9 +20,18 @@ def save(path: pathlib.Path, checkpoint: dict) -> None:
     """Writes a dict of tensors and plain containers.
 
     The file under `path` is replaced only when the new one is complete, and what it held is kept beside it, see `previous`.
+
+    Raises:
+        OSError: if it cannot be written; then the files that were there stay.
     """
     with tools.replacing(path) as file:
-        torch.save({"version": VERSION, **checkpoint}, file)
+        try:
+            torch.save({"version": VERSION, **checkpoint}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # which PyTorch hides behind a position in its archive
+                raise error.__context__ from None
+            raise
+        file.flush()
         if path.exists():
             tools.link(path, previous(path))
 
@@ -58,15 +66,11 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
     """
     way_out = way_out or _way_back(path)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch.load checks no sums
-                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        archives.check_checkpoint(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged or no checkpoint at all: it holds more than tensors and plain values. {way_out}"
-        ) from error
+        archives.check_values(checkpoint)
+    except archives.Unsafe as error:
+        raise ValueError(f"the checkpoint {path} is damaged or no checkpoint at all: {error}. {way_out}") from error
     except Exception as error:  # a damaged file makes its readers raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {way_out}") from error
@@ -74,8 +78,9 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
     missing = (RUN if "version" in entries else AGENT) - entries
     if missing:
         raise ValueError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}. {way_out}")
-    if str(checkpoint.get("version", VERSION)) != str(VERSION):
-        raise ValueError(f"{path} has format version {checkpoint['version']}, this program reads {VERSION}; update hDreamer")
+    version = checkpoint.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"{path} has format version {' '.join(str(version).split()):.50}, this program reads {VERSION}; update hDreamer")
     return checkpoint
 
 
@@ -84,9 +89,11 @@ def _way_back(path: pathlib.Path) -> str:
     if path != last_good and last_good.exists():
         try:
             before = load(last_good)
-            origin = f"from frame {before['step']:,}, update {before['updates']:,}" if "version" in before else "dreamerv3-torch's"
+            origin = "dreamerv3-torch's"
+            if "version" in before:
+                origin = f"from frame {int(before['step']):,}, update {int(before['updates']):,}"
             return f"The one before it is {origin}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
-        except ValueError:
+        except (ValueError, TypeError, OverflowError, RuntimeError):
             pass  # damaged too
     return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"
 

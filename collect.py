@@ -7,6 +7,7 @@ import numpy as np
 
 import console
 import tools
+from disk import Disk
 from envs import EnvBatch
 from envs.spaces import ActionCodec
 from replay import Replay, save_episode
@@ -39,14 +40,24 @@ class Collector:
         envs: the environments.
         replay: where steps are stored; None to store none.
         directory: where finished episodes are written; None to write none.
+        disk: what writes them, if a failure must not end the run, see `replay.save_episode`.
         seed: of the environments.
         training: passed on to the policy, which may act differently in evaluation.
     Attributes:
         written: of which environments episodes are written, (N,) bool; all at first.
     """
 
-    def __init__(self, envs: EnvBatch, replay: Replay | None = None, directory: pathlib.Path | None = None, *, seed: int, training: bool):
-        self._envs, self._replay, self._directory, self._training = envs, replay, directory, training
+    def __init__(
+        self,
+        envs: EnvBatch,
+        replay: Replay | None = None,
+        directory: pathlib.Path | None = None,
+        disk: Disk | None = None,
+        *,
+        seed: int,
+        training: bool,
+    ):
+        self._envs, self._replay, self._directory, self._disk, self._training = envs, replay, directory, disk, training
         self.written = np.ones(envs.count, bool)
         self._begin(seed)
 
@@ -134,7 +145,7 @@ class Collector:
     def _save(self, env: int) -> None:
         episode, self._episodes[env] = self._episodes[env], []
         if episode and self.written[env]:
-            save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]})
+            save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]}, self._disk)
 
 
 def play_episodes(

@@ -60,7 +60,7 @@ def read_rows(path: pathlib.Path) -> tuple[list[dict], int]:
         try:
             row = json.loads(line)
             rows.append({**row, "step": int(row["step"])})
-        except (ValueError, TypeError, LookupError, OverflowError):
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
             continue
     return rows, len(lines) - len(rows)
 

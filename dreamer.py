@@ -29,6 +29,7 @@ import settings
 import tools
 import weights
 from collect import Collector, Finished
+from disk import free_space
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
 from envs.gym import register
@@ -36,7 +37,7 @@ from envs.spaces import ActionCodec, as_batch, describe_space
 from envs.workers import EnvironmentFailed
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
-from replay import Replay, count_stored_steps
+from replay import Replay, count_stored_steps, old_episodes
 from runs import Run
 
 
@@ -291,6 +292,7 @@ class Training(Run):
             seed=config.seed,
         )
         self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
+        self.removed_steps = 0  # agent steps of episodes whose files are gone
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
 
     def _replay_capacity(self) -> int:
@@ -317,11 +319,12 @@ class Training(Run):
         if self.origin:
             runs.take_over_episodes(self.origin.parent / "train_eps", directory)
         stored_steps = self.replay.load(directory)
-        self.step = max(self.step, count_stored_steps(directory) * self.config.action_repeat)  # frames
+        self.step = max(self.step, (count_stored_steps(directory) + self.removed_steps) * self.config.action_repeat)  # frames
         if self.step or checkpoint:
             console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
         self.missing_steps = self._missing_prefill(stored_steps)
-        self.collector = Collector(self.envs, self.replay, directory, seed=tools.train_seed(self.config.seed, self.step), training=True)
+        seed = tools.train_seed(self.config.seed, self.step)
+        self.collector = Collector(self.envs, self.replay, directory, self.disk, seed=seed, training=True)
         self.set_exploring()
 
     def _missing_prefill(self, stored_steps: int) -> int:
@@ -338,10 +341,25 @@ class Training(Run):
         return {"fps": self.step, **super().rates()}
 
     def counters(self) -> dict:
-        return {**super().counters(), "update_credit": self.budget.credit}
+        return {**super().counters(), "update_credit": self.budget.credit, "removed_steps": self.removed_steps}
+
+    def save(self) -> None:
+        if not self.config.keep_episodes:
+            self.remove_old_episodes()
+        super().save()
+
+    def remove_old_episodes(self) -> None:
+        """Removes the files of episodes that a memory of `dataset_size` steps has no room for."""
+        try:
+            for path, steps in old_episodes(self.logdir / "train_eps", self.config.dataset_size):
+                path.unlink()
+                self.removed_steps += steps
+        except OSError as error:
+            self.disk.warn("the folder of episodes", self.logdir, error)
 
     def restore(self, checkpoint: dict) -> None:
         super().restore(checkpoint)
+        self.removed_steps = int(checkpoint.get("removed_steps", 0))
         if not self.origin:
             self.budget.credit = checkpoint["update_credit"]
 
@@ -490,7 +508,7 @@ class OfflineTraining(Run):
 
 
 def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 for what the user can put right.
+    """Runs the command line; returns the exit code: 0, 1 if something could not be saved, or 2 for what the user can put right.
 
     Args:
         make_env: makes an environment of your own, which `--task gym_<name>` then stands for, whatever the name.
@@ -525,7 +543,19 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print(f"error: {error}", file=sys.stderr)
             return 1
         console.say(how_to_continue(training, presets, flags))
-        return 0
+        return tell_unsaved(training)
+
+
+def tell_unsaved(training: Run) -> int:
+    """Says what could not be written until the end, if anything; returns the exit code."""
+    if unsaved := training.disk.unsaved():
+        print(
+            f"error: not everything could be written to {training.logdir}: {unsaved}; {free_space(training.logdir)}. What was "
+            "written before stays good",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 def how_to_continue(training: Run, presets: list[str], flags: dict) -> str:
@@ -533,7 +563,8 @@ def how_to_continue(training: Run, presets: list[str], flags: dict) -> str:
     flags = {**flags, "logdir": str(training.logdir)}
     flags.pop("from_checkpoint", None)  # the folder has all of it now
     if training.clock < training.config.steps:
-        ended = f"Stopped at {training.unit} {training.clock:,}, everything is saved. To continue:"
+        saved = "but not everything could be saved" if training.disk.unsaved() else "everything is saved"
+        ended = f"Stopped at {training.unit} {training.clock:,}, {saved}. To continue:"
     else:
         ended = f"Finished at {training.unit} {training.clock:,}. To train on, with more steps:"
         flags["steps"] = str(2 * training.config.steps)

@@ -12,12 +12,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+import archives
 import console
 from envs.spaces import RESERVED, ActionCodec
 from replay import Replay, load_episode
 
 HELD_OUT_BATCHES = 20  # that are measured at most
 NEEDED = ("action", "reward", "is_first", "is_terminal")
+LARGEST = 1e12  # number that is learned from; float32 has squares up to 3e38, and sums of squares are formed
 
 Episode = dict[str, np.ndarray]
 
@@ -88,6 +90,8 @@ def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space
         for number, file in enumerate(files):
             try:
                 episode = _read(file)
+            except archives.Unsafe as error:
+                raise ValueError(f"{setting} is {folder!r}, and {file} in it is not read: {error}; move that file away") from error
             except Exception as error:  # a damaged file makes its readers raise nearly anything
                 console.warn(f"left out the episode {file}, which cannot be read: {error}")
                 continue
@@ -195,9 +199,11 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
         wanted, dimensions = ("(L, A), one-hot for discrete actions", 2) if key == "action" else ("(L,)", 1)
         if episode[key].ndim != dimensions:
             raise ValueError(f"{file}: {key} has shape {episode[key].shape}; wanted is {wanted}")
-    for key in (*obs_space.spaces, "action", "reward"):
-        if key in episode and episode[key].dtype.kind == "f" and not np.isfinite(episode[key]).all():
-            raise ValueError(f"{file}: {key} has NaN or infinite values; move that file away")
+    for key in {*obs_space.spaces, *NEEDED} & episode.keys():
+        if episode[key].dtype.kind not in "fiub":
+            raise ValueError(f"{file}: {key} is {episode[key].dtype}; wanted are numbers")
+        if episode[key].dtype.kind == "f" and not (np.abs(episode[key]) <= LARGEST).all():
+            raise ValueError(f"{file}: {key} has NaN, infinite values, or numbers beyond {LARGEST:g}; move that file away")
 
 
 def _actions(actions: np.ndarray, dist: str, folder: pathlib.Path) -> gymnasium.Space:

@@ -2,18 +2,31 @@
 
 import copy
 import datetime
+import io
 import mmap
 import pathlib
 import uuid
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
 
+import archives
 import console
 import tools
+from disk import Disk
 
 FLAGS = ("is_first", "is_last", "is_terminal")
+
+
+def _unless_damaged(read: Callable, path: pathlib.Path, *args):
+    """What `read` returns; None, with a warning, where it fails."""
+    try:
+        return read(path, *args)
+    except Exception as error:  # a damaged file makes its readers raise nearly anything
+        console.warn(f"skipped the episode {path}, which cannot be read: {' '.join(str(error).split())}")
+        return None
 
 
 class Replay:
@@ -154,35 +167,50 @@ class Replay:
     def load(self, directory: pathlib.Path) -> int:
         """Appends the newest episodes on disk that fit, oldest first; damaged files are named, counted and skipped.
 
+        Only one of them is in memory beside this one at a time.
+
         Returns:
             agent steps loaded; the first observation of an episode is not a step.
         """
-        episodes, room, skipped = [], self.capacity, 0
+        chosen, loaded, room, skipped = [], [], self.capacity, 0
         for path in sorted(directory.glob("*.npz"), reverse=True):
             if room <= 0:
                 break
-            try:
-                episode = load_episode(path)
-                missing = self._arrays.keys() - episode.keys()
-                if missing:
-                    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-                for key, array in self._arrays.items():
-                    if episode[key].shape[1:] != array.shape[2:]:
-                        raise ValueError(f"{key} has shape {episode[key].shape[1:]}, expected {array.shape[2:]}")
-            except Exception as error:  # a damaged file makes its readers raise nearly anything
-                console.warn(f"skipped the episode {path}, which cannot be read: {error}")
+            if length := _unless_damaged(self._length_of, path):
+                chosen.append(path)
+                room -= length
+            else:
                 skipped += 1
-                continue
-            episodes.append(episode)
-            room -= len(episode["reward"])
+        for path in reversed(chosen):
+            if episode := _unless_damaged(load_episode, path, self._arrays.keys()):
+                self.add_episode(episode)
+                loaded.append(len(episode["reward"]))
+            else:
+                skipped += 1
         if skipped:
             console.warn(
-                f"skipped {skipped} damaged episode{'s' if skipped > 1 else ''}, loaded {len(episodes)}; training goes on "
+                f"skipped {skipped} damaged episode{'s' if skipped > 1 else ''}, loaded {len(loaded)}; training goes on "
                 "without what they held"
             )
-        for episode in reversed(episodes):
-            self.add_episode(episode)
-        return sum(len(episode["reward"]) - 1 for episode in episodes)
+        return sum(loaded) - len(loaded)
+
+    def _length_of(self, path: pathlib.Path) -> int:
+        """Length of an episode on disk.
+
+        Raises:
+            Exception: nearly anything, if it cannot be added to this memory.
+        """
+        length, headers = episode_headers(path)
+        missing = self._arrays.keys() - headers.keys() - {"is_last"}
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        for key, array in self._arrays.items():
+            shape, dtype = headers.get(key, archives.Header((length,), np.dtype(bool)))
+            if shape[1:] != array.shape[2:]:
+                raise ValueError(f"{key} has shape {shape[1:]}, expected {array.shape[2:]}")
+            if dtype.kind not in "biuf" or (array.dtype == np.uint8) != (dtype == np.uint8 and len(shape) == 4):
+                raise ValueError(f"{key} is {dtype}, expected {array.dtype}")
+        return length
 
 
 def _own_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -194,34 +222,78 @@ def _own_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
 
 
-def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray]) -> pathlib.Path:
-    """Writes an episode, arrays (L, ...), as {timestamp}-{uuid}-{L}.npz; the file appears under its name only when complete."""
-    directory.mkdir(parents=True, exist_ok=True)
+def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray], disk: Disk | None = None) -> pathlib.Path:
+    """Writes an episode, arrays (L, ...), as {timestamp}-{uuid}-{L}.npz; the file appears under its name only when complete.
+
+    Args:
+        disk: tries again later what it cannot write now; without one, that is an error.
+    """
     time = datetime.datetime.now().strftime("%Y%m%dT%H%M%S%f")
     path = directory / f"{time}-{uuid.uuid4().hex}-{len(episode['reward'])}.npz"
-    with tools.replacing(path) as file:
-        np.savez_compressed(file, **episode, discount=1.0 - episode["is_terminal"].astype(np.float32))
+    content = io.BytesIO()
+    np.savez_compressed(content, **episode, discount=1.0 - episode["is_terminal"].astype(np.float32))
+    if disk:
+        disk.write("episodes", path, content.getvalue())
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tools.replacing(path) as file:
+            file.write(content.getbuffer())
     return path
 
 
-def load_episode(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads an episode; the last flag, which files of dreamerv3-torch lack, is set on the last step."""
-    with np.load(path, allow_pickle=False) as file:
-        episode = {key: file[key] for key in file.files}
-    if "reward" not in episode:
-        raise ValueError(f"it lacks reward; it has {', '.join(sorted(episode)) or 'nothing'}")
-    length = len(episode["reward"])
-    if any(len(value) != length for value in episode.values()):
+def episode_headers(path: pathlib.Path) -> tuple[int, dict[str, archives.Header]]:
+    """Length L of an episode, and the headers of its arrays (L, ...) by name; nothing else of the file is read.
+
+    Raises:
+        archives.Unsafe: for a file that must not be read, see `archives.npz_headers`.
+        Exception: nearly anything, for a damaged one.
+    """
+    headers = archives.npz_headers(path)
+    if "reward" not in headers:
+        raise ValueError(f"it lacks reward; it has {', '.join(sorted(headers)) or 'nothing'}")
+    length = headers["reward"].shape[:1]
+    if any(header.shape[:1] != length for header in headers.values()):
         raise ValueError("its arrays differ in length")
+    if not length or not length[0]:
+        raise ValueError("it has no steps")
+    return length[0], headers
+
+
+def load_episode(path: pathlib.Path, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Reads an episode; the last flag, which files of dreamerv3-torch lack, is set on the last step.
+
+    Args:
+        keys: the arrays that are read; all if not given.
+    Raises:
+        As `episode_headers`.
+    """
+    length, headers = episode_headers(path)
+    with np.load(path, allow_pickle=False) as file:
+        episode = {key: file[key] for key in headers if keys is None or key in keys}
     if "is_last" not in episode:
         episode["is_last"] = np.arange(length) == length - 1
     return episode
 
 
+def stored_steps(directory: pathlib.Path) -> dict[pathlib.Path, int]:
+    """Agent steps of every episode on disk, oldest first, from their names; the first observation of an episode is not a step."""
+    lengths = {path: path.stem.rpartition("-")[-1] for path in sorted(directory.glob("*-*-*.npz"))}
+    return {path: int(length) - 1 for path, length in lengths.items() if length.isdecimal()}
+
+
 def count_stored_steps(directory: pathlib.Path) -> int:
-    """Agent steps in all episodes on disk, from their names; the first observation of an episode is not a step."""
-    lengths = [path.stem.rpartition("-")[-1] for path in directory.glob("*-*-*.npz")]
-    return sum(int(length) - 1 for length in lengths if length.isdecimal())
+    """Agent steps in all episodes on disk."""
+    return sum(stored_steps(directory).values())
+
+
+def old_episodes(directory: pathlib.Path, capacity: int) -> list[tuple[pathlib.Path, int]]:
+    """Episodes that a memory of this capacity would not load, since newer ones fill it, and their agent steps; the newest first."""
+    old, room = [], capacity
+    for path, steps in reversed(stored_steps(directory).items()):
+        if room <= 0:
+            old.append((path, steps))
+        room -= steps + 1
+    return old
 
 
 def available_memory() -> int | None:

@@ -8,7 +8,6 @@ writes report/index.html into its folder. The page needs no server and nothing f
 import argparse
 import datetime
 import html
-import os
 import pathlib
 import re
 import sys
@@ -20,6 +19,7 @@ import console
 import curves
 import pages
 import settings
+import tools
 from curves import Curve
 
 SECONDS_BETWEEN_PAGES = 60.0
@@ -89,9 +89,8 @@ def write(logdir: pathlib.Path, stored: dict, training: bool = False) -> pathlib
     """
     path = logdir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page(logdir, stored, training), encoding="utf-8")
-    os.replace(partial, path)  # a browser never meets half a page
+    with tools.replacing(path) as file:  # a browser never meets half a page
+        file.write(page(logdir, stored, training).encode())
     return path
 
 

@@ -20,6 +20,7 @@ import settings
 import tools
 import writers
 from collect import play_episodes
+from disk import Disk
 from envs import EnvBatch, make_envs
 from lock import Lock
 
@@ -102,6 +103,7 @@ class Run:
         """Everything around the agent, with what the logdir holds; its settings change by `changes`."""
         config = self.config
         self.step, self.last_eval, self.saved = 0, 0, None
+        self.disk = Disk()
         checkpoint, found = self.take_up_agent()
         self.logdir = open_logdir(config)
         config.logdir = str(self.logdir)
@@ -114,7 +116,7 @@ class Run:
         self.begin(checkpoint)
         if self.origin or not checkpoint:
             self.last_eval = self.clock  # evaluations of another run do not count
-        self.logger = tools.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir))
+        self.logger = tools.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir), self.disk)
         self.should_eval = tools.Every(config.eval_every, self.last_eval)
         self.should_save = tools.Timer(config.checkpoint_every)
         self.should_log = tools.Every(config.log_every, self.clock)
@@ -219,19 +221,17 @@ class Run:
         return [*(episode.metrics for episode in episodes), self.eval_envs.scores([episode.sums for episode in episodes])]
 
     def save(self) -> None:
-        """Writes latest.pt, unless nothing has changed since the last time."""
+        """Writes latest.pt, unless nothing has changed since the last time; if that fails, it is due again."""
         if (self.step, self.agent.updates) == self.saved:
             return
-        self.saved = (self.step, self.agent.updates)
-        checkpoints.save(
-            self.logdir / "latest.pt",
-            {
-                **self.agent.checkpoint(),
-                **self.counters(),
-                "random_state": checkpoints.random_state(self.replay.next_rng),
-                "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
-            },
-        )
+        checkpoint = {
+            **self.agent.checkpoint(),
+            **self.counters(),
+            "random_state": checkpoints.random_state(self.replay.next_rng),
+            "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
+        }
+        if self.disk.attempt("the checkpoint", self.logdir, lambda: checkpoints.save(self.logdir / "latest.pt", checkpoint)):
+            self.saved = (self.step, self.agent.updates)
         self.should_save.restart()
 
     def counters(self) -> dict:
@@ -289,6 +289,7 @@ class Run:
         """Ends writers and environments."""
         self.logger.write(self.clock)
         self.logger.close()
+        self.disk.retry()
         self._opened.close()
 
 
@@ -306,7 +307,7 @@ def new_logdir(task: str) -> pathlib.Path:
     """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
     parent = pathlib.Path("logdir")
     parent.mkdir(exist_ok=True)
-    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{task.replace('/', '_')}"
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{tools.file_name(task)}"
     for number in itertools.count(1):
         logdir = parent / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
@@ -324,8 +325,10 @@ def open_logdir(config: settings.Config) -> pathlib.Path:
         logdir = pathlib.Path(config.logdir) if config.logdir else new_logdir(config.task)
         logdir.mkdir(parents=True, exist_ok=True)
         probe = logdir / ".writable"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(4096))  # a full disk still takes empty files
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(error) from error
     return logdir
@@ -361,7 +364,7 @@ def stored_config(logdir: pathlib.Path) -> dict:
     if (logdir / "config.yaml").exists():
         return settings.read_yaml(logdir / "config.yaml")
     stored = checkpoints.load(weights).get("config") if weights.exists() else None
-    return stored if isinstance(stored, dict) else {}
+    return stored if settings.holds_settings(stored) else {}
 
 
 def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:

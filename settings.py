@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
 
 FOLDER = pathlib.Path(__file__).parent
 CONFIG_FILE = FOLDER / "configs.yaml"
@@ -71,6 +72,7 @@ FIXED = re.compile(
 )
 
 PRECISIONS = ("32", "bf16")
+MOST_YAML, MOST_DEPTH = 100_000, 20  # characters, and values in each other; all settings are 6,000 and 2
 # Numbers are never negative; these have a smaller range.
 AT_LEAST = {
     **dict.fromkeys(
@@ -114,6 +116,8 @@ ABOVE_ZERO = (
 AT_MOST = {
     **dict.fromkeys(["unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction"], 1),
     **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2**31 - 1),
+    **dict.fromkeys(["dyn_rec_depth", "disag_models", "disag_layers", "encoder.mlp_layers", "decoder.mlp_layers"], 1000),
+    **{f"{head}.layers": 1000 for head in ("reward_head", "cont_head", "actor", "critic")},
 }
 
 
@@ -240,7 +244,7 @@ def _coerce(key: str, value, default):
         return value
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**1000:  # beyond, it is no float
         return float(value)
     if kind is str and type(value) in (int, float):
         return str(value)
@@ -258,9 +262,26 @@ def _read(text: str, kind: type):
         text = text.strip().translate(str.maketrans("()", "[]"))
         text = text if text.startswith("[") else f"[{text}]"
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return _load_yaml(text)
     except (YAMLError, ValueError, KeyError):
         return text  # of the wrong type then, which the caller reports
+
+
+def _load_yaml(text: str):
+    """A value in YAML from somewhere else. Settings need no aliases, which can make a few lines stand for billions.
+
+    Raises:
+        ValueError: for a text that is too long or too deep, or has aliases.
+        YAMLError: for what is no YAML, or names types of Python.
+    """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it is longer than {MOST_YAML:,} characters")
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, (SequenceStartEvent, MappingStartEvent)) - isinstance(event, (SequenceEndEvent, MappingEndEvent))
+        if depth > MOST_DEPTH or isinstance(event, AliasEvent):
+            raise ValueError("its values are nested too deeply, or it has aliases")
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _check_range(key: str, value) -> None:
@@ -280,7 +301,7 @@ def _check_range(key: str, value) -> None:
     if type(value) not in (int, float):
         return
     at_least, at_most = AT_LEAST.get(key, 0), AT_MOST.get(key, math.inf)
-    if not at_least <= value <= at_most or math.isinf(value) or (key in ABOVE_ZERO and value == 0):
+    if not at_least <= value <= at_most or value == math.inf or (key in ABOVE_ZERO and value == 0):
         lower = "above 0" if key in ABOVE_ZERO else f"at least {at_least}"
         raise ValueError(f"setting {key!r} is {value}; it must be {lower}" + (f" and at most {at_most}" if key in AT_MOST else ""))
 
@@ -475,7 +496,7 @@ def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str
     latent = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
     return [
         change
-        for change in changes(stored if isinstance(stored, dict) else {}, plain(config))
+        for change in changes(stored if holds_settings(stored) else {}, plain(config))
         if FIXED.fullmatch(change[0]) and not latent.fullmatch(change[0]) and "-" not in change[1:]
     ]
 
@@ -505,6 +526,21 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
     return found
 
 
+def holds_settings(tree) -> bool:
+    """Whether what was read is a nested dict of plain values by name, none so long that it could be no setting's."""
+    return isinstance(tree, dict) and all(_is_text(key) and (holds_settings(value) or _is_plain(value)) for key, value in tree.items())
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, float) or _is_text(value) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_text(value) -> bool:
+    return type(value) is str and len(value) < 1000 and value.splitlines() in ([], [value])
+
+
 def read_yaml(path: pathlib.Path) -> dict:
     """Settings that `write_yaml` has written.
 
@@ -512,10 +548,11 @@ def read_yaml(path: pathlib.Path) -> dict:
         ValueError: for a damaged file.
     """
     try:
-        config = YAML(typ="safe", pure=True).load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            config = _load_yaml(file.read(MOST_YAML + 1))
+    except (YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); repair or delete it") from None
-    if not isinstance(config, dict) or "task" not in config or not all(isinstance(key, str) for key in config):
+    if not holds_settings(config) or "task" not in config:
         raise ValueError(f"{path} is damaged (it holds no settings); repair or delete it")
     return config
 

@@ -29,14 +29,17 @@ class Logger:
         logdir: folder of the run.
         unit: what a step of the log is, for the console.
         more: writers beside these, see writers.py.
+        disk: what writes the files, a `disk.Disk`.
     """
 
-    def __init__(self, logdir: pathlib.Path, unit: str = "frame", more: Sequence = ()):
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, logdir: pathlib.Path, unit: str = "frame", more: Sequence = (), disk=None):
+        from disk import Disk
+        from events import EventFile
 
         self.logdir, self._unit, self._more = logdir, unit, more
         self._values = {}
-        self._writer = SummaryWriter(str(logdir), max_queue=1000)
+        self._disk = disk or Disk()
+        self._events = EventFile(logdir, self._disk)
 
     def add(self, metrics: dict, prefix: str = "") -> None:
         """Collects numbers or scalar tensors by name until the next `write`."""
@@ -48,11 +51,8 @@ class Logger:
         means = {key: _mean(values) for key, values in self._values.items()}
         self._values = {}
         if means:
-            with open(self.logdir / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, **means}) + "\n")
-            for key, value in means.items():
-                self._writer.add_scalar(key, value, step)
-            self._writer.flush()
+            self._disk.append("metrics", self.logdir / "metrics.jsonl", f"{json.dumps({'step': step, **means})}\n".encode())
+            self._events.scalars(step, means)
             console.say(console.metrics_lines(step, means, self._unit))
             for writer in self._more:
                 writer.scalars(step, means)
@@ -60,22 +60,22 @@ class Logger:
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
         """Writes a video (T, H, W, C) in [0, 1] as an animated GIF, into the logdir and TensorBoard; returns its path."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         gif = encode_gif(frames, fps)
-        path = self.logdir / "videos" / f"{name.replace('/', '_')}_{step:09d}.gif"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(gif)
-        image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif)
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        path = self.logdir / "videos" / f"{file_name(name)}_{step:09d}.gif"
+        self._disk.write("videos", path, gif)
+        self._events.video(name, gif, frames.shape[1:3], step)
         for writer in self._more:
             writer.video(name, path, step)
         return path
 
     def close(self) -> None:
-        self._writer.close()
         for writer in self._more:
             writer.close()
+
+
+def file_name(text: str) -> str:
+    """A text as a part of a file's name, which stays in its folder whatever the text."""
+    return re.sub(r"[^\w.+-]", "_", text)[:100]
 
 
 def encode_gif(frames: np.ndarray, fps: int) -> bytes:
@@ -235,12 +235,12 @@ class UpdateBudget:
 
 
 def pick_device(name: str) -> str:
-    """The device that the setting `device` means; auto takes a GPU where there is one.
+    """The device that the setting `device` means; auto takes a GPU where there is one. On meta there are shapes and no numbers.
 
     Raises:
         ValueError: for a device that does not exist or that this machine lacks.
     """
-    match = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:(\d+)", name)
+    match = re.fullmatch(r"(auto|cpu|mps|cuda|meta)|cuda:(\d+)", name)
     if not match:
         raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda, cuda:<number> and mps")
     gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()

@@ -5,6 +5,7 @@ A writer of `tools.Logger` has `scalars(step, means)`, `video(name, path, step)`
 
 import importlib
 import pathlib
+import re
 import secrets
 import types
 
@@ -64,10 +65,13 @@ class WandB:
         stored_id = logdir / "wandb_id.txt"
         if not stored_id.exists():
             stored_id.write_text(secrets.token_hex(4) + "\n")
+        run_id = stored_id.read_text().strip()
+        if not re.fullmatch(r"[\w-]{1,64}", run_id):
+            raise ValueError(f"{stored_id} holds {run_id!r:.100}, which is no id of a run; delete it to begin another one")
         try:
             self._run = self._wandb.init(
                 project=project,
-                id=stored_id.read_text().strip(),
+                id=run_id,
                 resume="allow",
                 name=logdir.resolve().name,
                 dir=str(logdir),

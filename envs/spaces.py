@@ -4,12 +4,15 @@ Observations become a flat dict of images (H, W, C) uint8 and vectors (n,) float
 one-hots for discrete parts, numbers in [-1, 1] for continuous ones.
 """
 
+import math
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
 # Keys of a step beside the observation's own.
+MOST_NUMBERS = 2**24  # of one observation or action that a file describes
 RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob")
 
 
@@ -209,9 +212,13 @@ def space_of(description: dict) -> gymnasium.Space:
             return spaces.Dict({key: space_of(part) for key, part in sizes["spaces"].items()})
         elif kind == "Box":
             dtype, shape = np.dtype(sizes["dtype"]), tuple(sizes["shape"])
+            if dtype.kind not in "biuf" or math.prod(shape) > MOST_NUMBERS:
+                raise ValueError(f"{dtype} of shape {shape} is no observation or action")
             low, high = (np.broadcast_to(np.array(sizes[key], dtype), shape) for key in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         elif kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
+            if kind == "MultiBinary" and math.prod(sizes["n"]) > MOST_NUMBERS:
+                raise ValueError(f"{sizes['n']} are too many")
             return getattr(spaces, kind)(**sizes)
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
         raise ValueError(f"{description!r:.200} describes no space ({type(error).__name__}: {error})") from error

@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import distributions as dists
 
@@ -177,3 +180,115 @@ def test_log_probabilities_keep_their_gradient_whoever_asked_first(make):
         dist.entropy()
     dist.log_prob(torch.eye(5)[:3]).sum().backward()
     assert logits.grad.abs().sum() > 0
+
+
+# Over examples that are searched for, against float64
+
+LOGITS = st.floats(-15, 15, width=32)
+VALUES = st.floats(-1e4, 1e4, width=32)
+
+
+def grids(elements, shape=st.tuples(st.integers(1, 3), st.integers(2, 6))):
+    """Arrays of float32, (N, K)."""
+    return shape.flatmap(lambda shape: arrays(np.float32, shape, elements=elements))
+
+
+@st.composite
+def pairs(draw, elements=LOGITS) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays (N, K) of one shape."""
+    first = draw(grids(elements))
+    return first, draw(arrays(np.float32, first.shape, elements=elements))
+
+
+def mixed(logits: np.ndarray, unimix: float) -> np.ndarray:
+    return (1 - unimix) * softmax(logits.astype(np.float64)) + unimix / logits.shape[-1]
+
+
+EXAMPLES = settings(max_examples=60, deadline=None)
+UNIMIX = st.sampled_from([0.0, 0.01, 0.3])
+
+
+@EXAMPLES
+@given(grids(LOGITS), UNIMIX)
+def test_categoricals_are_normalised_and_have_their_log_probabilities_mode_and_entropy(logits, unimix):
+    dist, p = dists.OneHot(torch.tensor(logits), unimix), mixed(logits, unimix)
+    np.testing.assert_allclose(dist.probs.sum(-1), 1.0, rtol=1e-5)
+    each = torch.eye(logits.shape[-1])[:, None].expand(-1, len(logits), -1)  # (K, N, K)
+    for k, onehot in enumerate(each):
+        np.testing.assert_allclose(dist.log_prob(onehot), np.log(p[:, k]), rtol=1e-4, atol=1e-5)
+    mode = dist.mode.numpy()
+    assert (mode.sum(-1) == 1).all() and ((mode == 0) | (mode == 1)).all()
+    np.testing.assert_allclose((mode * p).sum(-1), p.max(-1), rtol=1e-5)
+    entropy = dist.entropy().numpy()
+    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), rtol=1e-4, atol=1e-5)
+    assert (entropy >= -1e-6).all() and (entropy <= np.log(logits.shape[-1]) + 1e-5).all()
+
+
+@EXAMPLES
+@given(pairs(), UNIMIX)
+def test_kl_of_categoricals_is_that_of_float64_never_negative_and_nothing_to_itself(both, unimix):
+    (a, b), (p, q) = (dists.OneHot(torch.tensor(x), unimix, event_dims=2) for x in both), (mixed(x, unimix) for x in both)
+    np.testing.assert_allclose(a.kl(b), (p * np.log(p / q)).sum(), rtol=1e-3, atol=1e-4)
+    assert a.kl(b) >= -1e-5 and abs(a.kl(a)) < 1e-6
+
+
+@EXAMPLES
+@given(grids(LOGITS), UNIMIX)
+def test_samples_of_evenly_spaced_numbers_have_the_right_frequencies(logits, unimix):
+    count, p = 4000, mixed(logits, unimix)
+    dist = dists.OneHot(torch.tensor(logits).expand(count, *logits.shape), unimix)
+    even = ((torch.arange(count) + 0.5) / count)[:, None].expand(count, len(logits))
+    np.testing.assert_allclose(dist.sample(even).mean(0), p, atol=1.5 / count)  # a class has its share of the numbers, to one at each end
+
+
+@EXAMPLES
+@given(pairs(VALUES), st.floats(0.01, 100.0), st.floats(0.01, 100.0))
+def test_gaussians_have_their_log_probabilities_entropy_and_kl(both, std, other_std):
+    mean, x = (value.astype(np.float64) for value in both)
+    ours, other = dists.Normal(torch.tensor(both[0]), std), dists.Normal(torch.tensor(both[1]), other_std)
+    z = (x - mean) / std
+    expected = (-0.5 * z**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
+    np.testing.assert_allclose(ours.log_prob(torch.tensor(both[1])), expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(ours.entropy(), mean.shape[-1] * (np.log(std) + 0.5 * np.log(2 * np.pi * np.e)), rtol=1e-4, atol=1e-4)
+    kl = (np.log(other_std / std) + (std**2 + (mean - x) ** 2) / (2 * other_std**2) - 0.5).sum(-1)
+    np.testing.assert_allclose(ours.kl(other), kl, rtol=1e-3, atol=1e-3)
+    assert (ours.kl(other) >= -1e-3).all() and (ours.kl(ours) == 0).all()
+    assert (ours.log_prob(ours.mode) >= ours.log_prob(torch.tensor(both[1]))).all()
+
+
+@EXAMPLES
+@given(grids(LOGITS))
+def test_binary_values_have_their_log_probabilities_mode_and_entropy(logits):
+    dist, p = dists.Bernoulli(torch.tensor(logits)), 1 / (1 + np.exp(-logits.astype(np.float64)))
+    yes, no = dist.log_prob(torch.ones(logits.shape)), dist.log_prob(torch.zeros(logits.shape))
+    np.testing.assert_allclose(yes, np.log(p).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(no, np.log1p(-p).sum(-1), rtol=1e-4, atol=1e-5)
+    assert (np.where(dist.mode, p, 1 - p) >= 0.5 - 1e-12).all()
+    q = np.clip(1 - p, 1e-300, 1)
+    np.testing.assert_allclose(dist.entropy(), -(p * np.log(p) + q * np.log(q)).sum(-1), rtol=1e-3, atol=1e-4)
+
+
+@EXAMPLES
+@given(arrays(np.float32, (2, 255), elements=LOGITS), arrays(np.float32, (2, 1), elements=st.floats(-1e8, 1e8, width=32)))
+def test_two_hot_scalars_are_normalised_and_weigh_the_two_nearest_bins(logits, x):
+    dist, log_p = dists.SymlogDisc(torch.tensor(logits)), np.log(softmax(logits.astype(np.float64)))
+    bins = np.linspace(-20, 20, 255)
+    at_bins = [dist.log_prob(torch.full((2, 1), math.copysign(math.expm1(abs(value)), value))).exp() for value in bins]
+    np.testing.assert_allclose(torch.stack(at_bins).sum(0), 1.0, rtol=2e-3)  # float32 holds a bin's value to a part of its width
+    target = np.sign(x) * np.log1p(np.abs(x.astype(np.float64)))
+    weights = np.maximum(0.0, 1.0 - abs(bins - target) / (bins[1] - bins[0]))
+    np.testing.assert_allclose(dist.log_prob(torch.tensor(x)), (weights * log_p).sum(-1), rtol=1e-3, atol=1e-3)
+    mean = (np.exp(log_p) * bins).sum(-1, keepdims=True)
+    np.testing.assert_allclose(dist.mode, np.sign(mean) * np.expm1(np.abs(mean)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(dist.entropy(), -(np.exp(log_p) * log_p).sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@EXAMPLES
+@given(pairs(VALUES), st.booleans())
+def test_point_predictions_are_most_likely_where_they_point_and_fall_off_with_the_squared_error(both, squash):
+    loc, x = (torch.tensor(value) for value in both)
+    loc = dists.symlog(loc) if squash else loc
+    dist, wide = dists.MSE(loc, squash=squash), both[1].astype(np.float64)
+    error = (np.sign(wide) * np.log1p(np.abs(wide)) if squash else wide) - loc.double().numpy()
+    np.testing.assert_allclose(dist.log_prob(x), -(error**2).sum(-1), rtol=1e-3, atol=1e-3)
+    assert (dist.log_prob(dist.mode) >= -1e-5).all() and (dist.log_prob(dist.mode) >= dist.log_prob(x) - 1e-5).all()

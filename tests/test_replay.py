@@ -1,10 +1,17 @@
 """Replay memory and episodes on disk, with steps that can be recognised."""
 
+import pathlib
+import tempfile
+import tracemalloc
+
 import numpy as np
 import pytest
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import replay
+from benchmarks.reliability import files
 from replay import Replay, load_episode, save_episode
 
 SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (1,), np.float32)})
@@ -181,3 +188,119 @@ def test_episodes_of_the_older_program_get_their_last_flag(tmp_path):
     batch = memory.sample()
     np.testing.assert_array_equal(batch["is_last"], batch["reward"] == 3)
     assert "logprob" not in batch
+
+
+class EveryStart:
+    """In place of a generator: every step is a start, each once."""
+
+    def integers(self, high: int, size: int) -> np.ndarray:
+        assert size == high
+        return np.arange(high)
+
+
+class Lists:
+    """The memory as it is meant: each stream is a list of numbered steps, the oldest first. A step is its number and first flag."""
+
+    def __init__(self, capacity: int, streams: int):
+        self.room, self.streams, self.count = max(1, capacity // streams), [[] for _ in range(streams)], 0
+
+    def append(self, stream: int, firsts: list[bool]) -> list[float]:
+        numbers = [float(self.count + index) for index in range(len(firsts))]
+        self.count += len(firsts)
+        self.streams[stream] = (self.streams[stream] + list(zip(numbers, firsts)))[-self.room :]
+        return numbers
+
+    def windows(self, length: int) -> list[tuple[list[float], list[bool]]]:
+        """Numbers and first flags of the sequence from every step, in the order of the streams."""
+        return [
+            ([steps[(start + n) % len(steps)][0] for n in range(length)], [_begins(steps, start + n) for n in range(length)])
+            for steps in self.streams
+            for start in range(len(steps))
+        ]
+
+
+def _begins(steps: list[tuple[float, bool]], index: int) -> bool:
+    return steps[index % len(steps)][1] or index % len(steps) == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    capacity=st.integers(1, 40),
+    streams=st.integers(1, 4),
+    batch_length=st.integers(1, 30),
+    additions=st.lists(st.one_of(st.booleans(), st.integers(1, 50)), max_size=60),
+)
+def test_every_sequence_is_a_run_of_consecutive_steps_or_marked_where_it_is_not(capacity, streams, batch_length, additions):
+    """Additions are a step of every stream (true: the first of an episode), or an episode of so many steps."""
+    memory, lists = make(capacity=capacity, streams=streams, batch_length=batch_length), Lists(capacity, streams)
+    for addition in additions:
+        if isinstance(addition, bool):
+            memory.add(step([lists.append(stream, [addition])[0] for stream in range(streams)], first=addition))
+        else:
+            shortest = min(range(streams), key=lambda stream: len(lists.streams[stream]))
+            numbers = lists.append(shortest, [index == 0 for index in range(addition)])
+            memory.add_episode(episode(int(numbers[0]), addition))
+    assert len(memory) == sum(map(len, lists.streams)) <= memory.capacity == lists.room * streams
+    assert sum(array.nbytes for array in memory._arrays.values()) == memory.nbytes == 19 * memory.capacity
+    if not len(memory):
+        return
+    memory._batch_size = len(memory)
+    batch = memory.sample(EveryStart())
+    assert [(list(numbers), list(firsts)) for numbers, firsts in zip(batch["reward"], batch["is_first"])] == lists.windows(batch_length)
+    np.testing.assert_array_equal(batch["vector"][..., 0], batch["reward"])  # all arrays are of the same steps
+
+
+@settings(max_examples=30, deadline=None)
+@given(capacity=st.integers(1, 60), streams=st.integers(1, 3), lengths=st.lists(st.integers(1, 25), min_size=1, max_size=12))
+def test_episodes_on_disk_come_back_as_the_newest_ones_that_fit(capacity, streams, lengths):
+    with tempfile.TemporaryDirectory() as folder:
+        for index, length in enumerate(lengths):
+            save_episode(pathlib.Path(folder), episode(100 * index, length)).rename(f"{folder}/2026{index:04d}T000000-x-{length}.npz")
+        memory = make(capacity=capacity, streams=streams)
+        loaded = memory.load(pathlib.Path(folder))
+    newest, room = [], memory.capacity
+    for index, length in reversed(list(enumerate(lengths))):
+        if room > 0:
+            newest.append((index, length))
+        room -= length
+    assert loaded == sum(length - 1 for _, length in newest)
+    expected = Lists(capacity, streams)
+    for index, length in reversed(newest):
+        shortest = min(range(streams), key=lambda stream: len(expected.streams[stream]))
+        expected.count = 100 * index
+        expected.append(shortest, [number == 0 for number in range(length)])
+    memory._batch_size = len(memory)
+    starts = memory.sample(EveryStart())["reward"][:, 0].tolist()
+    assert starts == [number for steps in expected.streams for number, _ in steps]
+
+
+def test_memory_stays_at_its_printed_bound_over_ten_times_its_capacity():
+    space = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
+    memory = Replay(space, 2, capacity=1000, streams=2, batch_size=4, batch_length=8)
+    steps = {**step([1.0, 2.0]), "image": np.full((2, 64, 64, 3), 7, np.uint8)}
+    resident = []
+    for number in range(5000):
+        memory.add(steps)
+        if number % 50 == 49:
+            next(memory)
+        if number % 500 == 499:
+            resident.append(files.resident_bytes())
+    assert len(memory) == 1000 and sum(array.nbytes for array in memory._arrays.values()) == memory.nbytes
+    assert resident[-1] - resident[1] < 2e6  # from the second lap on; 12 MB are one copy of the memory
+
+
+def test_resident_memory_does_not_grow_with_updates():
+    sizes = files.updates(200)
+    assert max(sizes) - sizes[5] < 5e6
+
+
+def test_loading_takes_no_more_than_one_episode_beside_the_memory(tmp_path):
+    space = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
+    for index in range(20):
+        save_episode(tmp_path, {**episode(index, 100), "image": np.zeros((100, 64, 64, 3), np.uint8)})
+    memory = Replay(space, 2, capacity=2000, streams=1, batch_size=4, batch_length=8)
+    tracemalloc.start()
+    assert memory.load(tmp_path) == 20 * 99
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * 100 * 64 * 64 * 3  # 1.2 MB each, 25 MB in all

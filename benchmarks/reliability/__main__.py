@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks.reliability import kill
+from benchmarks.reliability import files, kill
 
-PARTS = {"kill": kill.main}
+PARTS = {"files": files.main, "kill": kill.main}
 
 if __name__ == "__main__":
     name, *argv = sys.argv[1:] or [""]

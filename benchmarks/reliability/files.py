@@ -1,0 +1,235 @@
+"""Disk, memory, and files from strangers, over long runs:
+
+    python -m benchmarks.reliability files                  # all of it, about a quarter of an hour
+    python -m benchmarks.reliability files --fuzz 2000      # one part alone
+    python -m benchmarks.reliability files --updates 10000
+    python -m benchmarks.reliability files --replay 10
+    python -m benchmarks.reliability files --disk
+
+    --fuzz COUNT      mutated checkpoints, episodes and settings through everything that reads them
+    --updates COUNT   resident memory over so many updates at `debug` size
+    --replay TIMES    the memory's bytes against the printed bound, over so many times its capacity
+    --disk            a run whose disk becomes full and later has room again
+
+Returns 1 if a promise was broken.
+"""
+
+import argparse
+import gc
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+
+import checkpoints
+import settings
+import tools
+from benchmarks.reliability import fuzz
+from collect import Collector
+from dreamer import Dreamer
+from envs import make_envs
+from envs.spaces import ActionCodec
+from exploration import Random
+from replay import Replay, load_episode
+
+ROOT = pathlib.Path(__file__).parents[2]
+GROWTH = 20e6  # bytes that resident memory may grow by after the first tenth of the updates: Python and its libraries keep a little
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def updates(count: int) -> list[int]:
+    """Resident bytes after each tenth of so many updates at `debug` size, while the environment is stepped."""
+    tools.keep_freed_memory()
+    config = settings.load_config(["defaults", "debug"], {"task": "gym_CartPole-v1", "device": "cpu", "hierarchical_mode": True})
+    envs = make_envs(config, 1, training=True)
+    size = ActionCodec(envs.act_space).size
+    memory = Replay(envs.obs_space, size, capacity=config.dataset_size, streams=1, batch_size=2, batch_length=12)
+    agent = Dreamer(envs.obs_space, envs.act_space, config, dataset=memory)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        collector = Collector(envs, memory, pathlib.Path(folder), seed=0, training=True)
+        logger = tools.Logger(pathlib.Path(folder))
+        for number in range(1, count + 1):
+            collector.step(agent)
+            logger.add(agent.update(), "train")
+            if number % 100 == 0:
+                with fuzz.quiet():
+                    logger.write(number)
+            if number % (count // 10) == 0:
+                gc.collect()
+                found.append(resident_bytes())
+                print(f"{number:,} updates: {found[-1] / 1e6:.1f} MB", flush=True)
+        logger.close()
+    envs.close()
+    return found
+
+
+def replay(times: int, capacity: int = 5000) -> tuple[int, int, int]:
+    """Printed bound, bytes in the memory's arrays, and growth of resident memory, after so many times the capacity of Pong."""
+    config = settings.load_config(["defaults", "debug"], {"task": "atari_pong", "device": "cpu", "envs": 2})
+    envs = make_envs(config, 2, training=True)
+    codec = ActionCodec(envs.act_space)
+    memory = Replay(envs.obs_space, codec.size, capacity=capacity, streams=2, batch_size=16, batch_length=64)
+    collector, policy = Collector(envs, memory, seed=0, training=True), Random(codec, 0)
+    sizes = []
+    for lap in range(times):
+        for _ in range(capacity // 2):
+            collector.step(policy)
+        next(memory)
+        held = sum(array.nbytes for array in memory._arrays.values())
+        sizes.append(resident_bytes())
+        print(
+            f"{(lap + 1) * capacity:,} steps: holds {len(memory):,}, {held:,} of {memory.nbytes:,} bytes, resident {sizes[-1] / 1e6:.1f} MB"
+        )
+    envs.close()
+    return memory.nbytes, held, sizes[-1] - sizes[0]
+
+
+class SmallDisk:
+    """A run's folder that can be full. Where a small file system can be mounted it is one; else files may not grow.
+
+    Args:
+        folder: where it is made.
+        size: bytes.
+        mount: False to let no file grow, which nobody needs rights for.
+    """
+
+    def __init__(self, folder: pathlib.Path, size: int = 8 * 2**20, mount: bool = True):
+        self.folder = folder
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        self.mounted = mount and subprocess.run(command, capture_output=True).returncode == 0
+
+    def fill(self, process: subprocess.Popen) -> None:
+        """Leaves no room."""
+        if not self.mounted:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            return
+        with open(self.folder / "ballast", "wb", buffering=0) as file:
+            for size in (2**16, 1):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError:
+                    pass
+
+    def empty(self, process: subprocess.Popen) -> None:
+        """Makes room again."""
+        if self.mounted:
+            (self.folder / "ballast").unlink()
+        else:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def close(self) -> None:
+        """Takes the file system away."""
+        if self.mounted:
+            subprocess.run(["umount", str(self.folder)], check=True)
+
+
+def train(logdir: pathlib.Path, steps: int) -> subprocess.Popen:
+    """A run that saves every second."""
+    flags = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "500"]
+    flags += ["--checkpoint_every", "1", "--steps", str(steps), "--logdir", str(logdir)]
+    command = [sys.executable, str(ROOT / "dreamer.py"), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    """Waits until a condition holds.
+
+    Raises:
+        RuntimeError: if it does not while the process lives, or for too long.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(
+                f"the run ended with {process.poll()}: {process.stdout.read()[-2000:] if process.poll() is not None else ''}"
+            )
+        time.sleep(0.05)
+
+
+def disk(recovers: bool) -> list[str]:
+    """What went wrong with a run whose disk became full in the middle, and had room again later or not."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = SmallDisk(pathlib.Path(folder))
+        try:
+            return run_on_full_disk(small, recovers)
+        finally:
+            small.close()
+
+
+def run_on_full_disk(small: SmallDisk, recovers: bool, steps: int = 6000, seconds: float = 6.0) -> list[str]:
+    """What went wrong with a run whose disk is full for so long, or to its end."""
+    logdir = small.folder / "run"
+    process = train(logdir, steps)
+    wait_for((logdir / "previous.pt").exists, process)
+    small.fill(process)
+    time.sleep(seconds)
+    good, lines = checkpoints.load(logdir / "latest.pt"), (logdir / "metrics.jsonl").read_text()
+    left_over = [path.name for path in logdir.rglob("*.partial")]
+    if recovers:
+        small.empty(process)
+    output, _ = process.communicate(timeout=300)
+    last = checkpoints.load(logdir / "latest.pt")
+    stored = sum(len(load_episode(path)["reward"]) - 1 for path in (logdir / "train_eps").glob("*.npz"))
+    print("\n".join(line for line in output.splitlines() if line.startswith(("warning", "error", "What could"))))
+    checks = {
+        "half a line in metrics.jsonl": not lines or lines.endswith("\n"),
+        "temporary files are left over": not left_over or left_over == ["latest.partial"],  # the moment of a write
+        "no warning of the checkpoint": "the checkpoint cannot be written" in output,
+        "no warning of episodes": "episodes cannot be written" in output,
+        "no free space in a warning": re.search(r"[\d.]+ MB are free in", output),
+        "more than a warning a minute of each kind": output.count("episodes cannot be written") <= 2,
+        f"exit code {process.returncode}": process.returncode == (0 if recovers else 1),
+        "an older checkpoint than the last good one": last["step"] >= good["step"],
+    }
+    if recovers:
+        checks |= {f"{stored} stored steps": stored == steps, f"frame {last['step']} in the checkpoint": last["step"] == steps}
+        checks["no word that all is written now"] = "is on the disk now" in output
+    else:
+        checks["no error at the end"] = "error: not everything could be written" in output
+    return [wrong for wrong, right in checks.items() if not right]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, or 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fuzz", type=int, default=0, metavar="COUNT")
+    parser.add_argument("--first", type=int, default=0, metavar="NUMBER", help="number of the first mutated file that is fed")
+    parser.add_argument("--updates", type=int, default=0, metavar="COUNT")
+    parser.add_argument("--replay", type=int, default=0, metavar="TIMES")
+    parser.add_argument("--disk", action="store_true")
+    options = parser.parse_args(argv)
+    if not (options.fuzz or options.updates or options.replay or options.disk):
+        options.fuzz, options.updates, options.replay, options.disk = 2000, 10_000, 10, True
+    torch.set_num_threads(1)
+    wrong = []
+    if options.updates:
+        sizes = updates(options.updates)
+        wrong += ["resident memory grows"] if max(sizes) - sizes[0] > GROWTH else []
+    if options.replay:
+        bound, held, growth = replay(options.replay)
+        wrong += ["replay memory leaves its bound"] if held > bound or growth > GROWTH else []
+    if options.disk:
+        wrong += [f"full disk: {text}" for recovers in (True, False) for text in disk(recovers)]
+    if options.fuzz:
+        with tempfile.TemporaryDirectory() as folder:
+            counts = fuzz.run(options.fuzz, pathlib.Path(folder), first=options.first)
+        for kind, outcomes in counts.items():
+            print(f"{kind}s: {dict(outcomes)}")
+        wrong += (
+            ["a file was neither loaded nor refused"] if np.any([set(found) - {"loaded", "refused"} for found in counts.values()]) else []
+        )
+    print("\n".join(f"BROKEN: {text}" for text in wrong) or "all as promised")
+    return 1 if wrong else 0

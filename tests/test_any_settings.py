@@ -1,0 +1,160 @@
+"""Settings of any kind, as a generator of examples finds them: what is valid comes back, what is not is refused by name."""
+
+import copy
+import io
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+import settings
+
+TASK = "gym_CartPole-v1"
+DEFAULTS = settings.flatten(settings.plain(settings.load_config([], {"task": TASK})))
+SECTIONS = settings._sections()
+# What has few values, or values that depend on others.
+CHOICES = {"task", "size", "precision", "grad_heads"} | {name for name in DEFAULTS if name.endswith(("_keys", "import"))}
+NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, float)]
+NAMES = [name for name, value in DEFAULTS.items() if type(value) in (str, type(None)) and name not in CHOICES]
+BOOLEANS = [name for name, value in DEFAULTS.items() if type(value) is bool]
+WORDS = st.from_regex(r"[A-Za-z][A-Za-z0-9_./-]{0,20}", fullmatch=True).filter(lambda text: text not in ("None", "null"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sections_are_read_once():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(settings, "_sections", lambda: copy.deepcopy(SECTIONS))
+    yield
+    patch.undo()
+
+
+def load(name: str, value) -> object:
+    return settings.flatten(settings.load_config([], {"task": TASK, name: value}))[name]
+
+
+def bounds(name: str) -> tuple[float, float, bool]:
+    """Least and greatest value of a number, and whether the least is excluded."""
+    return settings.AT_LEAST.get(name, 0), settings.AT_MOST.get(name, math.inf), name in settings.ABOVE_ZERO
+
+
+@st.composite
+def numbers(draw) -> tuple[str, object]:
+    """A number and a value that it may have."""
+    name = draw(st.sampled_from(NUMBERS))
+    least, most, excluded = bounds(name)
+    if type(DEFAULTS[name]) is int:
+        return name, draw(st.integers(int(least), int(min(most, 10**15))))
+    return name, draw(st.floats(least, min(most, 1e300), exclude_min=excluded, allow_subnormal=False))
+
+
+@st.composite
+def valid(draw) -> tuple[str, object]:
+    """A setting and a value that it may have."""
+    return draw(
+        st.one_of(
+            numbers(),
+            st.tuples(st.sampled_from(NAMES), WORDS),
+            st.tuples(st.sampled_from(BOOLEANS), st.booleans()),
+            st.tuples(st.just("size"), st.lists(st.integers(1, 64).map(lambda side: 16 * side), min_size=2, max_size=2)),
+            st.tuples(st.just("grad_heads"), st.lists(WORDS, min_size=1, max_size=4)),
+        )
+    )
+
+
+def written(value, draw) -> list[str]:
+    """The words that stand for a value on a command line, in one of the ways that people write them."""
+    if isinstance(value, bool):
+        return [draw(st.sampled_from([str(value), str(value).lower(), str(value).upper()]))]
+    if isinstance(value, list):
+        words = list(map(str, value))
+        return draw(st.sampled_from([words, [f"[{', '.join(words)}]"], [f"({','.join(words)})"], [",".join(words)]]))
+    if type(value) is int:
+        return [draw(st.sampled_from([str(value), f"{value:_}"]))]
+    return [repr(value) if isinstance(value, float) else value]
+
+
+@examples(max_examples=100, deadline=None)
+@given(st.lists(valid(), min_size=1, max_size=6, unique_by=lambda pair: pair[0]), st.data())
+def test_flags_in_any_order_and_spelling_give_their_values(pairs, data):
+    words = ["--task", TASK]
+    for name, value in pairs:
+        spelled = written(value, data.draw)
+        words += [f"--{name}={spelled[0]}"] if len(spelled) == 1 and data.draw(st.booleans()) else [f"--{name}", *spelled]
+    presets, flags = settings.parse_flags(words)
+    config = settings.load_config(presets, flags)
+    found = settings.flatten(settings.plain(config))
+    assert found == {**DEFAULTS, **dict(pairs)}
+    assert all(type(found[name]) is type(value) for name, value in pairs)
+
+
+@examples(max_examples=100, deadline=None)
+@given(st.sampled_from(NUMBERS), st.one_of(st.integers(-(10**400), 10**400), st.floats()))
+def test_numbers_are_taken_within_their_range_and_refused_outside(name, value):
+    least, most, excluded = bounds(name)
+    whole = type(DEFAULTS[name]) is int
+    try:
+        allowed = least <= value <= most and not (excluded and value == 0) and math.isfinite(float(value))
+    except OverflowError:
+        allowed = whole and least <= value <= most
+    if allowed and not (whole and value != int(value)):
+        assert load(name, value) == value
+    else:
+        with pytest.raises(ValueError, match=f"setting '{name}' is"):
+            load(name, value)
+
+
+@examples(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(DEFAULTS)), st.one_of(st.text(max_size=20), st.text("[]{}()&*!|>'\"%@`:,-?#0123456789.eE \n", max_size=30)))
+def test_any_text_is_a_value_of_the_right_type_or_refused_by_the_name_of_its_setting(name, text):
+    try:
+        found = load(name, text)
+    except ValueError as error:
+        assert name in str(error)
+    else:
+        default = DEFAULTS[name]
+        assert type(found) is type(default) or (default is None and type(found) is str)
+
+
+@examples(max_examples=150, deadline=None)
+@given(st.text(min_size=1, max_size=20).filter(lambda name: name not in {*DEFAULTS, *settings.RENAMED, *settings.IGNORED}))
+def test_unknown_names_are_always_refused(name):
+    with pytest.raises(ValueError, match="unknown setting"):
+        load(name, "1")
+    config = settings.load_config([], {"task": TASK})
+    if name not in config:
+        with pytest.raises(AttributeError, match="unknown setting"):
+            setattr(config, name, 1)
+
+
+@examples(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.text(max_size=8), st.sampled_from(["--", "--configs", "--seed", "--a=b", "=", "--=", "-x"])), max_size=8))
+def test_a_command_line_is_split_without_loss_or_refused(words):
+    try:
+        presets, flags = settings.parse_flags(words)
+    except ValueError as error:
+        assert "unexpected word" in str(error) or "has no value" in str(error)
+        return
+    values = [part for value in flags.values() for part in (value if isinstance(value, list) else [value])]
+    given_words = [part for word in words for part in ([word[2:].partition("=")[2]] if word.startswith("--") and "=" in word else [word])]
+    assert all(value in given_words for value in values)
+    assert all(f"--{name}" in words or any(word.startswith(f"--{name}=") for word in words) for name in flags)
+    assert presets == ["defaults"] or all(preset in given_words for preset in presets)
+
+
+PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=10))
+
+
+@examples(max_examples=100, deadline=None)
+@given(st.recursive(PLAIN, lambda part: st.lists(part, max_size=3), max_leaves=8))
+def test_any_stored_value_is_one_of_settings_or_none(value):
+    tree = {"task": TASK, "encoder": {"x": value}}
+    text = io.BytesIO()
+    settings.write_yaml(settings.Config(tree), text)
+    try:
+        loaded = settings._load_yaml(text.getvalue().decode())
+    except ValueError:
+        return  # nested too deeply
+    if settings.holds_settings(loaded):
+        assert loaded == tree
