@@ -142,9 +142,11 @@ def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> st
     groups = [
         f"{unit} {step:,}",
         _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
+        _pairs("cut off", {name: means[f"cut_off/{name}"] for name in ("return", "length") if f"cut_off/{name}" in means}),
         _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length", "score", "success") if f"eval/{name}" in means}),
         _pairs("held out", _losses(means, "eval/", levels)),
         _pairs("loss", _losses(means, "train/", levels)),
+        _pairs("not finite, share of updates skipped", _skipped(means)),
         " ".join(f"{number(means[key])}{NBSP}{rate}" for key, rate in RATES.items() if means.get(key)),
     ]
     lines = [" | ".join(group for group in groups if group)]
@@ -166,6 +168,12 @@ def _losses(means: dict[str, float], prefix: str, levels: list[str]) -> dict[str
         for key, value in found.items()
         if (key.endswith("_loss") or key.startswith("kl")) and key not in hidden
     }
+
+
+def _skipped(means: dict[str, float]) -> dict[str, float]:
+    """Shares of updates that were skipped, of optimizers that have skipped any."""
+    ending = "_skipped"
+    return {key.removeprefix("train/").removesuffix(ending): value for key, value in means.items() if key.endswith(ending) and value}
 
 
 def _pairs(title: str, values: dict[str, float]) -> str:
