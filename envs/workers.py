@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 
 import gymnasium
@@ -45,6 +46,8 @@ class Workers:
         self._seed, self._made_anew = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
         self._workers = []
+        # Before Python's exit, which would wait for them: they ignore the signal that it sends.
+        weakref.finalize(self, _stop_all, self._workers, os.getpid())
         try:
             for _ in range(count):
                 self._workers.append(self._start())
@@ -134,7 +137,7 @@ class Workers:
         for process, connection in self._workers:
             process.join(max(0.0, deadline - time.monotonic()))
             _stop(process, connection)
-        self._workers = []
+        self._workers.clear()
 
 
 class EnvironmentFailed(RuntimeError):
@@ -143,6 +146,12 @@ class EnvironmentFailed(RuntimeError):
 
 class _Gone(str):
     """Why a worker does not answer."""
+
+
+def _stop_all(workers: list[tuple], owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked copy
+        for process, connection in workers:
+            _stop(process, connection)
 
 
 def _stop(process, connection) -> None:

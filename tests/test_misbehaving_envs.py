@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import gymnasium
@@ -223,3 +225,15 @@ def test_a_run_whose_environment_fails_for_good_ends_with_an_error_and_keeps_wha
     metrics = (tmp_path / "metrics.jsonl").read_text()
     assert '"cut_off/length": 39.0' in metrics and "episode/length" not in metrics
     assert (tmp_path / "latest.pt").exists()
+
+
+def test_a_program_that_closes_nothing_ends_all_the_same():
+    code = """
+import tools
+from envs import make_envs
+make_envs(tools.load_config(["debug"], {"task": "gym_CartPole-v1"}), 2, training=True).reset(0)
+envs = make_envs(tools.load_config(["debug"], {"task": "gym_CartPole-v1"}), 2, training=True)
+envs.reset(0)
+"""
+    root = pathlib.Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
