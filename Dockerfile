@@ -1,10 +1,10 @@
 # docker build -t hdreamer .
 # docker run --rm -it --shm-size 1g -v "$PWD/logdir:/hdreamer/logdir" hdreamer python dreamer.py --configs defaults hdreamer --task atari_pong
 # With a GPU: docker run --gpus all ...
-FROM python:3.11-slim
+FROM python:3.11-slim-bookworm
 
-# What MuJoCo needs to draw without a screen (dmc, memorymaze, metaworld).
-RUN apt-get update && apt-get install -y --no-install-recommends libegl1 libgl1 libosmesa6 && rm -rf /var/lib/apt/lists/*
+# A compiler for --compile true and for packages without wheels; what MuJoCo needs to draw without a screen (dmc, memorymaze, metaworld).
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libegl1 libgl1 && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /hdreamer
 

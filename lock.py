@@ -57,7 +57,6 @@ class Lock:
 
     def _sign(self) -> None:
         """Writes down whose lock it is; says so if its last holder did not end well."""
-        self._file.seek(0)
         if before := _holder(self._file):
             console.say(f"The run before in this folder did not end by itself ({before}).")
         self._file.seek(0)

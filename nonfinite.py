@@ -28,7 +28,7 @@ class NonFinite(ArithmeticError):
 
     def __str__(self) -> str:
         kept = f" The last batch is kept in {self.path}." if self.path else ""
-        return f"{super().__str__()} None of these updates has changed anything.{kept}"
+        return f"{super().__str__()} Skipped updates have changed nothing.{kept}"
 
 
 def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:
@@ -42,7 +42,8 @@ def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:
     skipped = {name: int(optimizer.skipped_in_a_row) for name, optimizer in agent.optimizers().items()}
     stuck = {name: count for name, count in skipped.items() if count >= LIMIT}
     if stuck:
-        raise NonFinite(f"loss or gradient was not finite, {_list(stuck, 'updates in a row')}. {_findings(agent, batch)}", batch)
+        where = _list(stuck, "updates in a row")
+        raise NonFinite(f"loss or gradient was not finite in the optimizer {where}. {_findings(agent, batch)}", batch)
 
 
 def _findings(agent: "Dreamer", batch: dict[str, np.ndarray]) -> str:
@@ -51,7 +52,7 @@ def _findings(agent: "Dreamer", batch: dict[str, np.ndarray]) -> str:
     inputs = {key: int((~np.isfinite(value)).sum()) for key, value in arrays.items()}
     inputs = {key: count for key, count in inputs.items() if count}
     losses = [name for name, value in agent.model_losses(batch).items() if not value.isfinite()]
-    weights = [name for name, value in agent.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+    weights = weights_not_finite(agent)
     ranges = ", ".join(f"{key} {value.min():.4g} to {value.max():.4g}" for key, value in arrays.items())
     return " ".join([
         f"Inputs with NaN or infinity: {_list(inputs, 'entries')}." if inputs else f"All inputs are finite: {ranges}.",
@@ -60,9 +61,9 @@ def _findings(agent: "Dreamer", batch: dict[str, np.ndarray]) -> str:
     ])  # fmt: skip
 
 
-def weights_are_finite(agent: "Dreamer") -> bool:
-    """Whether the agent is worth being saved."""
-    return all(bool(value.isfinite().all()) for value in agent.state_dict().values() if value.is_floating_point())
+def weights_not_finite(agent: "Dreamer") -> list[str]:
+    """Names of the agent's tensors with NaN or infinity; an agent that has any is not worth being saved."""
+    return [name for name, value in agent.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def write_batch(batch: dict[str, np.ndarray], logdir: pathlib.Path, updates: int) -> pathlib.Path:

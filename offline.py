@@ -14,13 +14,12 @@ from gymnasium import spaces
 
 import archives
 import console
+from envs.check import LARGEST, is_sound
 from envs.spaces import RESERVED, ActionCodec
 from replay import Replay, load_episode
 
 HELD_OUT_BATCHES = 20  # that are measured at most
 NEEDED = ("action", "reward", "is_first", "is_terminal")
-LARGEST = 1e12  # number that is learned from; float32 has squares up to 3e38, and sums of squares are formed
-
 Episode = dict[str, np.ndarray]
 
 
@@ -202,7 +201,7 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
     for key in {*obs_space.spaces, *NEEDED} & episode.keys():
         if episode[key].dtype.kind not in "fiub":
             raise ValueError(f"{file}: {key} is {episode[key].dtype}; wanted are numbers")
-        if episode[key].dtype.kind == "f" and not (np.abs(episode[key]) <= LARGEST).all():
+        if episode[key].dtype.kind == "f" and not is_sound(episode[key]):
             raise ValueError(f"{file}: {key} has NaN, infinite values, or numbers beyond {LARGEST:g}; move that file away")
 
 

@@ -173,7 +173,7 @@ class Run:
             if isinstance(error, nonfinite.NonFinite):
                 error.path = nonfinite.write_batch(error.batch, self.logdir, self.agent.updates)
             self.end()
-            if nonfinite.weights_are_finite(self.agent):
+            if not nonfinite.weights_not_finite(self.agent):
                 self.save()
         except Exception as another:  # the first error is the one to be seen
             console.warn(f"not everything could be saved: {another}")

@@ -7,7 +7,6 @@
 """
 
 import argparse
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -47,10 +46,6 @@ VARIANTS = {
 }
 
 
-def result_name(variant: str, seed: int) -> str:
-    return f"{variant.replace(',', '').replace(' ', '_')}-{seed}"
-
-
 def config_of(variant: str, **overrides):
     return tools.load_config(["defaults", "small"], {**SETTINGS, **VARIANTS[variant], **overrides})
 
@@ -71,7 +66,7 @@ def run_one(variant: str, seed: int) -> None:
         Training(config_of(variant, seed=seed, logdir=f"{folder}/run")).run()
         cells, rewards = cells_reached(pathlib.Path(folder, "run", "train_eps"))
     reached = [len(set(cells[:steps])) for steps in range(EVERY, STEPS + 1, EVERY)]
-    results.store("exploring", result_name(variant, seed), {
+    results.store("exploring", results.name_of(variant, seed), {
         "variant": variant, "seed": seed, "steps": STEPS, "settings": results.differing(config_of(variant)),
         "seconds": round(time.time() - start), "every": EVERY, "reached": reached, "rewards": int(rewards.sum())})  # fmt: skip
     print(f"{variant}, seed {seed}: {reached[-1]} of {CELLS} cells, rewarded {rewards.sum():.0f} times", flush=True)
@@ -85,11 +80,9 @@ def main() -> None:
     unknown = set(options.variants) - set(VARIANTS)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))} is not among the variants; there are {', '.join(map(repr, VARIANTS))}")
-    os.environ["OMP_NUM_THREADS"] = "1"
     todo = [(variant, seed) for seed in SEEDS for variant in options.variants or VARIANTS]
-    todo = [run for run in todo if not results.is_done("exploring", result_name(*run), config_of(run[0]))]
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
-        pool.starmap(run_one, todo, chunksize=1)
+    todo = [run for run in todo if not results.is_done("exploring", results.name_of(*run), config_of(run[0]))]
+    results.each_in_a_process(run_one, todo, options.jobs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Results of experiments: small JSON files in `data/`, and statistics of paired differences."""
 
 import json
+import multiprocessing
+import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -46,6 +49,18 @@ def is_done(experiment: str, name: str, config: settings.Config) -> bool:
             "there is one, to measure anew"
         )
     return True
+
+
+def name_of(*parts: str | int) -> str:
+    """A name for a result, from a variant's name and others."""
+    return "-".join(str(part).replace(",", "").replace(" ", "_") for part in parts)
+
+
+def each_in_a_process(run: Callable, todo: list[tuple], jobs: int) -> None:
+    """Calls a function with each of these arguments, so many at a time, each in a new process with one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        pool.starmap(run, todo, chunksize=1)
 
 
 def load(experiment: str) -> list[dict]:

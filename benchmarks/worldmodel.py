@@ -15,7 +15,6 @@ as many updates. Then it is measured on held-out episodes, per step and in nats:
 """
 
 import argparse
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -187,10 +186,6 @@ def error_of_mean(dreams: Tensor, truth: Tensor) -> Tensor:
     return (dreams.mean(1) - truth.flatten(2)).square().sum(-1) - dreams.var(1).sum(-1) / DREAMS
 
 
-def result_name(name: str, variant: str, seed: int) -> str:
-    return f"{name}-{variant.replace(',', '').replace(' ', '_')}-{seed}"
-
-
 def config_of(name: str, variant: str):
     return tools.load_config(["defaults", "small"], {**DATA[name].settings, **VARIANTS[variant].settings, "device": "cpu"})
 
@@ -215,7 +210,7 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
             torch.set_rng_state(state)
     results.store(
         "worldmodel",
-        result_name(name, variant_name, seed),
+        results.name_of(name, variant_name, seed),
         {
             "data": name,
             "variant": variant_name,
@@ -234,9 +229,8 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
 def run(names: list[str], jobs: int) -> None:
     """Trains what has no result yet, seed by seed, so that variants can be compared early."""
     todo = [(name, variant, seed) for name in names for seed in range(DATA[name].seeds) for variant in DATA[name].variants]
-    todo = [item for item in todo if not results.is_done("worldmodel", result_name(*item), config_of(*item[:2]))]
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        pool.starmap(run_one, todo, chunksize=1)
+    todo = [item for item in todo if not results.is_done("worldmodel", results.name_of(*item), config_of(*item[:2]))]
+    results.each_in_a_process(run_one, todo, jobs)
 
 
 def main() -> None:
@@ -247,7 +241,6 @@ def main() -> None:
     unknown = set(options.data) - set(DATA)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))} is not among the data; there are {', '.join(DATA)}")
-    os.environ["OMP_NUM_THREADS"] = "1"
     run(options.data or list(DATA), options.jobs)
 
 

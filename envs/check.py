@@ -9,7 +9,7 @@ from gymnasium import spaces
 import console
 
 STEPS = 20
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = 1e12  # number that is learned from; float32 has squares up to 3e38, and sums of squares are formed
 
 
 def check(env: gymnasium.Env, name: str) -> None:
@@ -43,17 +43,22 @@ def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> N
     Args:
         obs: images and vectors, as from `ObservationCodec`, which has looked at shapes.
     Raises:
-        ValueError: if something is not finite in float32, or no number or flag.
+        ValueError: if something is not sound, or no number or flag.
     """
     for key, value in obs.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"the observation {key!r} has NaN or infinite values")
+        if value.dtype.kind == "f" and not is_sound(value):
+            raise ValueError(f"the observation {key!r} has NaN or infinite values, or numbers beyond {LARGEST:g}")
     number = np.asarray(reward)
-    if number.ndim or number.dtype.kind not in "fiub" or not abs(float(number)) <= LARGEST:
-        raise ValueError(f"the reward is {reward!r}; it must be one finite number")
+    if number.ndim or number.dtype.kind not in "fiub" or not is_sound(number):
+        raise ValueError(f"the reward is {reward!r}; it must be one finite number, not beyond {LARGEST:g}")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(flag, (bool, np.bool_)):
             raise ValueError(f"{name} is {flag!r}; it must be True or False")
+
+
+def is_sound(value) -> bool:
+    """Whether all numbers are finite and none is beyond LARGEST."""
+    return bool((np.abs(value) <= LARGEST).all())
 
 
 class _Broken(Exception):
@@ -77,8 +82,8 @@ def _check_step(env: gymnasium.Env) -> tuple[set[str], bool]:
     obs, reward, terminated, truncated, _ = returned
     if not (isinstance(reward, (numbers.Real, np.number)) or (isinstance(reward, np.ndarray) and reward.ndim == 0)):
         raise _Broken(f"step() gave the reward {reward!r}, {_kind(reward)}; it must be one number")
-    if not np.isfinite(reward):
-        raise _Broken(f"step() gave the reward {reward!r}; it must be finite")
+    if not is_sound(reward):
+        raise _Broken(f"step() gave the reward {reward!r}; it must be finite, and not beyond {LARGEST:g}")
     for flag, value in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(value, (bool, np.bool_)):
             raise _Broken(f"step() gave {value!r} for {flag}, {_kind(value)}; it must be True or False")
@@ -106,8 +111,8 @@ def _check_observation(space: gymnasium.Space, value, source: str, key: str = ""
         raise _Broken(f"{source} gave {name} of shape {array.shape}; its space says {space.shape}")
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
         raise _Broken(f"{source} gave {name} of dtype {array.dtype}; its space says {space.dtype}")
-    if not np.isfinite(array).all():
-        raise _Broken(f"{source} gave {name} with NaN or infinite values")
+    if not is_sound(array):
+        raise _Broken(f"{source} gave {name} with NaN or infinite values, or numbers beyond {LARGEST:g}")
     return set() if (array >= space.low).all() and (array <= space.high).all() else {key or "observation"}
 
 

@@ -8,7 +8,7 @@ import signal
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -68,7 +68,8 @@ class Workers:
         self._seed = self._seed if seed is None else seed
         for index in range(self.num_envs):
             self._ask(index, ("reset", None if seed is None else seed + index))
-        return self._collect()
+        obs, *_, info = self._collect()
+        return obs, info
 
     def step_async(self, actions: np.ndarray) -> None:
         """Starts a step with N actions."""
@@ -77,31 +78,34 @@ class Workers:
 
     def step_wait(self) -> tuple:
         """Waits for the step: observations, rewards, terminated, truncated, each (N, ...), and info."""
-        obs, info = self._collect()
-        return obs, info.pop("reward"), info.pop("terminated"), info.pop("truncated"), info
+        return self._collect()
 
     def _ask(self, index: int, request: tuple) -> None:
         with contextlib.suppress(OSError):  # if it has died, that shows when its answer is waited for
             self._workers[index][1].send(request)
 
-    def _collect(self) -> tuple[dict[str, np.ndarray], dict]:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+    def _collect(self) -> tuple:
+        """All answers, put together; environments that have failed are made anew for it."""
+        deadline = self._deadline()
         answers, restarted = [], np.zeros(self.num_envs, bool)
         for index in range(self.num_envs):
             answer = self._answer(index, deadline)
-            while isinstance(answer, (str, _Gone)):
+            while isinstance(answer, str):
                 restarted[index] = True
                 self._make_anew(index, answer)
-                answer = self._answer(index, None if self._timeout is None else time.monotonic() + self._timeout)
+                answer = self._answer(index, self._deadline())
             answers.append(answer)
-        obs, reward, terminated, truncated = zip(*answers)
+        obs, *rest = zip(*answers)
+        reward, terminated, truncated = map(np.array, rest)
         self._good_steps += 1
-        self._failures[np.array(terminated) | np.array(truncated) | (self._good_steps > GOOD_STEPS)] = 0
-        info = {"reward": np.array(reward, np.float64), "terminated": np.array(terminated), "truncated": np.array(truncated)}
-        return {key: np.stack([each[key] for each in obs]) for key in obs[0]}, {**info, "restarted": restarted}
+        self._failures[terminated | truncated | (self._good_steps > GOOD_STEPS)] = 0
+        return {key: np.stack([each[key] for each in obs]) for key in obs[0]}, reward, terminated, truncated, {"restarted": restarted}
 
-    def _answer(self, index: int, deadline: float | None) -> "tuple | str | _Gone":
-        """What a worker answers: a step, the traceback of its environment, or `_Gone` if there is none."""
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def _answer(self, index: int, deadline: float | None) -> tuple | str:
+        """What a worker answers: a step, or the traceback of its environment; `_Gone` if it does not answer."""
         process, connection = self._workers[index]
         try:
             if not connection.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -111,7 +115,7 @@ class Workers:
             process.join(1.0)
             return _Gone(f"its process has died (exit code {process.exitcode})")
 
-    def _make_anew(self, index: int, reason: "str | _Gone") -> None:
+    def _make_anew(self, index: int, reason: str) -> None:
         """Begins a new episode in a new environment.
 
         Raises:
@@ -121,7 +125,7 @@ class Workers:
         self._good_steps[index] = 0
         if self._failures[index] > RESTARTS:
             raise EnvironmentFailed(f"environment {index} has failed {self._failures[index]} times in a row. The last time: {reason}")
-        brief = str(reason).strip().splitlines()[-1]
+        brief = reason.strip().splitlines()[-1]
         console.warn(f"environment {index} is started anew ({self._failures[index]} of at most {RESTARTS} times in a row): {brief}")
         if isinstance(reason, _Gone):
             _stop(*self._workers[index])
@@ -161,40 +165,45 @@ def _stop(process, connection) -> None:
 
 
 def _work(make_env: Callable[[], gymnasium.Env], connection: multiprocessing.connection.Connection) -> None:
-    """A worker: answers requests until the connection is closed or the main process has ended."""
+    """A worker: answers requests with steps (observation, reward, terminated, truncated), or with a traceback if there is none."""
     # A signal reaches the whole process group. The main process decides when to stop, and still needs its workers then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    env, ended, parent = None, True, multiprocessing.parent_process().pid
-    while True:
+    env, ended = None, True
+    for request, value in _requests(connection):
         try:
+            env = env or make_env()
+            if request == "reset" or ended:
+                answer = env.reset(seed=value if request == "reset" else None)[0], 0.0, False, False
+            else:
+                answer = env.step(value)[:4]
+            check_values(*answer)
+            ended = bool(answer[2] or answer[3])
+        except Exception:  # an environment may raise anything; whoever asked says what it was
+            answer, ended = traceback.format_exc(), True
+            _close(env)
+            env = None
+        with contextlib.suppress(OSError):  # if nobody listens any more, there are no more requests
+            connection.send(answer)
+    _close(env)
+
+
+def _requests(connection: multiprocessing.connection.Connection) -> Iterator[tuple]:
+    """What the main process asks for, until it has closed the connection or has ended."""
+    parent = multiprocessing.parent_process().pid
+    with contextlib.suppress(EOFError, OSError):
+        while True:
             # Workers hold copies of each other's connections, so that its end is not seen there.
             while not connection.poll(ALIVE):
                 if os.getppid() != parent:
                     return
-            request, value = connection.recv()
-        except (EOFError, OSError):
-            break
-        if request == "close":
-            break
-        try:
-            env = env or make_env()
-            if request == "reset" or ended:
-                obs, reward, terminated, truncated = env.reset(seed=value if request == "reset" else None)[0], 0.0, False, False
-            else:
-                obs, reward, terminated, truncated, _ = env.step(value)
-            check_values(obs, reward, terminated, truncated)
-            ended = terminated or truncated
-            answer = obs, float(reward), bool(terminated), bool(truncated)
-        except Exception:  # an environment may raise anything; whoever asked says what it was
-            answer, ended = traceback.format_exc(), True
-            with contextlib.suppress(Exception):
-                env.close()
-            env = None
-        try:
-            connection.send(answer)
-        except OSError:
-            break
+            request = connection.recv()
+            if request[0] == "close":
+                return
+            yield request
+
+
+def _close(env: gymnasium.Env | None) -> None:
     if env is not None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # it has failed anyway, or is not needed any more
             env.close()

@@ -49,24 +49,8 @@ def error_of(*flags: str, **settings) -> str:
 def finished(tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A short hierarchical Pong run, started in a pipe: its folder and what it printed."""
     logdir = tmp_path_factory.mktemp("run") / "pong"
-    result = run(
-        "--configs",
-        "defaults",
-        "debug",
-        "hdreamer",
-        "--task",
-        "atari_pong",
-        "--device",
-        "cpu",
-        "--steps",
-        "600",
-        "--eval_every",
-        "400",
-        "--debug_hierarchical",
-        "true",
-        "--logdir",
-        str(logdir),
-    )
+    flags = "--configs defaults debug hdreamer --task atari_pong --device cpu --steps 600 --eval_every 400 --debug_hierarchical true"
+    result = run(*flags.split(), "--logdir", str(logdir))
     return logdir, result.stdout
 
 

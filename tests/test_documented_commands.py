@@ -139,9 +139,10 @@ def test_every_requirements_file_that_a_page_installs_exists():
     assert not [file for file in files if not (ROOT / file).exists()]
 
 
-@pytest.mark.parametrize("command", sorted({command for command in EVERY if script_of(command).startswith("benchmarks/")}))
+@pytest.mark.parametrize("command", sorted({command for command in EVERY if script_of(command).startswith(("benchmarks/", "-m"))}))
 def test_an_experiment_of_the_pages_has_these_flags(command):
     words = shlex.split(command)
+    assert not [word for word in words if word.endswith(".py") and not (ROOT / word).exists()]
     result = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     for flag in (word for word in words if word.startswith("--")):

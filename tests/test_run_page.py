@@ -62,30 +62,9 @@ class Parsed(html.parser.HTMLParser):
 def trained(tmp_path_factory) -> pathlib.Path:
     """The folder of a short Pong run with two levels, which has been continued."""
     logdir = tmp_path_factory.mktemp("run") / "pong <i>"
+    flags = "--configs defaults debug hdreamer --task atari_pong --device cpu --eval_every 300 --debug_hierarchical true"
     for steps in ("500", "700"):
-        assert (
-            dreamer.main(
-                [
-                    "--configs",
-                    "defaults",
-                    "debug",
-                    "hdreamer",
-                    "--task",
-                    "atari_pong",
-                    "--device",
-                    "cpu",
-                    "--steps",
-                    steps,
-                    "--eval_every",
-                    "300",
-                    "--debug_hierarchical",
-                    "true",
-                    "--logdir",
-                    str(logdir),
-                ]
-            )
-            == 0
-        )
+        assert dreamer.main([*flags.split(), "--steps", steps, "--logdir", str(logdir)]) == 0
     return logdir
 
 

@@ -54,7 +54,7 @@ def bomb(path: pathlib.Path) -> pathlib.Path:
 def harmful_episodes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Episodes that must not be read, by what their refusal says."""
     entries = good_entries()
-    objects = array(np.array([Payload(folder / "attacked")] * 9, object), allow_pickle=True)
+    objects = array(np.array([Payload(folder / "attacked")] * 9, object), allow_pickle=True)  # written, to be refused
     return {
         "would unpack to": bomb(folder / "bomb.npz"),
         "more than once": npz(folder / "double.npz", [*entries, ("reward.npy", entries[0][1])]),

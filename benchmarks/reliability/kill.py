@@ -46,7 +46,8 @@ class Killed:
         self.logdir, self._journal, self._log = folder / "run", folder / "journal", folder / "log.txt"
         self._journal.mkdir()
         self._command = [sys.executable, "dreamer.py", *flags.split(), "--logdir", str(self.logdir)]
-        self._seen, self._before = set(), None
+        self._steps: dict[pathlib.Path, int] = {}  # of every episode that was found on the disk
+        self._before, self._expected = None, 0  # frame and updates of the checkpoint; the frame to go on at
         self._process = None
 
     def start(self) -> None:
@@ -86,7 +87,7 @@ class Killed:
 
     def look(self) -> None:
         """Holds what is on the disk against what was there before and what the environments have written down."""
-        counts, steps = self.counts, 0
+        counts = self.counts
         checkpoint = self.logdir / "latest.pt"
         if checkpoint.exists() or self._before:
             try:
@@ -97,23 +98,21 @@ class Killed:
             except (ValueError, OSError):
                 counts["checkpoints lost"] += 1
         paths = set(self.logdir.glob("train_eps/*.npz"))
-        counts["files of episodes gone"] += len(self._seen - paths)
-        for path in paths - self._seen:
+        counts["files of episodes gone"] += len(self._steps.keys() - paths)
+        for path in paths - self._steps.keys():
             try:
-                load_episode(path)
+                self._steps[path] = len(load_episode(path)["reward"]) - 1
             except Exception:
                 counts["unreadable episodes"] += 1
-        self._seen = paths
-        steps = sum(int(path.stem.rpartition("-")[-1]) - 1 for path in paths)
-        self.expected = max(self._before[0] if self._before else 0, steps * self._repeat)
+        self._expected = max(self._before[0] if self._before else 0, sum(self._steps.values()) * self._repeat)
 
     def look_at_restart(self) -> None:
         """Holds the frame that the run goes on at against what was found on the disk, and looks for files half written."""
         found = re.search(r"Continuing at frame ([\d,]+)", self._log.read_text())
-        if found or self.expected:
+        if found or self._expected:
             counted = int(found[1].replace(",", "")) if found else 0
-            self.counts["frames counted twice"] += max(0, counted - self.expected)
-            self.counts["frames forgotten"] += max(0, self.expected - counted)
+            self.counts["frames counted twice"] += max(0, counted - self._expected)
+            self.counts["frames forgotten"] += max(0, self._expected - counted)
         self.counts["restarts"] += 1
         self.counts["warnings of unreadable files"] += self._log.read_text().count("cannot be read")
 
@@ -121,7 +120,7 @@ class Killed:
         """Holds the episodes on the disk against those that the environments saw the program receive the end of."""
         if self.name != "CartPole":
             return
-        numbers = collections.Counter(episode_number(load_episode(path)["number"][0]) for path in self._seen)
+        numbers = collections.Counter(episode_number(load_episode(path)["number"][0]) for path in self._steps)
         path = self._journal / FINISHED
         received = [int(line) for line in path.read_text().splitlines()] if path.exists() else []
         self.counts["episodes finished"] += len(received)
@@ -130,8 +129,7 @@ class Killed:
 
     def steps(self) -> tuple[int, int]:
         """Steps that the environments took, and those on the disk."""
-        stored = sum(int(path.stem.rpartition("-")[-1]) - 1 for path in self.logdir.glob("train_eps/*.npz"))
-        return (self._journal / STEPS).stat().st_size, stored
+        return (self._journal / STEPS).stat().st_size, sum(self._steps.values())
 
     def too_many_updates(self) -> int:
         """Updates beyond those that the settings allow for the frames there are: none may be caught up for."""
@@ -156,7 +154,6 @@ def processes_of_session(session: int) -> list[int]:
 def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
     """Kills a run so many times, at each kind of moment in turn."""
     run = Killed(name, folder)
-    run.expected = 0
     for number in range(kills):
         moment = MOMENTS[number % len(MOMENTS)]
         run.start()

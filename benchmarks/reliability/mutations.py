@@ -183,16 +183,17 @@ def nested(depth: int) -> list:
     return value
 
 
+UNREAD = {"bytes": mutate_bytes, "members": mutate_members}  # what is done to a file without reading what it holds
+
+
 # Checkpoints
 
 
 def checkpoints(good: bytes, canary: pathlib.Path, rng: random.Random) -> bytes:
     """A checkpoint that is probably none."""
     kind = rng.choice(["bytes", "members", "members", "tree", "tree", "tree", "harm"])
-    if kind == "bytes":
-        return mutate_bytes(good, rng)
-    if kind == "members":
-        return mutate_members(good, rng)
+    if kind in UNREAD:
+        return UNREAD[kind](good, rng)
     tree = torch.load(io.BytesIO(good), weights_only=True)
     if kind == "tree":
         return _saved(mutate_tree(tree, lambda: rng.choice(JUNK), rng))
@@ -249,10 +250,8 @@ def _saved(tree, **kwargs) -> bytes:
 def episodes(good: bytes, canary: pathlib.Path, rng: random.Random) -> bytes:
     """An episode that is probably none."""
     kind = rng.choice(["bytes", "members", "members", "arrays", "arrays", "arrays", "harm"])
-    if kind == "bytes":
-        return mutate_bytes(good, rng)
-    if kind == "members":
-        return mutate_members(good, rng)
+    if kind in UNREAD:
+        return UNREAD[kind](good, rng)
     arrays = dict(np.load(io.BytesIO(good)))
     if kind == "arrays":
         return _zipped(_mutate_arrays(arrays, rng))
@@ -305,7 +304,7 @@ def _zipped(arrays: dict[str, np.ndarray]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, value in arrays.items():
             with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, np.asanyarray(value), allow_pickle=True)
+                np.lib.format.write_array(file, np.asanyarray(value), allow_pickle=True)  # written, to be refused by every reader
     return buffer.getvalue()
 
 
