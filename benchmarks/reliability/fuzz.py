@@ -174,7 +174,8 @@ class Fuzz:
 def quiet():
     """Keeps what is printed from the console; yields what goes to stderr."""
     told = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told), warnings.catch_warnings(action="ignore"):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield told
 
 
