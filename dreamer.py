@@ -8,6 +8,7 @@ lists them.
 
 import contextlib
 import copy
+import pathlib
 import shlex
 import shutil
 import sys
@@ -37,7 +38,7 @@ from envs.spaces import ActionCodec, as_batch, describe_space
 from envs.workers import EnvironmentFailed
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
-from replay import Replay, count_stored_steps, old_episodes
+from replay import Replay, old_episodes, stored_steps
 from runs import Run
 
 
@@ -293,6 +294,7 @@ class Training(Run):
         )
         self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
         self.removed_steps = 0  # agent steps of episodes whose files are gone
+        self.removing: dict[str, int] = {}  # files that are removed once a checkpoint names them, and their steps
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
 
     def _replay_capacity(self) -> int:
@@ -318,19 +320,22 @@ class Training(Run):
         directory = self.logdir / "train_eps"
         if self.origin:
             runs.take_over_episodes(self.origin.parent / "train_eps", directory)
-        stored_steps = self.replay.load(directory)
-        self.step = max(self.step, (count_stored_steps(directory) + self.removed_steps) * self.config.action_repeat)  # frames
+        loaded_steps = self.replay.load(directory)
+        on_disk = {path.name: steps for path, steps in stored_steps(directory).items()}
+        # A run that was killed may not have come to remove them all.
+        self.removed_steps += sum(steps for name, steps in self.removing.items() if name not in on_disk)
+        self.step = max(self.step, (sum(on_disk.values()) + self.removed_steps) * self.config.action_repeat)  # frames
         if self.step or checkpoint:
-            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {stored_steps:,} steps in memory.")
-        self.missing_steps = self._missing_prefill(stored_steps)
+            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {loaded_steps:,} steps in memory.")
+        self.missing_steps = self._missing_prefill(loaded_steps)
         seed = tools.train_seed(self.config.seed, self.step)
         self.collector = Collector(self.envs, self.replay, directory, self.disk, seed=seed, training=True)
         self.set_exploring()
 
-    def _missing_prefill(self, stored_steps: int) -> int:
+    def _missing_prefill(self, loaded_steps: int) -> int:
         """Agent steps to collect before training; none where the memory was filled by an earlier run."""
         filled = len(self.replay) >= min(self.config.prefill, self.replay.capacity)
-        return 0 if filled else self.config.prefill - stored_steps
+        return 0 if filled else self.config.prefill - loaded_steps
 
     @property
     def clock(self) -> int:
@@ -341,17 +346,24 @@ class Training(Run):
         return {"fps": self.step, **super().rates()}
 
     def counters(self) -> dict:
-        return {**super().counters(), "update_credit": self.budget.credit, "removed_steps": self.removed_steps}
+        return {**super().counters(), "update_credit": self.budget.credit, "removed_steps": self.removed_steps, "removing": self.removing}
 
-    def save(self) -> None:
-        if not self.config.keep_episodes:
-            self.remove_old_episodes()
-        super().save()
+    def save(self) -> bool:
+        """Writes the checkpoint, and then removes the files of episodes that `dataset_size` steps have no room for, if that is asked for.
 
-    def remove_old_episodes(self) -> None:
-        """Removes the files of episodes that a memory of `dataset_size` steps has no room for."""
+        The checkpoint names them, so that their steps are counted whether or not they are gone when the run goes on.
+        """
+        directory = self.logdir / "train_eps"
+        old = [] if self.config.keep_episodes else old_episodes(directory, self.config.dataset_size)
+        self.removing = {path.name: steps for path, steps in old}
+        written = super().save()
+        if written:
+            self._remove(old)
+        return written
+
+    def _remove(self, episodes: list[tuple[pathlib.Path, int]]) -> None:
         try:
-            for path, steps in old_episodes(self.logdir / "train_eps", self.config.dataset_size):
+            for path, steps in episodes:
                 path.unlink()
                 self.removed_steps += steps
         except OSError as error:
@@ -360,6 +372,7 @@ class Training(Run):
     def restore(self, checkpoint: dict) -> None:
         super().restore(checkpoint)
         self.removed_steps = int(checkpoint.get("removed_steps", 0))
+        self.removing = {str(name): int(steps) for name, steps in checkpoint.get("removing", {}).items()}
         if not self.origin:
             self.budget.credit = checkpoint["update_credit"]
 
@@ -541,6 +554,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             if debug:
                 raise
             print(f"error: {error}", file=sys.stderr)
+            tell_unsaved(training)
             return 1
         console.say(how_to_continue(training, presets, flags))
         return tell_unsaved(training)

@@ -1,9 +1,12 @@
 """What happens when losses or gradients are not finite: single updates are skipped, see `models.Optimizer`; too many end the run."""
 
+import io
 import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from disk import Disk
 
 if TYPE_CHECKING:
     from dreamer import Dreamer
@@ -19,7 +22,7 @@ class NonFinite(ArithmeticError):
         message: what is not finite, for people.
         batch: the arrays of the last update, by name.
     Attributes:
-        path: where the batch is kept; None until it is.
+        path: where the batch is kept, or waits for the disk; None before.
     """
 
     def __init__(self, message: str, batch: dict[str, np.ndarray]):
@@ -27,7 +30,7 @@ class NonFinite(ArithmeticError):
         self.batch, self.path = batch, None
 
     def __str__(self) -> str:
-        kept = f" The last batch is kept in {self.path}." if self.path else ""
+        kept = f" The last batch is kept in {self.path}." if self.path and self.path.exists() else ""
         return f"{super().__str__()} Skipped updates have changed nothing.{kept}"
 
 
@@ -66,10 +69,11 @@ def weights_not_finite(agent: "Dreamer") -> list[str]:
     return [name for name, value in agent.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
 
 
-def write_batch(batch: dict[str, np.ndarray], logdir: pathlib.Path, updates: int) -> pathlib.Path:
+def write_batch(batch: dict[str, np.ndarray], logdir: pathlib.Path, updates: int, disk: Disk) -> pathlib.Path:
     """Keeps a batch for inspection; returns where."""
-    path = logdir / f"nonfinite_{updates}.npz"
-    np.savez_compressed(path, **batch)
+    path, content = logdir / f"nonfinite_{updates}.npz", io.BytesIO()
+    np.savez_compressed(content, **batch)
+    disk.write("the last batch", path, content.getvalue())
     return path
 
 

@@ -281,11 +281,6 @@ def stored_steps(directory: pathlib.Path) -> dict[pathlib.Path, int]:
     return {path: int(length) - 1 for path, length in lengths.items() if length.isdecimal()}
 
 
-def count_stored_steps(directory: pathlib.Path) -> int:
-    """Agent steps in all episodes on disk."""
-    return sum(stored_steps(directory).values())
-
-
 def old_episodes(directory: pathlib.Path, capacity: int) -> list[tuple[pathlib.Path, int]]:
     """Episodes that a memory of this capacity would not load, since newer ones fill it, and their agent steps; the newest first."""
     old, room = [], capacity

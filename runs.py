@@ -171,7 +171,7 @@ class Run:
         """Saves what can be saved after an error; the checkpoint only if the weights are worth it."""
         try:
             if isinstance(error, nonfinite.NonFinite):
-                error.path = nonfinite.write_batch(error.batch, self.logdir, self.agent.updates)
+                error.path = nonfinite.write_batch(error.batch, self.logdir, self.agent.updates, self.disk)
             self.end()
             if not nonfinite.weights_not_finite(self.agent):
                 self.save()
@@ -220,19 +220,25 @@ class Run:
         episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, seed, self.stop)
         return [*(episode.metrics for episode in episodes), self.eval_envs.scores([episode.sums for episode in episodes])]
 
-    def save(self) -> None:
-        """Writes latest.pt, unless nothing has changed since the last time; if that fails, it is due again."""
+    def save(self) -> bool:
+        """Writes latest.pt, unless nothing has changed since the last time; if that fails, it is due again.
+
+        Returns:
+            whether it was written.
+        """
         if (self.step, self.agent.updates) == self.saved:
-            return
+            return False
         checkpoint = {
             **self.agent.checkpoint(),
             **self.counters(),
             "random_state": checkpoints.random_state(self.replay.next_rng),
             "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
         }
-        if self.disk.attempt("the checkpoint", self.logdir, lambda: checkpoints.save(self.logdir / "latest.pt", checkpoint)):
+        written = self.disk.attempt("the checkpoint", self.logdir, lambda: checkpoints.save(self.logdir / "latest.pt", checkpoint))
+        if written:
             self.saved = (self.step, self.agent.updates)
         self.should_save.restart()
+        return written
 
     def counters(self) -> dict:
         """How far the run is, for its checkpoint."""

@@ -168,7 +168,7 @@ def test_a_run_goes_on_without_a_disk_and_ends_with_an_error(device, fails, tmp_
     training.disk.retry()
     training.save()
     assert training.disk.unsaved() == ""
-    assert replay.count_stored_steps(tmp_path / "train_eps") == checkpoints.load(tmp_path / "latest.pt")["step"] == 200
+    assert on_disk(tmp_path) == checkpoints.load(tmp_path / "latest.pt")["step"] == 200
 
 
 def test_a_run_that_could_not_save_says_so_and_returns_1(device, tmp_path, capsys, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_run_that_could_not_save_says_so_and_returns_1(device, tmp_path, capsy
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of another process are Linux's")
 def test_a_run_outlives_real_errors_of_the_kernel(tmp_path):
-    assert files.run_on_full_disk(files.SmallDisk(tmp_path, mount=False), recovers=True, steps=1500, seconds=2.5) == []
+    assert files.run_on_full_disk(files.SmallDisk(tmp_path, mount=False), recovers=True, steps=1500, seconds=1.0) == []
 
 
 def test_a_folder_that_is_full_from_the_start_is_refused(device, tmp_path, capsys, monkeypatch):
@@ -208,14 +208,13 @@ def test_old_episodes_stay_unless_their_removal_is_asked_for(tmp_path):
     assert sum(lengths[1:]) < 100 <= sum(lengths) or sum(left.values()) < 200  # the newest that fill the memory, and the last ones
     assert sum(left.values()) < 400 and max(left) > max(stored)
     checkpoint = checkpoints.load(tmp_path / "latest.pt")
-    assert checkpoint["step"] == 500 == checkpoint["removed_steps"] + sum(left.values())
+    assert checkpoint["step"] == 500 == steps_of(tmp_path)
 
 
 def test_frames_are_counted_right_after_a_resume_although_files_are_gone(tmp_path, capsys):
     flags = ["--dataset_size", "60", "--keep_episodes", "false"]
     assert train(tmp_path, "--steps", "300", *flags) == 0
-    removed = checkpoints.load(tmp_path / "latest.pt")["removed_steps"]
-    assert removed > 100
+    assert on_disk(tmp_path) < 200 and steps_of(tmp_path) == 300
     # As after a process that was killed: an episode of 20 steps is newer than the checkpoint.
     save_episode(tmp_path / "train_eps", load_episode_of(tmp_path, 21))
     training = dreamer.Training(
@@ -223,8 +222,46 @@ def test_frames_are_counted_right_after_a_resume_although_files_are_gone(tmp_pat
     )
     assert training.step == 320 and len(training.replay) == 60
     training.run()
-    checkpoint = checkpoints.load(tmp_path / "latest.pt")
-    assert checkpoint["step"] == 340 == checkpoint["removed_steps"] + replay.count_stored_steps(tmp_path / "train_eps")
+    assert checkpoints.load(tmp_path / "latest.pt")["step"] == 340 == steps_of(tmp_path)
+
+
+@pytest.mark.parametrize("removed", [0, 2])
+def test_a_kill_while_old_episodes_are_removed_forgets_no_frame(removed, tmp_path, monkeypatch):
+    assert train(tmp_path, "--steps", "300") == 0
+    flags = [*CARTPOLE, "--dataset_size", "60", "--keep_episodes", "false", "--steps", "400"]
+    config = settings.load_config(["debug"], {**settings.parse_flags(flags)[1], "logdir": str(tmp_path)})
+    training = dreamer.Training(config)
+    training.agent.updates += 1  # something to save
+
+    def killed(self, episodes):
+        for path, _ in episodes[:removed]:
+            path.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dreamer.Training, "_remove", killed)
+        training.save()
+    training.close()
+    left = on_disk(tmp_path)
+    assert left < 300 if removed else left == 300
+    again = dreamer.Training(config)
+    assert again.step == 300 == again.removed_steps + left
+    again.agent.updates += 1
+    assert again.save() and not again.save()
+    assert again.removed_steps + on_disk(tmp_path) == 300
+    assert on_disk(tmp_path) < left
+    again.close()
+
+
+def on_disk(logdir: pathlib.Path) -> int:
+    return sum(replay.stored_steps(logdir / "train_eps").values())
+
+
+def steps_of(logdir: pathlib.Path) -> int:
+    """Agent steps of all episodes of a run, of those too whose files it has removed."""
+    checkpoint = checkpoints.load(logdir / "latest.pt")
+    gone = [steps for name, steps in checkpoint["removing"].items() if not (logdir / "train_eps" / name).exists()]
+    return checkpoint["removed_steps"] + sum(gone) + on_disk(logdir)
 
 
 def load_episode_of(logdir: pathlib.Path, length: int) -> dict:

@@ -157,7 +157,7 @@ def test_episodes_survive_the_disk(tmp_path):
     for key, value in saved.items():
         np.testing.assert_array_equal(loaded[key], value)
     np.testing.assert_array_equal(loaded["discount"], 1.0 - saved["is_terminal"])
-    assert replay.count_stored_steps(tmp_path) == 8
+    assert sum(replay.stored_steps(tmp_path).values()) == 8
 
 
 def test_loading_keeps_the_newest_episodes_that_fit_and_skips_damaged_ones(tmp_path, capsys):

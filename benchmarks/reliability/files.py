@@ -22,7 +22,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ from exploration import Random
 from replay import Replay, load_episode
 
 ROOT = pathlib.Path(__file__).parents[2]
+WARNINGS = {kind: f"{kind} cannot be written" for kind in ("the checkpoint", "episodes")}
 GROWTH = 20e6  # bytes that resident memory may grow by after the first tenth of the updates: Python and its libraries keep a little
 
 
@@ -136,15 +139,19 @@ class SmallDisk:
             subprocess.run(["umount", str(self.folder)], check=True)
 
 
-def train(logdir: pathlib.Path, steps: int) -> subprocess.Popen:
-    """A run that saves every second."""
+def train(logdir: pathlib.Path, steps: int) -> tuple[subprocess.Popen, list[str], threading.Thread]:
+    """A run that saves every second, the lines that it says, which become more, and who reads them."""
     flags = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "500"]
     flags += ["--checkpoint_every", "1", "--steps", str(steps), "--logdir", str(logdir)]
     command = [sys.executable, str(ROOT / "dreamer.py"), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = []
+    reader = threading.Thread(target=lambda: [said.append(line) for line in process.stdout], daemon=True)
+    reader.start()
+    return process, said, reader
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, said: list[str], seconds: float = 120.0) -> None:
     """Waits until a condition holds.
 
     Raises:
@@ -153,9 +160,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> No
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(
-                f"the run ended with {process.poll()}: {process.stdout.read()[-2000:] if process.poll() is not None else ''}"
-            )
+            raise RuntimeError(f"waited in vain; the run's exit code is {process.poll()}, it said:\n{''.join(said[-20:])}")
         time.sleep(0.05)
 
 
@@ -170,27 +175,30 @@ def disk(recovers: bool) -> list[str]:
 
 
 def run_on_full_disk(small: SmallDisk, recovers: bool, steps: int = 6000, seconds: float = 6.0) -> list[str]:
-    """What went wrong with a run whose disk is full for so long, or to its end."""
+    """What went wrong with a run whose disk is full to its end, or for so long and until it has warned."""
     logdir = small.folder / "run"
-    process = train(logdir, steps)
-    wait_for((logdir / "previous.pt").exists, process)
+    process, said, reader = train(logdir, steps)
+    metrics = logdir / "metrics.jsonl"
+    wait_for(lambda: (logdir / "previous.pt").exists() and metrics.exists(), process, said)
     small.fill(process)
-    time.sleep(seconds)
-    good, lines = checkpoints.load(logdir / "latest.pt"), (logdir / "metrics.jsonl").read_text()
+    start = time.monotonic()
+    wait_for(lambda: all(any(text in line for line in said) for text in WARNINGS.values()), process, said)
+    time.sleep(max(0.0, start + seconds - time.monotonic()))
+    good, lines = checkpoints.load(logdir / "latest.pt"), metrics.read_text()
     left_over = [path.name for path in logdir.rglob("*.partial")]
     if recovers:
         small.empty(process)
-    output, _ = process.communicate(timeout=300)
+    process.wait(timeout=300)
+    reader.join()
     last = checkpoints.load(logdir / "latest.pt")
     stored = sum(len(load_episode(path)["reward"]) - 1 for path in (logdir / "train_eps").glob("*.npz"))
-    print("\n".join(line for line in output.splitlines() if line.startswith(("warning", "error", "What could"))))
+    print("".join(line for line in said if line.startswith(("warning", "error", "What could"))))
+    output = "".join(said)
     checks = {
         "half a line in metrics.jsonl": not lines or lines.endswith("\n"),
         "temporary files are left over": not left_over or left_over == ["latest.partial"],  # the moment of a write
-        "no warning of the checkpoint": "the checkpoint cannot be written" in output,
-        "no warning of episodes": "episodes cannot be written" in output,
         "no free space in a warning": re.search(r"[\d.]+ MB are free in", output),
-        "more than a warning a minute of each kind": output.count("episodes cannot be written") <= 2,
+        "more than a warning a minute of each kind": output.count(WARNINGS["episodes"]) <= 2,
         f"exit code {process.returncode}": process.returncode == (0 if recovers else 1),
         "an older checkpoint than the last good one": last["step"] >= good["step"],
     }
