@@ -3,157 +3,17 @@
 import multiprocessing
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
-import gymnasium
 import numpy as np
 import pytest
-import torch
-from gymnasium import spaces
 
 import dreamer
-import tools
-from collect import Collector, play_episodes
-from envs import make_envs
-from envs.spaces import ActionCodec
+from benchmarks.reliability import environments
+from benchmarks.reliability.counting import FIRST_SEED, REASONS, collector_for, misplaced, stored
+from collect import play_episodes
 from envs.workers import RESTARTS
-from replay import Replay, load_episode
-
-
-class Counting(gymnasium.Env):
-    """Says in its observation who it is, where it is and what it was told; does wrong what it is asked to, now and then.
-
-    Args:
-        wrong: what goes wrong: a method below; None for nothing.
-        at: step of an episode at which it does.
-        always: with every seed, or only with those that environments have at the beginning.
-        slow: longest time of a step in seconds.
-    """
-
-    LENGTH = 12
-    observation_space = spaces.Dict({
-        "count": spaces.Box(-np.inf, np.inf, (4,), np.float32),  # seed, episode, step, last action
-        "image": spaces.Box(0, 255, (16, 16, 1), np.uint8),
-    })  # fmt: skip
-    action_space = spaces.Discrete(5)
-
-    def __init__(self, wrong: str | None = None, at: int = 40, always: bool = True, slow: float = 0.0):
-        self._wrong, self._at, self._always, self._slow = wrong, at, always, slow
-        self._episode, self._length = -1, 2 * at if wrong else self.LENGTH
-
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self._seed, self._episode = seed % 10_000, -1  # which float32 holds
-            self._pauses = np.random.default_rng(seed)
-        self._episode, self._step, self._action = self._episode + 1, 0, -1
-        return self._observe(), {}
-
-    def step(self, action):
-        self._step, self._action = self._step + 1, int(action)
-        if self._slow:
-            time.sleep(self._pauses.uniform(0, self._slow) * (self._seed % 2))
-        returned = [self._observe(), float(self._step), self._step == self._length, False, {}]
-        if self._wrong and self._step == self._at and (self._always or self._seed < 1000):
-            getattr(self, self._wrong)(returned)
-        return tuple(returned)
-
-    def _observe(self):
-        count = np.array([self._seed, self._episode, self._step, self._action], np.float32)
-        return {"count": count, "image": np.full((16, 16, 1), self._step, np.uint8)}
-
-    def raises(self, returned):
-        raise ZeroDivisionError("the game crashed")
-
-    def hangs(self, returned):
-        time.sleep(1000)
-
-    def dies(self, returned):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def not_a_number(self, returned):
-        returned[0]["count"][2] = np.nan
-
-    def wrong_shape(self, returned):
-        returned[0]["count"] = np.zeros((2, 2), np.float32)
-
-    def wrong_size(self, returned):
-        returned[0]["image"] = np.zeros((32, 32, 1), np.uint8)
-
-    def wrong_dtype(self, returned):
-        returned[0]["image"] = returned[0]["image"].astype(np.float32)
-
-    def wrong_reward(self, returned):
-        returned[1] = "1.0"
-
-    def infinite_reward(self, returned):
-        returned[1] = np.inf
-
-    def huge_reward(self, returned):
-        returned[1] = 1e13
-
-    def wrong_flag(self, returned):
-        returned[2] = None
-
-
-REASONS = {
-    "raises": "ZeroDivisionError: the game crashed",
-    "hangs": "it has not answered for 0.5 seconds (setting env_timeout)",
-    "dies": "its process has died (exit code -9)",
-    "not_a_number": "the observation 'count' has NaN or infinite values",
-    "wrong_shape": "the observation 'count' has shape (2, 2) and dtype float32; its space says ",
-    "wrong_size": "the observation 'image' has shape (32, 32, 1) and dtype uint8; its space says ",
-    "wrong_dtype": "the observation 'image' has shape (16, 16, 1) and dtype float32; its space says ",
-    "wrong_reward": "the reward is '1.0'; it must be one finite number",
-    "infinite_reward": "the reward is inf; it must be one finite number",
-    "huge_reward": "the reward is 10000000000000.0; it must be one finite number",
-    "wrong_flag": "terminated is None; it must be True or False",
-}
-gymnasium.register("Counting-v0", Counting)
-gymnasium.register("SlowCounting-v0", Counting, kwargs={"slow": 0.01})
-for name in REASONS:
-    gymnasium.register(f"Once-{name}-v0", Counting, kwargs={"wrong": name, "always": False})
-    gymnasium.register(f"Always-{name}-v0", Counting, kwargs={"wrong": name})
-
-
-class Steady:
-    """Does what the numbers of environment and time say, so that it can be told from the recorded observation."""
-
-    def __init__(self, codec: ActionCodec):
-        self._codec, self._time = codec, 0
-
-    def act(self, obs, state=None, training=True):
-        self._time += 1
-        index = (3 * np.arange(len(obs["is_first"])) + self._time) % 5
-        vectors = np.eye(5, dtype=np.float32)[index]
-        return self._codec.decode(vectors), {"action": torch.as_tensor(vectors)}
-
-
-def collector_for(task: str, count: int, directory: pathlib.Path, **settings):
-    config = tools.load_config(["defaults", "debug"], {"task": task, "device": "cpu", "size": [16, 16], **settings})
-    envs = make_envs(config, count, training=True)
-    codec = ActionCodec(envs.act_space)
-    memory = Replay(envs.obs_space, codec.size, capacity=4000, streams=count, batch_size=16, batch_length=30)
-    return envs, memory, Collector(envs, memory, directory, seed=70, training=True), Steady(codec)
-
-
-def stored(directory: pathlib.Path) -> list[dict]:
-    return [load_episode(path) for path in sorted(directory.glob("*.npz"))]
-
-
-def assert_consecutive(sequence: dict) -> None:
-    """Steps of arrays (T, ...) follow each other wherever no episode begins, and hold the action that led to them."""
-    seed, episode, step, action = sequence["count"].T
-    inside = ~sequence["is_first"][1:]
-    assert (np.diff(step)[inside] == 1).all() and (np.diff(seed)[inside] == 0).all() and (np.diff(episode)[inside] == 0).all()
-    assert (step[sequence["is_first"]][1:] == 0).all()
-    acted = step > 0
-    np.testing.assert_array_equal(sequence["action"].argmax(1)[acted], action[acted])
-    np.testing.assert_array_equal(sequence["reward"], step)
-    np.testing.assert_array_equal(sequence["image"][:, 0, 0, 0], step)
-    np.testing.assert_array_equal(sequence["is_terminal"], step == Counting.LENGTH)
 
 
 @pytest.mark.parametrize("task", ["Counting", "SlowCounting"])
@@ -166,9 +26,9 @@ def test_no_step_is_lost_or_swapped_between_environments(count, task, tmp_path):
     episodes = stored(tmp_path)
     seen = sorted((int(episode["count"][0, 0]), int(episode["count"][0, 1])) for episode in episodes)
     # 40 calls are three episodes of 12 steps with a reset behind each, and one step of the fourth.
-    assert seen == [(70 + env, number) for env in range(count) for number in range(4)]
+    assert seen == [(FIRST_SEED + env, number) for env in range(count) for number in range(4)]
     for episode in episodes:
-        assert_consecutive(episode)
+        assert misplaced(episode) == 0
         assert episode["is_last"].tolist() == [False] * (len(episode["reward"]) - 1) + [True]
     assert sum(steps for steps, _ in turns) == sum(len(episode["reward"]) - 1 for episode in episodes) == 37 * count
     assert len(cut) == count and all(episode.cut and episode.length == 1 for episode in cut)
@@ -180,7 +40,31 @@ def test_no_step_is_lost_or_swapped_between_environments(count, task, tmp_path):
             starts = np.flatnonzero(sequence["is_first"])
             for start, end in zip(starts, [*starts[1:], 30]):
                 part = {key: value[start:end] for key, value in sequence.items()}
-                assert_consecutive({**part, "is_first": np.arange(end - start) == 0})
+                assert misplaced({**part, "is_first": np.arange(end - start) == 0}) == 0
+
+
+def test_a_step_that_is_lost_or_swapped_would_be_seen(tmp_path):
+    envs, _, collector, policy = collector_for("gym_Counting-v0", 2, tmp_path)
+    for _ in range(13):
+        collector.step(policy)
+    envs.close()
+    first, second = stored(tmp_path)
+    assert misplaced(first) == misplaced(second) == 0
+    assert misplaced({key: np.delete(value, 5, 0) for key, value in first.items()}) == 1
+    for key in ("count", "action", "reward", "image"):
+        assert misplaced({**first, key: np.roll(first[key], 1, 0)}) > 0
+    swapped = {key: np.where((np.arange(13) == 5).reshape(-1, *[1] * (value.ndim - 1)), second[key], value) for key, value in first.items()}
+    assert misplaced(swapped) == 2  # there, and behind it
+
+
+def test_environments_that_fail_at_random_lose_no_other_steps(tmp_path):
+    counts = environments.count("UnreliableCounting", 4, 2000, tmp_path)
+    assert counts["started anew"] > 3 and counts["steps"] >= 2000
+    assert not any(counts[name] for name in environments.MUST_BE_ZERO)
+
+
+def test_games_in_threads_play_as_each_of_them_alone():
+    assert environments.compare_threads("pong", 4, 150) == {"steps in threads": 600, "steps that differ from a game alone": 0}
 
 
 @pytest.mark.parametrize("wrong", REASONS)
@@ -213,7 +97,7 @@ def test_one_that_fails_again_and_again_ends_the_run_with_its_own_traceback(wron
             collector.step(policy)
     assert REASONS[wrong] in str(caught.value)
     if wrong == "raises":
-        assert "Traceback" in str(caught.value) and pathlib.Path(__file__).name in str(caught.value)
+        assert "Traceback" in str(caught.value) and "counting.py" in str(caught.value)
     envs.close()
     assert not multiprocessing.active_children()
     with pytest.raises(ChildProcessError):  # no zombies either

@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks.reliability import files, kill
+from benchmarks.reliability import environments, files, kill
 
-PARTS = {"files": files.main, "kill": kill.main}
+PARTS = {"environments": environments.main, "files": files.main, "kill": kill.main}
 
 if __name__ == "__main__":
     name, *argv = sys.argv[1:] or [""]
