@@ -46,7 +46,7 @@ class Workers:
         self._seed, self._made_anew = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
         self._workers = []
-        # Before Python's exit, which would wait for them: they ignore the signal that it sends.
+        # Runs before Python's exit waits for them.
         weakref.finalize(self, _stop_all, self._workers, os.getpid())
         try:
             for _ in range(count):
@@ -58,7 +58,7 @@ class Workers:
     def _start(self) -> tuple:
         """A process and the connection to it."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self._make_env, theirs), daemon=True)
+        process = self._context.Process(target=_work, args=(self._make_env, theirs))  # no daemon, which could not start processes itself
         process.start()
         theirs.close()
         return process, ours

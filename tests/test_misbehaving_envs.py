@@ -6,12 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 
 import dreamer
 from benchmarks.reliability import environments
-from benchmarks.reliability.counting import FIRST_SEED, REASONS, collector_for, misplaced, stored
+from benchmarks.reliability.counting import FIRST_SEED, REASONS, Counting, collector_for, misplaced, stored
 from collect import play_episodes
 from envs.workers import RESTARTS
 
@@ -121,6 +122,28 @@ def test_a_run_whose_environment_fails_for_good_ends_with_an_error_and_keeps_wha
     metrics = (tmp_path / "metrics.jsonl").read_text()
     assert '"cut_off/length": 39.0' in metrics and "episode/length" not in metrics
     assert (tmp_path / "latest.pt").exists()
+
+
+class WithProcess(Counting):
+    """Plays with the help of a process of its own."""
+
+    def reset(self, **kwargs):
+        with multiprocessing.Pool(1) as pool:
+            assert pool.map(abs, [-1]) == [1]
+        return super().reset(**kwargs)
+
+
+def test_an_environment_may_start_processes(tmp_path):
+    gymnasium.register("WithProcess-v0", WithProcess)
+    try:
+        envs, _, collector, policy = collector_for("gym_WithProcess-v0", 1, tmp_path)
+        for _ in range(14):
+            collector.step(policy)
+        envs.close()
+    finally:
+        del gymnasium.registry["WithProcess-v0"]
+    (episode,) = stored(tmp_path)
+    assert len(episode["reward"]) == 13
 
 
 def test_a_program_that_closes_nothing_ends_all_the_same():
