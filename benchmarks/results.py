@@ -1,5 +1,6 @@
 """Results of experiments: small JSON files in `data/`, and statistics of paired differences."""
 
+import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -57,10 +58,24 @@ def name_of(*parts: str | int) -> str:
 
 
 def each_in_a_process(run: Callable, todo: list[tuple], jobs: int) -> None:
-    """Calls a function with each of these arguments, so many at a time, each in a new process with one thread."""
+    """Calls a function with each of these arguments, so many at a time, each in a new process with one thread.
+
+    Raises:
+        RuntimeError: if one of them failed, after the others have ended.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        pool.starmap(run, todo, chunksize=1)
+    spawn = multiprocessing.get_context("spawn")
+
+    def call(arguments: tuple) -> int:
+        process = spawn.Process(target=run, args=arguments)  # not of a pool, whose processes may not start those of environments
+        process.start()
+        process.join()
+        return process.exitcode
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
+        failed = [arguments for arguments, code in zip(todo, threads.map(call, todo)) if code]
+    if failed:
+        raise RuntimeError(f"failed, for the reasons above: {', '.join(map(str, failed))}")
 
 
 def load(experiment: str) -> list[dict]:

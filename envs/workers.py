@@ -3,11 +3,11 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterator
 
 import gymnasium
@@ -34,9 +34,16 @@ class Workers:
         count: how many.
         timeout: seconds that a step or reset may take; 0 for no limit.
         start: how processes start, as in `multiprocessing`; None for the system's default, "fork" where there is it.
+    Raises:
+        RuntimeError: in a daemonic process.
     """
 
     def __init__(self, make_env: Callable[[], gymnasium.Env], count: int, timeout: float = 0.0, start: str | None = None):
+        if multiprocessing.current_process().daemon:
+            raise RuntimeError(
+                "environments run in processes of their own, which a daemonic process cannot start, such as one of multiprocessing.Pool; "
+                "use concurrent.futures.ProcessPoolExecutor, or multiprocessing.Process"
+            )
         env = make_env()  # errors surface here, not in a worker
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         env.close()
@@ -46,8 +53,8 @@ class Workers:
         self._seed, self._made_anew = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
         self._workers = []
-        # Runs before Python's exit waits for them.
-        weakref.finalize(self, _stop_all, self._workers, os.getpid())
+        # Before a process ends it waits for those that it has started, but runs this first.
+        multiprocessing.util.Finalize(self, _stop_all, (self._workers,), exitpriority=0)
         try:
             for _ in range(count):
                 self._workers.append(self._start())
@@ -152,10 +159,9 @@ class _Gone(str):
     """Why a worker does not answer."""
 
 
-def _stop_all(workers: list[tuple], owner: int) -> None:
-    if os.getpid() == owner:  # not in a forked copy
-        for process, connection in workers:
-            _stop(process, connection)
+def _stop_all(workers: list[tuple]) -> None:
+    for process, connection in workers:
+        _stop(process, connection)
 
 
 def _stop(process, connection) -> None:

@@ -1,12 +1,16 @@
 """The experiments: their environments, what they measure, and their tables."""
 
+import pathlib
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
 import networks
+import tools
 from benchmarks import draw, learning, results, worldmodel
+from envs import make_envs
 
 
 def switches(name: str, steps: int = 4000) -> np.ndarray:
@@ -84,6 +88,21 @@ def test_results_of_other_settings_are_not_taken_for_done(tmp_path, monkeypatch)
     other.model_lr = 0.5
     with pytest.raises(SystemExit, match="model_lr"):
         results.is_done("learning", runs[0].name, other)
+
+
+def step_an_environment(path: str, fails: bool) -> None:
+    envs = make_envs(tools.load_config(["debug"], {"task": "gym_CartPole-v1"}), 1, training=True)
+    envs.reset(0)
+    assert not fails
+    pathlib.Path(path).write_text("done")
+
+
+def test_experiments_in_processes_have_environments_and_one_that_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    paths = [str(tmp_path / name) for name in "abc"]
+    with pytest.raises(RuntimeError, match=r"failed, for the reasons above: \('.*b', True\)$"):
+        results.each_in_a_process(step_an_environment, [(path, path == paths[1]) for path in paths], jobs=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
 
 
 def test_the_error_of_the_mean_does_not_grow_with_the_spread_of_dreams():

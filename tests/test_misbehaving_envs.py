@@ -146,13 +146,31 @@ def test_an_environment_may_start_processes(tmp_path):
     assert len(episode["reward"]) == 13
 
 
-def test_a_program_that_closes_nothing_ends_all_the_same():
-    code = """
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("where", ["in the program", "in a process of it"])
+def test_a_program_that_closes_nothing_ends_all_the_same(where, failing):
+    code = f"""
+import multiprocessing
 import tools
 from envs import make_envs
-make_envs(tools.load_config(["debug"], {"task": "gym_CartPole-v1"}), 2, training=True).reset(0)
-envs = make_envs(tools.load_config(["debug"], {"task": "gym_CartPole-v1"}), 2, training=True)
-envs.reset(0)
+def play():
+    make_envs(tools.load_config(["debug"], {{"task": "gym_CartPole-v1"}}), 2, training=True).reset(0)
+    global envs
+    envs = make_envs(tools.load_config(["debug"], {{"task": "gym_CartPole-v1"}}), 2, training=True)
+    envs.reset(0)
+    assert not {failing}
+if {where == "in the program"}:
+    play()
+else:
+    process = multiprocessing.get_context("fork").Process(target=play)
+    process.start()
+    process.join()
+    raise SystemExit(process.exitcode)
 """
     root = pathlib.Path(__file__).parent.parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == int(failing)
+
+
+def test_a_daemonic_process_is_told_that_it_cannot_have_environments():
+    with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(RuntimeError, match="a daemonic process cannot start"):
+        pool.apply(collector_for, ("gym_Counting-v0", 1, pathlib.Path()))
