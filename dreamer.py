@@ -353,12 +353,14 @@ class Training(Run):
 
         The checkpoint names them, so that their steps are counted whether or not they are gone when the run goes on.
         """
-        directory = self.logdir / "train_eps"
+        directory, changed = self.logdir / "train_eps", self.changed
         old = [] if self.config.keep_episodes else old_episodes(directory, self.config.dataset_size)
         self.removing = {path.name: steps for path, steps in old}
         written = super().save()
-        if written:
+        if changed:
             self._remove(old)
+        if changed and old and not written:  # now there may be room for it
+            written = super().save()
         return written
 
     def _remove(self, episodes: list[tuple[pathlib.Path, int]]) -> None:
@@ -366,6 +368,7 @@ class Training(Run):
             for path, steps in episodes:
                 path.unlink()
                 self.removed_steps += steps
+                del self.removing[path.name]
         except OSError as error:
             self.disk.warn("the folder of episodes", self.logdir, error)
 

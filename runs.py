@@ -226,7 +226,7 @@ class Run:
         Returns:
             whether it was written.
         """
-        if (self.step, self.agent.updates) == self.saved:
+        if not self.changed:
             return False
         checkpoint = {
             **self.agent.checkpoint(),
@@ -239,6 +239,11 @@ class Run:
             self.saved = (self.step, self.agent.updates)
         self.should_save.restart()
         return written
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to save since the last checkpoint."""
+        return (self.step, self.agent.updates) != self.saved
 
     def counters(self) -> dict:
         """How far the run is, for its checkpoint."""

@@ -253,6 +253,24 @@ def test_a_kill_while_old_episodes_are_removed_forgets_no_frame(removed, tmp_pat
     again.close()
 
 
+def test_old_episodes_make_room_for_a_checkpoint(tmp_path, monkeypatch):
+    assert train(tmp_path, "--steps", "300") == 0
+    flags = [*CARTPOLE, "--dataset_size", "60", "--keep_episodes", "false", "--steps", "400"]
+    training = dreamer.Training(settings.load_config(["debug"], {**settings.parse_flags(flags)[1], "logdir": str(tmp_path)}))
+    training.agent.updates += 1
+    save = checkpoints.save
+
+    def save_if_there_is_room(path, checkpoint):
+        if on_disk(tmp_path) > 200:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, checkpoint)
+
+    monkeypatch.setattr(checkpoints, "save", save_if_there_is_room)
+    assert training.save() and training.disk.unsaved() == ""
+    training.close()
+    assert on_disk(tmp_path) < 200 and steps_of(tmp_path) == 300
+
+
 def on_disk(logdir: pathlib.Path) -> int:
     return sum(replay.stored_steps(logdir / "train_eps").values())
 
