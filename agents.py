@@ -11,6 +11,7 @@ Shapes: N environments, T steps.
 import contextlib
 import copy
 import os
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import console
 import settings
 from dreamer import Dreamer
 from envs import EnvBatch, make_envs
+from envs.gym import modules_of
 from envs.spaces import space_of
 from models import WorldModel, autocast
 from networks import State
@@ -78,13 +80,22 @@ def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
     """Observation and action space; checkpoints of the first versions do not hold them, their environment does."""
     if isinstance(stored := checkpoint.get("spaces"), dict):
         return space_of(stored.get("observation")), space_of(stored.get("action"))
-    if config.get("import") or ":" in config.task:
+    if modules := modules_of(config.task, config.get("import")):
         raise ValueError(
-            "the checkpoint holds no spaces, and to find them in its environment, a module would be imported that the checkpoint names; "
-            "continue its run for one step, which stores them"
+            f"the checkpoint holds no spaces, and to find them in its environment, {', '.join(sorted(modules))} would be imported, which "
+            "the checkpoint names; continue its run for one step, which stores them"
         )
     with contextlib.closing(make_envs(config, 1, training=False)) as envs:
         return envs.obs_space, envs.act_space
+
+
+def check_modules(config: settings.Config, named: Collection[str]) -> None:
+    """Raises ValueError if the environment needs modules that the user has not named: no file decides what is imported."""
+    if missing := sorted(modules_of(config.task, config.get("import")) - set(named)):
+        raise ValueError(
+            f"the environment {config.task} is in the module {', '.join(missing)}, and a file does not decide what is imported; if you "
+            f"trust it, add {' '.join(f'--import {name}' for name in missing)}"
+        )
 
 
 def play(agent: Dreamer, envs: EnvBatch, steps: int, seed: int, *, sample: bool = True, one_episode: bool = False) -> Data:

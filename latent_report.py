@@ -26,7 +26,7 @@ import console
 import latents
 import pages
 import probes
-from agents import Data, decode, observe, play, read_agent, seen
+from agents import Data, check_modules, decode, observe, play, read_agent, seen
 from dreamer import Dreamer
 from envs import EnvBatch, atari, make_envs
 from models import WorldModel
@@ -40,14 +40,17 @@ DRAWN_NUMBERS, DRAWN_IMAGES, DRAWN_VARIABLES = 4, 8, 12  # at most, in figures
 # Playing
 
 
-def make_player(logdir: pathlib.Path, count: int, device: str) -> tuple[Dreamer, EnvBatch, dict]:
+def make_player(logdir: pathlib.Path, count: int, device: str, modules: Collection[str] = ()) -> tuple[Dreamer, EnvBatch, dict]:
     """The agent of a run, `count` environments of its task, and its checkpoint.
 
+    Args:
+        modules: that the environment may be in.
     Raises:
-        ValueError: if the folder holds no trained agent.
+        ValueError: if the folder holds no trained agent, or its environment is in another module.
     """
     agent, checkpoint = read_agent(logdir, device)
     config = agent._config
+    check_modules(config, modules)
     suite, _, name = config.task.partition("_")
     envs = EnvBatch(atari.make_with_memory(name, count, config)) if suite == "atari" else make_envs(config, count, training=False)
     return agent, envs, checkpoint
@@ -382,15 +385,16 @@ def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str
     return pages.document(title, f"<p>{html.escape(about)}</p>{''.join(parts)}")
 
 
-def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str) -> pathlib.Path:
+def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str, modules: Collection[str] = ()) -> pathlib.Path:
     """Measures the agent of a run and writes everything into its folder; returns the page.
 
     Args:
         envs, steps: environments that play, and agent steps of all of them together.
+        modules: that the environment may be in.
     Raises:
-        ValueError: if there is no trained agent, or too few steps.
+        ValueError: if there is no trained agent, its environment is in another module, or there are too few steps.
     """
-    agent, players, checkpoint = make_player(logdir, envs, device)
+    agent, players, checkpoint = make_player(logdir, envs, device, modules)
     config = agent._config
     with contextlib.closing(players):
         data = play(agent, players, steps // envs, seed)
@@ -427,13 +431,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4000, help="agent steps, over all environments (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of environments, actions and samples (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="what the environment is in, if it is one of your own; imported",
+    )
     options = parser.parse_args(argv)
     if options.envs < 4:
         parser.error(f"--envs is {options.envs}; probes need at least 4 to be fitted and measured in different ones")
     if options.steps < options.envs * (HORIZON + 6):
         parser.error(f"--steps is {options.steps}; {options.envs} environments need at least {options.envs * (HORIZON + 6)}")
     try:
-        path = write_report(options.logdir, options.envs, options.steps, options.seed, options.device)
+        path = write_report(options.logdir, options.envs, options.steps, options.seed, options.device, options.modules)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -20,9 +20,10 @@ import console
 import exploration
 import settings
 import tools
-from agents import read_agent
+from agents import check_modules, read_agent
 from collect import Collector, play_episodes
 from envs import EnvBatch, make_envs
+from envs.gym import modules_of
 from envs.spaces import ActionCodec
 
 POLICIES = ("random", "sampled", "most_likely")
@@ -118,7 +119,9 @@ def _agent_and_settings(presets: list[str], flags: dict) -> tuple:
         raise ValueError("with --logdir the settings of that run hold; leave --configs out")
     agent, _ = read_agent(flags["logdir"], flags.get("device", "auto"))
     stored = settings.flatten(settings.plain(agent._config))
-    return agent, settings.load_config(overrides={**stored, "seed": 0, "envs": 1, **flags})
+    config = settings.load_config(overrides={**stored, "seed": 0, "envs": 1, **flags})
+    check_modules(config, modules_of(str(flags.get("task", "")), flags.get("import")))
+    return agent, config
 
 
 if __name__ == "__main__":

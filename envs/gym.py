@@ -44,6 +44,11 @@ def make(name: str, count: int, config):
     return vectorize(functools.partial(_make_one, spec, config.action_repeat), count, config)
 
 
+def modules_of(task: str, module: str | None) -> set[str]:
+    """The modules that are imported for a task's environment: that of the setting `import`, and what stands before a colon in its id."""
+    return {name for name in (module, task.partition("_")[2].rpartition(":")[0]) if name}
+
+
 def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
     """Lets a task `gym_<name>` stand for the environments that a function makes, in this process.
 

@@ -4,6 +4,7 @@ import collections
 import io
 import pathlib
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -14,7 +15,10 @@ import agents
 import archives
 import checkpoints
 import curves
+import evaluate
+import latent_report
 import offline
+import record
 import runs
 import settings
 import tools
@@ -206,8 +210,31 @@ def test_a_checkpoint_does_not_decide_what_is_imported(trained, tmp_path):
     del checkpoint["spaces"]
     checkpoint["config"] = settings.plain(settings.load_config(["debug"], {"task": "gym_some_module:Own-v0"}))
     torch.save(checkpoint, tmp_path / "latest.pt")
-    with pytest.raises(ValueError, match="a module would be imported"):
+    with pytest.raises(ValueError, match="some_module would be imported"):
         agents.load_agent(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("changed", [{"import": "not_mine"}, {"task": "gym_not_mine:Own-v0"}], ids=str)
+@pytest.mark.parametrize(
+    "main, flags",
+    [(evaluate.main, ["--logdir"]), (latent_report.main, []), (record.main, ["--out", "recorded", "--episodes", "1", "--logdir"])],
+    ids=["evaluate", "latent_report", "record"],
+)
+def test_no_command_imports_what_only_a_file_names(main, flags, changed, trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "not_mine.py").write_text("import pathlib\npathlib.Path('imported').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = checkpoints.load(trained.logdir / "latest.pt")
+    known = settings.plain(settings.load_config(["debug"], {"task": "gym_CartPole-v1"}))  # without the settings of other suites
+    checkpoint["config"] = {**known, **{key: value for key, value in checkpoint["config"].items() if key in known}}
+    checkpoint["config"] |= {"task": "gym_CartPole-v1", **changed}
+    torch.save(checkpoint, tmp_path / "latest.pt")
+    assert main([*flags, str(tmp_path)]) == 2
+    assert "is in the module not_mine, and a file does not decide what is imported" in capsys.readouterr().err
+    assert not (tmp_path / "imported").exists()
+    main([*flags, str(tmp_path), "--import", "not_mine"])
+    assert (tmp_path / "imported").exists()
+    sys.modules.pop("not_mine")
 
 
 # Settings and names
