@@ -21,6 +21,7 @@ COLUMNS = ("suite", "presets and task", "installs", "trains", "learns", "date", 
 COMMON = ("torch", "numpy", "gymnasium")  # whose versions stand in every row
 IN_MAIN_FILE = {"atari": ["ale-py"]}  # packages of suites that have no requirements file of their own
 SHOWN_TO_LEARN = {"gym": "[CartPole](results.md)"}  # pages with learning curves
+LEFT_OUT = ("minecraft", "dmlab")  # cannot be installed everywhere; the page says what to do instead
 LOSSES = ("model_loss", "actor_loss", "value_loss")
 
 
@@ -67,7 +68,8 @@ def with_row(page: str, row: dict[str, str], order: list[str]) -> str:
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in old.strip().splitlines()[2:]]
     by_suite = {cells[0]: cells for cells in rows} | {row["suite"]: [row[column] for column in COLUMNS]}
     ordered = [by_suite[suite] for suite in order if suite in by_suite]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *ordered]
+    left_out = [[suite, "none: left out", "not everywhere", "no", "no", "", ""] for suite in LEFT_OUT]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *ordered, *left_out]
     return f"{before}{BEGIN}\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + END + after
 
 

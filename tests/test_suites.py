@@ -380,6 +380,8 @@ def test_a_row_of_the_table_of_suites_is_replaced_and_all_else_stays():
         "|" + " --- |" * len(suites.COLUMNS),
         "| atari | - | - | - | - | - | - |",
         "| popgym | - | - | yes, 3 updates | - | - | - |",
+        "| minecraft | none: left out | not everywhere | no | no |  |  |",
+        "| dmlab | none: left out | not everywhere | no | no |  |  |",
         suites.END,
         "",
         "After.",
