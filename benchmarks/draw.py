@@ -100,6 +100,25 @@ def learning_table(plan: dict, found: dict) -> str:
     return "\n".join(lines)
 
 
+def free_nats_table(plan: dict, runs: list[dict]) -> str:
+    """Returns of the last quarter with one and with half a free nat for each of two levels, as Markdown."""
+    lines = ["| task | one free nat: seeds (mean) | half a free nat: seeds (mean) | half - one, 95% |", "|---|---|---|---|"]
+    for task, planned in plan["tasks"].items():
+        finals = {1.0: {}, 0.5: {}}
+        for result in runs:
+            if (result["task"], result["variant"]) == (task, "hdreamer") and result["seed"] in planned["seeds"]:
+                finals[float(result["settings"].get("kl_free", 1.0))][result["seed"]] = final_return(result)
+        one, half = (dict(sorted(final.items())) for final in finals.values())
+        if one and half:
+            cells = [
+                f"{', '.join(f'{value:.0f}' for value in final.values())} (**{np.mean(list(final.values())):.0f}**)"
+                for final in (one, half)
+            ]
+            pairs = [half[seed] - one[seed] for seed in one if seed in half]
+            lines.append(f"| {planned['title']} | {' | '.join(cells)} | {results.difference(pairs, 0)} |")
+    return "\n".join(lines)
+
+
 def rates_table(found: list[dict]) -> str:
     """Evaluation returns by learning rates and frames, as Markdown."""
     frames = range(2000, 15001, 2000)
@@ -225,6 +244,7 @@ def tables() -> dict[str, str]:
     plan = learning.load_plan()
     return {
         "rates": rates_table(results.load("rates")),
+        "free_nats": free_nats_table(plan, results.load("learning") + results.load("free_nats")),
         "learning": learning_table(plan, learning_results(plan)),
         "exploring": exploring_table(exploring_results()),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in worldmodel_results().items()),

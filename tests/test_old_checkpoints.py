@@ -98,11 +98,11 @@ def test_new_latents_stay_below_the_free_nats_and_nothing_reads_them():
         with torch.no_grad():
             inputs = agent._wm.preprocess(data)
             post, prior = agent._wm.dynamics.observe(agent._wm.encoder(inputs), inputs["action"], inputs["is_first"])
-            assert agent._wm.dynamics.kl_per_level(post, prior)["bottom"].max() < 1.0
+            assert agent._wm.dynamics.kl_per_level(post, prior)["bottom"].max() < config.kl_free
             if top > 32:
                 new = {key: {"logit_top": state["logit_top"][..., 32:, :]} for key, state in (("post", post), ("prior", prior))}
                 dist = {key: agent._wm.dynamics._level_dist("top", state) for key, state in new.items()}
-                assert dist["post"].kl(dist["prior"]).max() < 1.0
+                assert dist["post"].kl(dist["prior"]).max() < config.kl_free
         size = agent._wm.dynamics.stoch_size
         assert len(agent.latent_readers()) == 7
         for layer in agent.latent_readers():
