@@ -2,7 +2,7 @@
 
     from agents import load_agent
 
-    agent = load_agent("logdir/20261127-223416-gym_CartPole-v1")
+    agent = load_agent("logdir/20261128-002237-gym_CartPole-v1")
     action, state = agent.act(obs, state)
 
 Shapes: N environments, T steps.

@@ -1,6 +1,6 @@
 """Plays episodes with a trained agent, and films what it sees, what its world model makes of it, and what it dreams:
 
-    python evaluate.py --logdir logdir/20261127-223416-gym_CartPole-v1 --episodes 10 --video out.gif
+    python evaluate.py --logdir logdir/20261128-002237-gym_CartPole-v1 --episodes 10 --video out.gif
 
 Needs nothing but the folder of a run, or a checkpoint in it. In Python: `agents.load_agent`.
 

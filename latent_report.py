@@ -1,6 +1,6 @@
 """What the levels of a trained agent's latent hold, as a page with pictures and as numbers:
 
-    python latent_report.py logdir/20261127-223416-gym_CartPole-v1
+    python latent_report.py logdir/20261128-002237-gym_CartPole-v1
 
 lets the agent of a run play, with sampled actions, and writes latents/index.html with its figures and latents/report.json into the
 folder of the run. docs/latents.md says how to read them. Flat agents have a report too.

@@ -1,7 +1,7 @@
 """Records episodes of a policy into a folder, as the files that training writes, for example to learn from them alone:
 
     python record.py --task gym_CartPole-v1 --policy random --episodes 20 --out recorded/random
-    python record.py --logdir logdir/20261127-223416-gym_CartPole-v1 --episodes 20 --out recorded/trained
+    python record.py --logdir logdir/20261128-002237-gym_CartPole-v1 --episodes 20 --out recorded/trained
 
     --out FOLDER        where episodes are written, beside those that are there
     --policy NAME       random (the default), or with --logdir: sampled actions (the default), most_likely ones, or random

@@ -1,6 +1,6 @@
 """A web page of a run: curves, latest videos, settings. Training keeps it up to date; for any other run, also of dreamerv3-torch,
 
-    python run_page.py logdir/20261127-223416-gym_CartPole-v1
+    python run_page.py logdir/20261128-002237-gym_CartPole-v1
 
 writes report/index.html into its folder. The page needs no server and nothing from outside.
 """

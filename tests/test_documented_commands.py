@@ -29,7 +29,7 @@ from old_files import DATA
 ROOT = settings.FOLDER
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 MAINS = {module.__name__: module.main for module in (compare, dreamer, dreamerv3_torch, evaluate, latent_report, record, run_page)}
-RUN = "logdir/20261127-223416-gym_CartPole-v1"  # the example on many pages
+RUN = "logdir/20261128-002237-gym_CartPole-v1"  # the example on many pages
 
 # Flags that come after those of the page, so these hold.
 DREAMER = {
