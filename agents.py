@@ -8,6 +8,7 @@
 Shapes: N environments, T steps.
 """
 
+import argparse
 import contextlib
 import copy
 import os
@@ -87,6 +88,18 @@ def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
         )
     with contextlib.closing(make_envs(config, 1, training=False)) as envs:
         return envs.obs_space, envs.act_space
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --import, as `modules`: the names for `check_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="what the environment is in, if it is one of your own; imported",
+    )
 
 
 def check_modules(config: settings.Config, named: Collection[str]) -> None:

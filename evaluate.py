@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 import console
 import tools
-from agents import Data, check_modules, decode, observe, play, read_agent, seen
+from agents import Data, add_import_flag, check_modules, decode, observe, play, read_agent, seen
 from collect import Finished, play_episodes
 from dreamer import Dreamer
 from envs import make_envs
@@ -170,14 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of environments and actions (default: %(default)s)")
     parser.add_argument("--sample", action="store_true", help="sample actions; otherwise the most likely ones are taken")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="what the environment is in, if it is one of your own; imported",
-    )
+    add_import_flag(parser)
     parser.add_argument("--video", type=pathlib.Path, metavar="FILE.gif", help="film one more episode")
     parser.add_argument("--video_steps", type=int, default=300, help="agent steps that are filmed at most (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json", help="write every episode and the summary")

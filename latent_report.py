@@ -26,7 +26,7 @@ import console
 import latents
 import pages
 import probes
-from agents import Data, check_modules, decode, observe, play, read_agent, seen
+from agents import Data, add_import_flag, check_modules, decode, observe, play, read_agent, seen
 from dreamer import Dreamer
 from envs import EnvBatch, atari, make_envs
 from models import WorldModel
@@ -431,14 +431,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4000, help="agent steps, over all environments (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of environments, actions and samples (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="what the environment is in, if it is one of your own; imported",
-    )
+    add_import_flag(parser)
     options = parser.parse_args(argv)
     if options.envs < 4:
         parser.error(f"--envs is {options.envs}; probes need at least 4 to be fitted and measured in different ones")

@@ -9,6 +9,7 @@ import argparse
 import pathlib
 import re
 import sys
+from collections.abc import Collection
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -71,6 +72,11 @@ def learning_figure(plan: dict, found: dict) -> Figure:
     return figure
 
 
+def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
+    """Every seed's value and their mean, as a cell of a table; empty without values."""
+    return f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(list(values)):.{digits}f}**)" if values else ""
+
+
 def learning_table(plan: dict, found: dict) -> str:
     """Returns of the last quarter by task and variant, as Markdown."""
     base, *others = plan["variants"]
@@ -88,9 +94,7 @@ def learning_table(plan: dict, found: dict) -> str:
         finals = {
             variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())} for variant in plan["variants"]
         }
-        for final in finals.values():
-            values = list(final.values())
-            cells.append(f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(values):.{digits}f}**)" if values else "")
+        cells += [seeds_and_mean(final.values(), digits) for final in finals.values()]
         for other in others:
             pairs = [finals[other][seed] - finals[base][seed] for seed in finals[base] if seed in finals[other]]
             cells.append(results.difference(pairs, digits))
@@ -110,10 +114,7 @@ def free_nats_table(plan: dict, runs: list[dict]) -> str:
                 finals[float(result["settings"].get("kl_free", 1.0))][result["seed"]] = final_return(result)
         one, half = (dict(sorted(final.items())) for final in finals.values())
         if one and half:
-            cells = [
-                f"{', '.join(f'{value:.0f}' for value in final.values())} (**{np.mean(list(final.values())):.0f}**)"
-                for final in (one, half)
-            ]
+            cells = [seeds_and_mean(final.values()) for final in (one, half)]
             pairs = [half[seed] - one[seed] for seed in one if seed in half]
             lines.append(f"| {planned['title']} | {' | '.join(cells)} | {results.difference(pairs, 0)} |")
     return "\n".join(lines)
@@ -215,10 +216,9 @@ def exploring_table(found: dict[str, dict[int, dict]]) -> str:
         reached = {seed: result["reached"][-1] for seed, result in sorted(seeds.items())}
         flat = {seed: result["reached"][-1] for seed, result in found.get("flat", {}).items()}
         pairs = [reached[seed] - flat[seed] for seed in reached if seed in flat and variant != "flat"]
-        cells = ", ".join(map(str, reached.values()))
         rewards = ", ".join(str(result["rewards"]) for _, result in sorted(seeds.items()))
         name = "nothing: random actions" if variant == "random" else variant
-        lines.append(f"| {name} | {cells} (**{np.mean(list(reached.values())):.0f}**) | {results.difference(pairs, 0)} | {rewards} |")
+        lines.append(f"| {name} | {seeds_and_mean(reached.values())} | {results.difference(pairs, 0)} | {rewards} |")
     return "\n".join(lines)
 
 

@@ -1,5 +1,7 @@
 """Losses and gradients that are not finite: what is skipped, what is counted, and when a run ends."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from gymnasium import spaces
 
 import checkpoints
 import console
+import disk
 import dreamer
 import nonfinite
 import tools
@@ -112,7 +115,8 @@ def test_weights_that_are_not_finite_are_named():
             agent.update(batch)
 
 
-def test_a_run_ends_with_exit_code_1_and_keeps_episodes_batch_and_the_weights_from_before(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("room", [True, False], ids=["with room", "without room for the batch"])
+def test_a_run_ends_with_exit_code_1_and_keeps_episodes_batch_and_the_weights_from_before(room, tmp_path, monkeypatch, capsys):
     flags = {"task": "gym_CartPole-v1", "device": "cpu", "logdir": str(tmp_path), "train_ratio": "12"}
     draw, drawn = Replay.__next__, []
 
@@ -120,13 +124,24 @@ def test_a_run_ends_with_exit_code_1_and_keeps_episodes_batch_and_the_weights_fr
         drawn.append(draw(self))
         return drawn[-1] if len(drawn) <= 12 else {**drawn[-1], "reward": drawn[-1]["reward"] * np.float32(np.nan)}
 
+    def write_if_there_is_room(path, content):
+        if path.name.startswith("nonfinite"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    write = disk._write
+    if not room:
+        monkeypatch.setattr(disk, "_write", write_if_there_is_room)
     monkeypatch.setattr(Replay, "__next__", poisoned)
     argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
     assert dreamer.main(["--configs", "defaults", "debug", *argv]) == 1
     error = capsys.readouterr().err
     assert "reward (24 entries)" in error and "reward_loss" in error and "updates in a row" in error
-    (kept,) = tmp_path.glob("nonfinite_*.npz")
-    assert str(kept) in error and np.isnan(np.load(kept)["reward"]).all()
+    if room:
+        (kept,) = tmp_path.glob("nonfinite_*.npz")
+        assert str(kept) in error and np.isnan(np.load(kept)["reward"]).all()
+    else:
+        assert "is kept in" not in error and "error: not everything could be written" in error and "the last batch (1 file)" in error
     stored = checkpoints.load(tmp_path / "latest.pt")
     assert all(value.isfinite().all() for value in stored["agent_state_dict"].values())
     assert stored["step"] >= 50 and sum(1 for _ in tmp_path.glob("train_eps/*.npz")) > 0

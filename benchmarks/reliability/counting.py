@@ -25,7 +25,7 @@ class Counting(gymnasium.Env):
         at: step of an episode at which it does.
         always: with every seed, or only with those that environments have at the beginning.
         chance: probability that a step does any of these wrong things.
-        slow: longest time of a step in seconds.
+        slow: longest time of a step in seconds; with an odd seed, so that slow ones and fast ones are mixed.
     """
 
     LENGTH = 12
@@ -145,7 +145,10 @@ def stored(directory: pathlib.Path) -> list[dict[str, np.ndarray]]:
 
 
 def misplaced(sequence: dict[str, np.ndarray]) -> int:
-    """How many steps of arrays (T, ...) do not follow the one before, or hold another action, reward or flag than they must."""
+    """How many steps of arrays (T, ...) do not follow the one before, or hold another action, reward or flag than they must.
+
+    The first of them may be any step of an episode.
+    """
     seed, episode, step, action = sequence["count"].T
     first = sequence["is_first"][1:]
     wrong = (step > 0) & (sequence["action"].argmax(1) != action)
