@@ -1,11 +1,12 @@
 """Small environments that ask for one ability each.
 
-    gym_benchmarks.synthetic:Together-v0     one hidden event changes all things, each in its own way
-    gym_benchmarks.synthetic:Apart-v0        every thing has events of its own, as frequent
-    gym_benchmarks.synthetic:Recall-v0       what was shown has to be said some time later
-    gym_benchmarks.synthetic:Grid-v0         one cell far away is rewarded, nothing else
+    gym_benchmarks.synthetic:Together-v0        one hidden event changes all things, each in its own way
+    gym_benchmarks.synthetic:FourTogether-v0    the same with four things of four values instead of eight of eight
+    gym_benchmarks.synthetic:FourApart-v0       each of the four has events of its own, as frequent
+    gym_benchmarks.synthetic:Recall-v0          what was shown has to be said some time later
+    gym_benchmarks.synthetic:Grid-v0            one cell far away is rewarded, nothing else
 
-In the first two, things behave the same when seen one by one. Only a model that knows what belongs together can tell them apart.
+The four things behave the same when seen one by one, together or apart. Only a model that knows what belongs together can tell them apart.
 """
 
 import gymnasium
@@ -20,24 +21,24 @@ class Switches(gymnasium.Env):
 
     Args:
         together: one hidden code for all things, or one for each.
+        things, values: how many there are, and of how many values each shows one.
     """
 
-    THINGS, VALUES = 8, 8
     CHANCE = 0.15  # of a code to be drawn anew, per step
     NOISE = 0.3
     LENGTH = 50
 
-    def __init__(self, together: bool):
-        self._together = together
+    def __init__(self, together: bool, things: int = 8, values: int = 8):
+        self._together, self._things, self._values = together, things, values
         world = np.random.default_rng(0)  # what a code means for each thing, the same in all episodes and environments
-        self._meaning = np.stack([world.permutation(self.VALUES) for _ in range(self.THINGS)])
-        self.observation_space = spaces.Box(-np.inf, np.inf, (self.THINGS * self.VALUES,), np.float32)
+        self._meaning = np.stack([world.permutation(self._values) for _ in range(self._things)])
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self._things * self._values,), np.float32)
         self.action_space = spaces.Discrete(2)
 
     def _draw(self) -> np.ndarray:
-        """New codes (THINGS,)."""
-        codes = self.np_random.integers(self.VALUES, size=1 if self._together else self.THINGS)
-        return np.broadcast_to(codes, self.THINGS)
+        """New codes (things,)."""
+        codes = self.np_random.integers(self._values, size=1 if self._together else self._things)
+        return np.broadcast_to(codes, self._things)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -47,16 +48,16 @@ class Switches(gymnasium.Env):
     def step(self, action) -> tuple:
         self._time += 1
         self._turned += int(action)
-        switch = self.np_random.random(1 if self._together else self.THINGS) < self.CHANCE
+        switch = self.np_random.random(1 if self._together else self._things) < self.CHANCE
         self._codes = np.where(switch, self._draw(), self._codes)
         return self._observe(), float((self._shown() == 0).mean()), False, self._time >= self.LENGTH, {}
 
     def _shown(self) -> np.ndarray:
-        """The value that each thing shows, (THINGS,)."""
-        return (self._meaning[np.arange(self.THINGS), self._codes] + self._turned) % self.VALUES
+        """The value that each thing shows, (things,)."""
+        return (self._meaning[np.arange(self._things), self._codes] + self._turned) % self._values
 
     def _observe(self) -> np.ndarray:
-        clean = np.eye(self.VALUES)[self._shown()].ravel()
+        clean = np.eye(self._values)[self._shown()].ravel()
         return (clean + self.NOISE * self.np_random.standard_normal(clean.shape)).astype(np.float32)
 
 
@@ -120,7 +121,8 @@ class Grid(gymnasium.Env):
         return np.eye(self.SIDE, dtype=np.float32)[self._place].ravel()
 
 
-for name, together in (("Together", True), ("Apart", False)):
-    gymnasium.register(f"{name}-v0", entry_point=Switches, kwargs={"together": together})
-gymnasium.register("Recall-v0", entry_point=Recall)
+gymnasium.register("Together-v0", Switches, kwargs={"together": True})
+for name, together in (("FourTogether", True), ("FourApart", False)):
+    gymnasium.register(f"{name}-v0", Switches, kwargs={"together": together, "things": 4, "values": 4})
+gymnasium.register("Recall-v0", Recall)
 gymnasium.register("Grid-v0", Grid)

@@ -111,12 +111,17 @@ class Data(NamedTuple):
     steps: int
     updates: int
     seeds: int
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...]
+
+
+def synthetic(title: str, name: str, variants: tuple[str, ...]) -> Data:
+    return Data(title, {"task": f"gym_benchmarks.synthetic:{name}-v0"}, 20_000, 4_000, 5, variants)
 
 
 DATA = {
-    "together": Data("one event changes all things", {"task": "gym_benchmarks.synthetic:Together-v0"}, 20_000, 4_000, 5),
-    "apart": Data("every thing has its own events", {"task": "gym_benchmarks.synthetic:Apart-v0"}, 20_000, 4_000, 5, tuple(CLAIMS)),
+    "together": synthetic("eight things, one event changes all", "Together", tuple(VARIANTS)),
+    "four_together": synthetic("four things, one event changes all", "FourTogether", tuple(CLAIMS)),
+    "four_apart": synthetic("four things, each has its own events", "FourApart", tuple(CLAIMS)),
     "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, ("flat", "flat, 2 free nats", "two levels")),
 }
 

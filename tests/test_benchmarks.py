@@ -25,25 +25,29 @@ def switches(name: str, steps: int = 4000) -> np.ndarray:
     return np.diff(shown, axis=0) != 0
 
 
-def test_things_change_together_or_apart_and_as_often():
-    together, apart = switches("Together"), switches("Apart")
-    expected = 0.15 * 7 / 8  # a code that is drawn anew is the old one in one of eight cases
-    np.testing.assert_allclose(together.mean(), expected, atol=0.02)
-    np.testing.assert_allclose(apart.mean(0), expected, atol=0.02)
-    assert (together == together[:, :1]).all()
-    assert abs(np.corrcoef(apart.T)[np.triu_indices(8, 1)]).max() < 0.08
+@pytest.mark.parametrize("name, values", [("Together", 8), ("FourTogether", 4), ("FourApart", 4)])
+def test_things_change_together_or_apart_and_as_often(name, values):
+    changes = switches(name)
+    assert changes.shape[1] == values  # as many things as values
+    expected = 0.15 * (values - 1) / values  # a code that is drawn anew may be the old one
+    np.testing.assert_allclose(changes.mean(0), expected, atol=0.02)
+    if name.endswith("Together"):
+        assert (changes == changes[:, :1]).all()
+    else:
+        assert abs(np.corrcoef(changes.T)[np.triu_indices(values, 1)]).max() < 0.08
 
 
-def test_the_second_action_turns_all_things_and_the_reward_is_the_share_at_the_first_value():
-    env = gymnasium.make("benchmarks.synthetic:Apart-v0")
+@pytest.mark.parametrize("name, values", [("Together", 8), ("FourApart", 4)])
+def test_the_second_action_turns_all_things_and_the_reward_is_the_share_at_the_first_value(name, values):
+    env = gymnasium.make(f"benchmarks.synthetic:{name}-v0")
     env.unwrapped.CHANCE = 0.0
     env.reset(seed=3)
     before = env.unwrapped._shown()
     obs, reward, *_ = env.step(1)
     after = env.unwrapped._shown()
-    np.testing.assert_array_equal(after, (before + 1) % 8)
+    np.testing.assert_array_equal(after, (before + 1) % values)
     assert reward == (after == 0).mean()
-    assert np.abs(obs.reshape(8, 8) - np.eye(8)[after]).max() < 5 * 0.3
+    assert np.abs(obs.reshape(values, values) - np.eye(values)[after]).max() < 5 * 0.3
 
 
 def test_recall_rewards_what_was_shown_when_asked():
