@@ -133,13 +133,20 @@ def test_planned_runs_differ_in_variant_and_seed_alone():
 
 @pytest.mark.parametrize("variant", worldmodel.VARIANTS)
 def test_a_world_model_is_trained_and_measured(variant, monkeypatch):
-    stored = {}
+    stored, measured, whole_sequences = {}, [], worldmodel.whole_sequences
+
+    def remembering(memory):
+        measured.append(len(memory))
+        return whole_sequences(memory)
+
+    monkeypatch.setattr(worldmodel, "whole_sequences", remembering)
     monkeypatch.setattr(worldmodel, "DATA", {"together": worldmodel.DATA["together"]._replace(steps=400, updates=8)})
     monkeypatch.setattr(worldmodel, "SEQUENCES", 16)
     monkeypatch.setattr(worldmodel, "HELD_OUT", 600)
     monkeypatch.setattr(results, "store", lambda experiment, name, result: stored.update({name: result}))
     worldmodel.run_one("together", variant, 0)
     (result,) = stored.values()
+    assert measured == [600, 400] and result["bound_recorded"] != result["bound"]  # on held-out steps, and on those it was trained on
     assert result["bound"] == pytest.approx(result["kl"] + result["observation"] + result["reward"], abs=1e-3)
     assert result["kl"] == pytest.approx(sum(value for key, value in result.items() if key.startswith("kl_")), abs=1e-3)
     assert len(result["open_loop"]) == worldmodel.HORIZON and len(result["bounds"]) == 8
