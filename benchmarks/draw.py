@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 HERE = pathlib.Path(__file__).parent
@@ -133,7 +134,17 @@ def rates_table(found: list[dict]) -> str:
 
 # World models on recorded data
 
-COLUMNS = {"bound": 2, "kl": 3, "observation": 2, "reward": 3}  # with their digits
+
+def mean_of(seeds: dict[int, dict], key: str, digits: int) -> str:
+    """The mean over seeds of a number, or of a curve's mean, as a cell of a table."""
+    return f"{np.mean([np.mean(result[key]) for result in seeds.values()]):.{digits}f}"
+
+
+def kl_cell(seeds: dict[int, dict]) -> str:
+    """The KL of all levels, and where there are several, that of each."""
+    levels = [key for key in next(iter(seeds.values())) if key.startswith("kl_")]
+    total = mean_of(seeds, "kl", 2)
+    return f"{total} ({' + '.join(mean_of(seeds, key, 2) for key in levels)})" if len(levels) > 1 else total
 
 
 def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
@@ -149,19 +160,33 @@ def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
 
 
 def worldmodel_figure(found: dict) -> Figure:
-    """The bound by updates and the open-loop error by steps, a column for each data, drawn as `compare.draw_seeds` says."""
-    figure = Figure(figsize=(5.5 * len(found), 7), layout="constrained")
-    axes = figure.subplots(2, len(found), squeeze=False)
-    for column, (name, variants) in enumerate(found.items()):
-        for number, (variant, seeds) in enumerate(variants.items()):
+    """A row for each data: the bound by updates, the open-loop error by steps, and what it is more than flat's.
+
+    Seeds, means and ranges are drawn as `compare.draw_seeds` says.
+    """
+    figure = Figure(figsize=(13, 3.1 * len(found) + 0.6), layout="constrained")
+    colors = {variant: f"C{number}" for number, variant in enumerate(worldmodel.VARIANTS)}
+    for row, (name, variants) in zip(figure.subplots(len(found), 3, squeeze=False), found.items()):
+        by_updates, by_steps, from_flat = row
+        for variant, seeds in variants.items():
             bounds = [curves.Curve(*np.array(result["bounds"]).T) for result in seeds.values()]
-            errors = [curves.Curve(np.arange(1, len(result["open_loop"]) + 1), np.array(result["open_loop"])) for result in seeds.values()]
-            compare.draw_seeds(axes[0, column], bounds, f"C{number}", variant)
-            compare.draw_seeds(axes[1, column], errors, f"C{number}", variant)
-        axes[0, column].set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step (less is better)")
-        axes[1, column].set(xlabel="steps since the last one seen", ylabel="squared error of the observation")
-        axes[0, column].legend(fontsize=7)
+            errors = {seed: np.array(result["open_loop"]) for seed, result in seeds.items()}
+            flat = {seed: np.array(result["open_loop"]) for seed, result in variants["flat"].items()}
+            compare.draw_seeds(by_updates, bounds, colors[variant], variant)
+            compare.draw_seeds(by_steps, [by_horizon(error) for error in errors.values()], colors[variant], variant)
+            pairs = [by_horizon(errors[seed] - flat[seed]) for seed in errors if seed in flat]
+            compare.draw_seeds(from_flat, pairs, colors[variant], variant)
+        by_updates.set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step")
+        by_steps.set(title="open loop", xlabel="steps since the last one seen", ylabel="squared error")
+        from_flat.set(title="open loop, beside flat", xlabel="steps since the last one seen", ylabel="squared error - flat's")
+    lines = [Line2D([], [], color=color, label=variant, linewidth=2.2) for variant, color in colors.items()]
+    figure.legend(handles=lines, loc="outside upper center", ncols=4, fontsize=8)
     return figure
+
+
+def by_horizon(values: np.ndarray) -> curves.Curve:
+    """Values by steps since the last one seen, of which the first is 1."""
+    return curves.Curve(np.arange(1, len(values) + 1), values)
 
 
 def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
@@ -169,13 +194,14 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     lines = [
         f"**{worldmodel.DATA[name].title.capitalize()}**",
         "",
-        "| | seeds | bound | KL | observation | reward | open-loop error | compared with | bound, 95% | open-loop error, 95% |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | seeds | bound | KL (top + bottom) | observation | reward | open-loop error | of the reward "
+        "| compared with | bound, 95% | open-loop error, 95% |",
+        "|" + "---|" * 11,
     ]
     for variant, seeds in variants.items():
-        cells = [variant, str(len(seeds))]
-        cells += [f"{np.mean([result[key] for result in seeds.values()]):.{digits}f}" for key, digits in COLUMNS.items()]
-        cells.append(f"{np.mean([np.mean(result['open_loop']) for result in seeds.values()]):.2f}")
+        cells = [variant, str(len(seeds)), mean_of(seeds, "bound", 2), kl_cell(seeds)]
+        columns = {"observation": 2, "reward": 3, "open_loop": 2, "open_loop_reward": 4}  # with their digits
+        cells += [mean_of(seeds, key, digits) for key, digits in columns.items()]
         reference = worldmodel.VARIANTS[variant].reference
         pairs = [(result, variants[reference][seed]) for seed, result in seeds.items() if seed in variants.get(reference, {})]
         cells.append(reference or "")

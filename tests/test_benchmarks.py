@@ -183,6 +183,26 @@ def test_the_other_ways_to_build_it_are_what_they_say():
         assert bool(rssm._imgs_stat_layer["bottom"].weight.grad.any()) == learns
 
 
+def test_the_table_of_world_models_has_means_over_seeds_levels_and_paired_differences():
+    def result(bound: float, **kls: float) -> dict:
+        return {
+            "bound": bound,
+            "kl": sum(kls.values()),
+            **kls,
+            "observation": 1.0,
+            "reward": 0.5,
+            "open_loop": [bound, 3.0],
+            "open_loop_reward": [0.25],
+        }
+
+    flat = {0: result(4.0, kl_flat=2.0), 1: result(6.0, kl_flat=3.0), 2: result(90.0, kl_flat=9.0)}
+    half = {0: result(3.0, kl_top=1.0, kl_bottom=0.25), 1: result(5.0, kl_top=2.0, kl_bottom=0.5)}  # seed 2 has no pair
+    *_, last = draw.worldmodel_table("together", {"flat": flat, "two levels, half the free nats": half}).splitlines()
+    cells = [cell.strip() for cell in last.strip("|").split("|")]
+    assert cells[1:8] == ["2", "4.00", "1.88 (1.50 + 0.38)", "1.00", "0.500", "3.50", "0.2500"]
+    assert cells[8:] == ["flat", "-1.00 (-1.00 to -1.00)", "-0.50 (-0.50 to -0.50)"]
+
+
 def test_a_page_keeps_its_words_and_gets_new_tables():
     page = "before\n<!-- one -->\nold\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nafter\n"
     filled = draw.fill(page, {"one": "| new |", "two": "| \\1 |"})
