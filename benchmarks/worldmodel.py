@@ -101,6 +101,7 @@ VARIANTS = {
     "prior learns through posterior": Variant(TWO_LEVELS, "two levels", PriorLearnsThroughPosterior),
     "residual starts at zero": Variant(TWO_LEVELS, "two levels", ResidualFromZero),
 }
+PRESETS = ("flat", "two levels, half the free nats")  # what users of the presets have
 
 
 class Data(NamedTuple):
@@ -120,9 +121,10 @@ def synthetic(title: str, name: str, variants: tuple[str, ...]) -> Data:
 
 DATA = {
     "together": synthetic("eight things, one event changes all", "Together", tuple(VARIANTS)),
+    "together_longer": synthetic("eight things, three times as long", "Together", PRESETS)._replace(updates=12_000),
     "four_together": synthetic("four things, one event changes all", "FourTogether", tuple(CLAIMS)),
     "four_apart": synthetic("four things, each has its own events", "FourApart", tuple(CLAIMS)),
-    "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, ("flat", "flat, 2 free nats", "two levels")),
+    "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, PRESETS),
 }
 
 
