@@ -211,6 +211,25 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     return "\n".join(lines)
 
 
+def sooner_table(found: dict) -> str:
+    """Paired differences of the bound in the course of training, of the two variants with a flat counterpart, as Markdown."""
+    eighths = {1: "after 1/8", 2: "1/4", 4: "1/2", 6: "3/4", 8: "all of the updates"}
+    lines = ["| two levels, each with | compared with | " + " | ".join(eighths.values()) + " |", "|" + "---|" * (2 + len(eighths))]
+    for name, variants in found.items():
+        for variant, free_nats in (("two levels", "one free nat"), ("two levels, half the free nats", "half a free nat")):
+            reference = worldmodel.VARIANTS[variant].reference
+            pairs = [
+                (result["bounds"], variants[reference][seed]["bounds"])
+                for seed, result in variants.get(variant, {}).items()
+                if seed in variants.get(reference, {})
+            ]
+            differences = [results.difference([ours[at - 1][1] - theirs[at - 1][1] for ours, theirs in pairs], 2) for at in eighths]
+            if pairs:
+                title = f"{worldmodel.DATA[name].title}: {free_nats}"
+                lines.append(f"| {' | '.join([title, reference, *differences])} |")
+    return "\n".join(lines)
+
+
 # Which states exploring agents reach
 
 
@@ -273,6 +292,7 @@ def tables() -> dict[str, str]:
         "free_nats": free_nats_table(plan, results.load("learning") + results.load("free_nats")),
         "learning": learning_table(plan, learning_results(plan)),
         "exploring": exploring_table(exploring_results()),
+        "sooner": sooner_table(worldmodel_results()),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in worldmodel_results().items()),
     }
 
