@@ -67,7 +67,7 @@ class Recall(gymnasium.Env):
     An episode has several such trials. An observation has a number for each cue, and one that asks.
     """
 
-    CUES, DELAY, TRIALS = 4, 15, 5
+    CUES, DELAY, TRIALS = 4, 5, 5
 
     def __init__(self):
         self.observation_space = spaces.Box(0.0, 1.0, (self.CUES + 1,), np.float32)

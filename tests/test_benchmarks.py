@@ -61,7 +61,7 @@ def test_recall_rewards_what_was_shown_when_asked():
         obs, reward, ended, *_ = env.step(cues[-1] if len(cues) != 2 else (cues[-1] + 1) % 4)  # the second answer is wrong
         assert not reward or asked
         total, steps = total + reward, steps + 1
-    assert (total, steps, len(cues)) == (4.0, 5 * 17, 5)
+    assert (total, steps, len(cues)) == (4.0, 5 * 7, 5)
 
 
 def test_the_interval_of_paired_differences_is_that_of_their_mean():
