@@ -206,29 +206,12 @@ def test_the_table_of_world_models_has_means_over_seeds_levels_and_paired_differ
 def test_a_page_keeps_its_words_and_gets_new_tables():
     page = "before\n<!-- one -->\nold\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nafter\n"
     filled = draw.fill(page, {"one": "| new |", "two": "| \\1 |"})
-    assert filled.split() == [
-        "before",
-        "<!--",
-        "one",
-        "-->",
-        "|",
-        "new",
-        "|",
-        "<!--",
-        "end",
-        "-->",
-        "between",
-        "<!--",
-        "two",
-        "-->",
-        "|",
-        "\\1",
-        "|",
-        "<!--",
-        "end",
-        "-->",
-        "after",
-    ]
+    assert filled.split() == "before <!-- one --> | new | <!-- end --> between <!-- two --> | \\1 | <!-- end --> after".split()
     assert draw.fill(filled, {"one": "| new |"}) == filled
     with pytest.raises(ValueError, match="three"):
         draw.fill(page, {"three": ""})
+
+
+def test_every_figure_that_is_drawn_is_on_the_page():
+    page = draw.PAGE.read_text()
+    assert all(f"({draw.FIGURES.name}/{figure.name})" in page for figure in draw.FIGURES.glob("*.png"))
