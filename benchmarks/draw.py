@@ -10,7 +10,9 @@ import pathlib
 import re
 import sys
 from collections.abc import Collection
+from typing import TypeVar
 
+import gymnasium
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,6 +24,9 @@ sys.path.insert(0, str(HERE.parent))
 import compare
 import curves
 from benchmarks import exploring, learning, results, worldmodel
+from benchmarks.synthetic import Switches
+
+T = TypeVar("T")
 
 PAGE = HERE.parent / "docs" / "results.md"
 FIGURES = HERE.parent / "docs" / "results"
@@ -51,6 +56,11 @@ def final_return(result: dict) -> float:
     return curves.final_value(evaluations(result))
 
 
+def mean_return(result: dict) -> float:
+    """Mean over all evaluations of a run, which is the larger the sooner it learns."""
+    return float(evaluations(result).values.mean())
+
+
 def evaluations(result: dict) -> curves.Curve:
     return curves.Curve(*np.array(result["evaluations"]).T)
 
@@ -73,6 +83,11 @@ def learning_figure(plan: dict, found: dict) -> Figure:
     return figure
 
 
+def paired(ours: dict[int, T], theirs: dict[int, T]) -> list[tuple[T, T]]:
+    """The results of the seeds that both have."""
+    return [(result, theirs[seed]) for seed, result in ours.items() if seed in theirs]
+
+
 def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
     """Every seed's value and their mean, as a cell of a table; empty without values."""
     return f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(list(values)):.{digits}f}**)" if values else ""
@@ -81,27 +96,21 @@ def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
 def learning_table(plan: dict, found: dict) -> str:
     """Returns of the last quarter by task and variant, as Markdown."""
     base, *others = plan["variants"]
-    lines = [
-        "| task | random | "
-        + " | ".join(f"{variant}: seeds (mean)" for variant in plan["variants"])
-        + " | "
-        + " | ".join(f"{other} - {base}, 95%" for other in others)
-        + " | hours a run |",
-        "|" + "---|" * (3 + len(plan["variants"]) + len(others)),
-    ]
+    columns = ["task", "random", *(f"{variant}: seeds (mean)" for variant in plan["variants"])]
+    columns += [f"{other} - {base}, 95%" for other in others] + [f"of all evaluations: {other} - {base}" for other in others]
+    columns.append(f"hours a run: {', '.join(plan['variants'])}")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for task, variants in found.items():
         cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
         digits = plan["tasks"][task].get("digits", 0)
-        finals = {
-            variant: {seed: final_return(result) for seed, result in sorted(variants[variant].items())} for variant in plan["variants"]
-        }
-        cells += [seeds_and_mean(final.values(), digits) for final in finals.values()]
-        for other in others:
-            pairs = [finals[other][seed] - finals[base][seed] for seed in finals[base] if seed in finals[other]]
-            cells.append(results.difference(pairs, digits))
-        runs = [result for variant in plan["variants"] for result in variants[variant].values()]
-        cells.append(f"{np.mean([result['hours'] for result in runs]):.1f}" if runs else "")
-        lines.append("| " + " | ".join(cells) + " |")
+        runs = {variant: dict(sorted(variants[variant].items())) for variant in plan["variants"]}
+        cells += [seeds_and_mean([final_return(result) for result in seeds.values()], digits) for seeds in runs.values()]
+        for value in (final_return, mean_return):
+            for other in others:
+                pairs = [value(ours) - value(theirs) for ours, theirs in paired(runs[other], runs[base])]
+                cells.append(results.difference(pairs, digits))
+        hours = [f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" for seeds in runs.values() if seeds]
+        lines.append(f"| {' | '.join([*cells, ', '.join(hours)])} |")
     return "\n".join(lines)
 
 
@@ -135,9 +144,17 @@ def rates_table(found: list[dict]) -> str:
 # World models on recorded data
 
 
-def mean_of(seeds: dict[int, dict], key: str, digits: int) -> str:
-    """The mean over seeds of a number, or of a curve's mean, as a cell of a table."""
-    return f"{np.mean([np.mean(result[key]) for result in seeds.values()]):.{digits}f}"
+NEAR = 5  # the first steps of an open-loop prediction, of which more can be known
+
+
+def mean(result: dict, key: str, steps: int | None = None) -> float:
+    """A number of a result, or the mean over a curve's first so many steps."""
+    return float(np.mean(np.atleast_1d(result[key])[:steps]))
+
+
+def mean_of(seeds: dict[int, dict], key: str, digits: int, steps: int | None = None) -> str:
+    """The mean over seeds, as a cell of a table."""
+    return f"{np.mean([mean(result, key, steps) for result in seeds.values()]):.{digits}f}"
 
 
 def kl_cell(seeds: dict[int, dict]) -> str:
@@ -160,28 +177,48 @@ def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
 
 
 def worldmodel_figure(found: dict) -> Figure:
-    """A row for each data: the bound by updates, the open-loop error by steps, and what it is more than flat's.
+    """A row for each data: the bound by updates, the open-loop error by steps, and of two levels what it is more than their reference's.
 
     Seeds, means and ranges are drawn as `compare.draw_seeds` says.
     """
     figure = Figure(figsize=(13, 3.1 * len(found) + 0.6), layout="constrained")
     colors = {variant: f"C{number}" for number, variant in enumerate(worldmodel.VARIANTS)}
     for row, (name, variants) in zip(figure.subplots(len(found), 3, squeeze=False), found.items()):
-        by_updates, by_steps, from_flat = row
+        by_updates, by_steps, from_reference = row
+        errors = {variant: {seed: np.array(result["open_loop"]) for seed, result in seeds.items()} for variant, seeds in variants.items()}
         for variant, seeds in variants.items():
             bounds = [curves.Curve(*np.array(result["bounds"]).T) for result in seeds.values()]
-            errors = {seed: np.array(result["open_loop"]) for seed, result in seeds.items()}
-            flat = {seed: np.array(result["open_loop"]) for seed, result in variants["flat"].items()}
             compare.draw_seeds(by_updates, bounds, colors[variant], variant)
-            compare.draw_seeds(by_steps, [by_horizon(error) for error in errors.values()], colors[variant], variant)
-            pairs = [by_horizon(errors[seed] - flat[seed]) for seed in errors if seed in flat]
-            compare.draw_seeds(from_flat, pairs, colors[variant], variant)
+            compare.draw_seeds(by_steps, [by_horizon(error) for error in errors[variant].values()], colors[variant], variant)
+        for variant, reference in two_levels(variants).items():
+            differences = [by_horizon(ours - theirs) for ours, theirs in paired(errors[variant], errors[reference])]
+            compare.draw_seeds(from_reference, differences, colors[variant], variant)
+        steps = np.arange(1, worldmodel.HORIZON + 1)
+        if env := switches(name):
+            by_steps.plot(steps, env.least_open_loop(steps), color="black", linestyle="--", linewidth=0.8)
+            by_steps.axhline(env.least_open_loop(np.inf), color="gray", linestyle=":")
+        from_reference.axhline(0.0, color="gray", linestyle=":")
         by_updates.set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step")
         by_steps.set(title="open loop", xlabel="steps since the last one seen", ylabel="squared error")
-        from_flat.set(title="open loop, beside flat", xlabel="steps since the last one seen", ylabel="squared error - flat's")
+        from_reference.set(title="open loop, less flat's with as many free nats", xlabel="steps since the last one seen")
     lines = [Line2D([], [], color=color, label=variant, linewidth=2.2) for variant, color in colors.items()]
+    lines.append(Line2D([], [], color="black", linestyle="--", label="the best prediction"))
+    lines.append(Line2D([], [], color="gray", linestyle=":", label="a guess; no difference"))
     figure.legend(handles=lines, loc="outside upper center", ncols=4, fontsize=8)
     return figure
+
+
+def two_levels(variants: Collection[str]) -> dict[str, str]:
+    """The variants with two levels as they are, of these, and the flat ones with as many free nats in all."""
+    pairs = {variant: worldmodel.VARIANTS[variant].reference for variant in (worldmodel.ONE_EACH, worldmodel.HALF_EACH)}
+    return {variant: reference for variant, reference in pairs.items() if variant in variants and reference in variants}
+
+
+def switches(name: str) -> Switches | None:
+    """The environment of a data set, if what can be known of it can be worked out."""
+    task = worldmodel.DATA[name].settings["task"].removeprefix("gym_")
+    env = gymnasium.make(task).unwrapped if task.startswith(Switches.__module__) else None
+    return env if isinstance(env, Switches) else None
 
 
 def by_horizon(values: np.ndarray) -> curves.Curve:
@@ -194,39 +231,50 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     lines = [
         f"**{worldmodel.DATA[name].title.capitalize()}**",
         "",
-        "| | seeds | bound | KL (top + bottom) | observation | reward | open-loop error | of the reward "
-        "| compared with | bound, 95% | open-loop error, 95% |",
-        "|" + "---|" * 11,
+        "| | seeds | bound | KL (top + bottom) | observation | reward | open-loop error: 1 to 5 | 1 to 20 | of the reward "
+        "| compared with | bound, 95% | open-loop error: 1 to 5, 95% | 1 to 20, 95% |",
+        "|" + "---|" * 13,
     ]
     for variant, seeds in variants.items():
-        cells = [variant, str(len(seeds)), mean_of(seeds, "bound", 2), kl_cell(seeds)]
-        columns = {"observation": 2, "reward": 3, "open_loop": 2, "open_loop_reward": 4}  # with their digits
-        cells += [mean_of(seeds, key, digits) for key, digits in columns.items()]
+        cells = [variant, str(len(seeds)), mean_of(seeds, "bound", 2), kl_cell(seeds), mean_of(seeds, "observation", 2)]
+        cells += [mean_of(seeds, "reward", 3), mean_of(seeds, "open_loop", 2, NEAR), mean_of(seeds, "open_loop", 2)]
+        cells.append(mean_of(seeds, "open_loop_reward", 4))
         reference = worldmodel.VARIANTS[variant].reference
-        pairs = [(result, variants[reference][seed]) for seed, result in seeds.items() if seed in variants.get(reference, {})]
+        pairs = paired(seeds, variants.get(reference, {}))
         cells.append(reference or "")
-        cells.append(results.difference([ours["bound"] - theirs["bound"] for ours, theirs in pairs], 2))
-        cells.append(results.difference([np.mean(ours["open_loop"]) - np.mean(theirs["open_loop"]) for ours, theirs in pairs], 2))
+        for key, steps in (("bound", None), ("open_loop", NEAR), ("open_loop", None)):
+            cells.append(results.difference([mean(ours, key, steps) - mean(theirs, key, steps) for ours, theirs in pairs], 2))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def sooner_table(found: dict) -> str:
-    """Paired differences of the bound in the course of training, of the two variants with a flat counterpart, as Markdown."""
-    eighths = {1: "after 1/8", 2: "1/4", 4: "1/2", 6: "3/4", 8: "all of the updates"}
-    lines = ["| two levels, each with | compared with | " + " | ".join(eighths.values()) + " |", "|" + "---|" * (2 + len(eighths))]
+    """The bound in the course of training, less that of each variant's reference, and the time of a run, as Markdown."""
+    eighths = {1: "after 1/8 of them", 2: "1/4", 4: "1/2", 6: "3/4", 8: "all"}
+    lines = [f"| | less that of | updates | {' | '.join(eighths.values())} | time of a run |", "|" + "---|" * (4 + len(eighths))]
     for name, variants in found.items():
-        for variant, free_nats in (("two levels", "one free nat"), ("two levels, half the free nats", "half a free nat")):
-            reference = worldmodel.VARIANTS[variant].reference
-            pairs = [
-                (result["bounds"], variants[reference][seed]["bounds"])
-                for seed, result in variants.get(variant, {}).items()
-                if seed in variants.get(reference, {})
-            ]
-            differences = [results.difference([ours[at - 1][1] - theirs[at - 1][1] for ours, theirs in pairs], 2) for at in eighths]
+        data = worldmodel.DATA[name]
+        lines.append(f"| **{data.title}** |" + " |" * (3 + len(eighths)))
+        for variant, seeds in variants.items():
+            reference = worldmodel.MAIN[variant].reference if variant in worldmodel.MAIN else None
+            pairs = paired(seeds, variants.get(reference, {}))
             if pairs:
-                title = f"{worldmodel.DATA[name].title}: {free_nats}"
-                lines.append(f"| {' | '.join([title, reference, *differences])} |")
+                cells = [variant, reference, f"{data.updates:,}"]
+                for at in eighths:
+                    cells.append(results.difference([ours["bounds"][at - 1][1] - theirs["bounds"][at - 1][1] for ours, theirs in pairs], 2))
+                cells.append(f"x {np.median([ours['seconds'] / theirs['seconds'] for ours, theirs in pairs]):.2f}")
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def limits_table() -> str:
+    """What can be known of each environment that things switch in, as Markdown."""
+    lines = ["| data | KL | observation | open-loop error: 1 to 5 | 1 to 20 | of a guess |", "|" + "---|" * 6]
+    for name, data in worldmodel.DATA.items():
+        if env := switches(name):
+            error = env.least_open_loop(np.arange(1, worldmodel.HORIZON + 1))
+            numbers = (env.least_kl(), env.least_observation(), error[:NEAR].mean(), error.mean(), env.least_open_loop(np.inf))
+            lines.append(f"| {data.title} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
     return "\n".join(lines)
 
 
@@ -286,14 +334,15 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 def tables() -> dict[str, str]:
     """Every table of the page by its name, as Markdown."""
-    plan = learning.load_plan()
+    plan, models = learning.load_plan(), worldmodel_results()
     return {
         "rates": rates_table(results.load("rates")),
         "free_nats": free_nats_table(plan, results.load("learning") + results.load("free_nats")),
         "learning": learning_table(plan, learning_results(plan)),
         "exploring": exploring_table(exploring_results()),
-        "sooner": sooner_table(worldmodel_results()),
-        "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in worldmodel_results().items()),
+        "limits": limits_table(),
+        "sooner": sooner_table(models),
+        "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in models.items()),
     }
 
 
@@ -305,11 +354,12 @@ def main() -> None:
         "exploring": exploring_figure(exploring_results()),
         "worldmodel": worldmodel_figure(worldmodel_results()),
     }
-    PAGE.write_text(fill(PAGE.read_text(), tables()))
+    made = tables()
+    PAGE.write_text(fill(PAGE.read_text(), made))
     FIGURES.mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=120)
-    print("\n\n".join(tables().values()))
+    print("\n\n".join(made.values()))
 
 
 if __name__ == "__main__":

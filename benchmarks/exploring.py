@@ -37,12 +37,13 @@ SETTINGS = {
     "expl_behavior": "plan2explore", "disag_action_cond": True, "disag_layers": 1, "disag_units": 64, "disag_models": 5,
     "device": "cpu",
 }  # fmt: skip
+TWO_LEVELS = {"hierarchical_mode": True, "kl_free": 0.5}  # as in the presets
 VARIANTS = {
     "random": {"expl_behavior": "random", "train_ratio": 0.1},
     "flat": {},
-    "two levels": {"hierarchical_mode": True},
-    "two levels, top alone": {"hierarchical_mode": True, "disag_target": "stoch_top"},
-    "two levels, bottom alone": {"hierarchical_mode": True, "disag_target": "stoch_bottom"},
+    "two levels": TWO_LEVELS,
+    "two levels, top alone": {**TWO_LEVELS, "disag_target": "stoch_top"},
+    "two levels, bottom alone": {**TWO_LEVELS, "disag_target": "stoch_bottom"},
 }
 
 
@@ -50,12 +51,17 @@ def config_of(variant: str, **overrides):
     return tools.load_config(["defaults", "small"], {**SETTINGS, **VARIANTS[variant], **overrides})
 
 
+def conditions(variant: str) -> dict:
+    """What a stored result must have been measured under to be this one's."""
+    return {"steps": STEPS, "settings": results.differing(config_of(variant))}
+
+
 def cells_reached(directory: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """The cell (row * SIDE + column) and the reward of every step in a folder of episodes of one environment, both (steps,)."""
+    """The cell (row * SIDE + column) and the reward after every action in a folder of episodes of one environment, both (steps,)."""
     episodes = [load_episode(path) for path in sorted(directory.glob("*.npz"))]
-    seen = np.concatenate([episode["vector"] for episode in episodes])
+    seen = np.concatenate([episode["vector"][1:] for episode in episodes])  # all begin in the same corner
     cells = seen[:, : Grid.SIDE].argmax(1) * Grid.SIDE + seen[:, Grid.SIDE :].argmax(1)
-    return cells, np.concatenate([episode["reward"] for episode in episodes])
+    return cells, np.concatenate([episode["reward"][1:] for episode in episodes])
 
 
 def run_one(variant: str, seed: int) -> None:
@@ -67,7 +73,7 @@ def run_one(variant: str, seed: int) -> None:
         cells, rewards = cells_reached(pathlib.Path(folder, "run", "train_eps"))
     reached = [len(set(cells[:steps])) for steps in range(EVERY, STEPS + 1, EVERY)]
     results.store("exploring", results.name_of(variant, seed), {
-        "variant": variant, "seed": seed, "steps": STEPS, "settings": results.differing(config_of(variant)),
+        "variant": variant, "seed": seed, **conditions(variant),
         "seconds": round(time.time() - start), "every": EVERY, "reached": reached, "rewards": int(rewards.sum())})  # fmt: skip
     print(f"{variant}, seed {seed}: {reached[-1]} of {CELLS} cells, rewarded {rewards.sum():.0f} times", flush=True)
 
@@ -77,11 +83,9 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", help=f"of {', '.join(map(repr, VARIANTS))}; all if none is named")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
     options = parser.parse_args()
-    unknown = set(options.variants) - set(VARIANTS)
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))} is not among the variants; there are {', '.join(map(repr, VARIANTS))}")
-    todo = [(variant, seed) for seed in SEEDS for variant in options.variants or VARIANTS]
-    todo = [run for run in todo if not results.is_done("exploring", results.name_of(*run), config_of(run[0]))]
+    variants = results.chosen(parser, options.variants, list(VARIANTS))
+    todo = [(variant, seed) for seed in SEEDS for variant in variants]
+    todo = [run for run in todo if not results.is_done("exploring", results.name_of(*run), conditions(run[0]))]
     results.each_in_a_process(run_one, todo, options.jobs)
 
 

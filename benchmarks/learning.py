@@ -88,7 +88,7 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
     """Trains what has no result yet, `jobs` at a time; returns whether all have ended well."""
     todo, failed, running = queue.SimpleQueue(), [], {}
     for run in runs:
-        if not results.is_done("learning", run.name, run.config):
+        if not results.is_done("learning", run.name, {"settings": results.differing(run.config)}):
             todo.put(run)
     stop = threading.Event()
 
@@ -174,10 +174,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("logdir/learning"), help="where the runs are")
     options = parser.parse_args()
-    unknown = set(options.tasks) - set(plan["tasks"])
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))} is not in {PLAN.name}; it has {', '.join(plan['tasks'])}")
-    tasks = options.tasks or list(plan["tasks"])
+    tasks = results.chosen(parser, options.tasks, list(plan["tasks"]))
     for task in tasks:
         play_randomly(task, plan["tasks"][task])
     sys.exit(0 if run_all(planned_runs(plan, tasks), options.folder, options.jobs) else 1)

@@ -1,5 +1,6 @@
 """Results of experiments: small JSON files in `data/`, and statistics of paired differences."""
 
+import argparse
 import concurrent.futures
 import json
 import multiprocessing
@@ -33,16 +34,19 @@ def differing(config: settings.Config) -> dict[str, str]:
     return {name: value for name, _, value in settings.changes_from_defaults(config)}
 
 
-def is_done(experiment: str, name: str, config: settings.Config) -> bool:
-    """Whether there is a result that was measured with these settings.
+def is_done(experiment: str, name: str, conditions: dict) -> bool:
+    """Whether there is a result that was measured under these conditions: settings as `differing` has them, and other fields.
+
+    What an environment or a model computes is not among them; delete results that a change of those makes wrong.
 
     Raises:
-        SystemExit: if there is one of other settings, so that one table never holds both.
+        SystemExit: if there is one of other conditions, so that one table never holds both.
     """
     path = path_of(experiment, name)
     if not path.exists():
         return False
-    stored, wanted = json.loads(path.read_text())["settings"], differing(config)
+    stored = flattened({key: value for key, value in json.loads(path.read_text()).items() if key in conditions})
+    wanted = flattened(conditions)
     if stored != wanted:
         others = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
         raise SystemExit(
@@ -50,6 +54,18 @@ def is_done(experiment: str, name: str, config: settings.Config) -> bool:
             "there is one, to measure anew"
         )
     return True
+
+
+def flattened(conditions: dict) -> dict:
+    return {key: value for key, value in conditions.items() if key != "settings"} | conditions.get("settings", {})
+
+
+def chosen(parser: argparse.ArgumentParser, given: list[str], allowed: list[str]) -> list[str]:
+    """The names on a command line, or all if there are none; ends with an error if one of them is not allowed."""
+    unknown = set(given) - set(allowed)
+    if unknown:
+        parser.error(f"there is no {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(map(repr, allowed))}")
+    return given or allowed
 
 
 def name_of(*parts: str | int) -> str:
@@ -84,7 +100,15 @@ def load(experiment: str) -> list[dict]:
 
 
 def difference(pairs: list[float], digits: int) -> str:
-    """Mean of paired differences with its interval as text; two pairs at least, or nothing."""
+    """Mean of paired differences with its interval as text; two pairs at least, or nothing. With an asterisk if `t_test` is passed."""
     if len(pairs) < 2:
         return ""
-    return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(np.mean(pairs), *bootstrap_interval(np.array(pairs)), d=digits)
+    interval = "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(np.mean(pairs), *bootstrap_interval(np.array(pairs)), d=digits)
+    return interval + " \\*" * t_test(pairs)
+
+
+def t_test(pairs: list[float]) -> bool:
+    """Whether Student's t interval of the mean, at 95%, does not hold zero."""
+    quantiles = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of two to ten pairs; more: a little too strict
+    quantile = quantiles[min(len(pairs), 10) - 2]
+    return bool(abs(np.mean(pairs)) > quantile * np.std(pairs, ddof=1) / len(pairs) ** 0.5)

@@ -52,6 +52,27 @@ class Switches(gymnasium.Env):
         self._codes = np.where(switch, self._draw(), self._codes)
         return self._observe(), float((self._shown() == 0).mean()), False, self._time >= self.LENGTH, {}
 
+    def least_kl(self) -> float:
+        """What a step adds to what was known, in nats: the entropy of the codes given the last ones."""
+        stays, changes = 1 - self.CHANCE * (1 - 1 / self._values), self.CHANCE / self._values
+        entropy = -stays * np.log(stays) - (self._values - 1) * changes * np.log(changes)
+        return float(entropy * (1 if self._together else self._things))
+
+    def least_observation(self) -> float:
+        """Squared error of observations after symlog, if values are known and noise is not: summed over numbers, mean over steps."""
+        noise = np.linspace(-6, 6, 4001)
+        weights = np.exp(-0.5 * noise**2) / np.exp(-0.5 * noise**2).sum()
+        variances = []
+        for clean in (0.0, 1.0):
+            squashed = np.sign(clean + self.NOISE * noise) * np.log1p(np.abs(clean + self.NOISE * noise))
+            variances.append(weights @ squashed**2 - (weights @ squashed) ** 2)
+        return float(self._things * (variances[1] + (self._values - 1) * variances[0]))
+
+    def least_open_loop(self, steps: np.ndarray) -> np.ndarray:
+        """Squared error of the best prediction of observations so many steps after values that are known; of a guess for infinity."""
+        known = (1 - self.CHANCE) ** np.asarray(steps, float)
+        return self._things * (self._values * self.NOISE**2 + (1 - 1 / self._values) * (1 - known**2))
+
     def _shown(self) -> np.ndarray:
         """The value that each thing shows, (things,)."""
         return (self._meaning[np.arange(self._things), self._codes] + self._turned) % self._values

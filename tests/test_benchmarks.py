@@ -1,5 +1,6 @@
 """The experiments: their environments, what they measure, and their tables."""
 
+import argparse
 import pathlib
 
 import gymnasium
@@ -50,6 +51,30 @@ def test_the_second_action_turns_all_things_and_the_reward_is_the_share_at_the_f
     assert np.abs(obs.reshape(values, values) - np.eye(values)[after]).max() < 5 * 0.3
 
 
+@pytest.mark.parametrize("name, values", [("Together", 8), ("FourTogether", 4), ("FourApart", 4)])
+def test_what_can_be_known_of_things_is_what_a_predictor_with_their_rules_reaches(name, values):
+    env = gymnasium.make(f"benchmarks.synthetic:{name}-v0").unwrapped
+    env.LENGTH = steps = 20_000
+    seen, codes = [env.reset(seed=0)[0]], [env._codes]
+    for _ in range(steps - 1):
+        seen.append(env.step(0)[0])
+        codes.append(env._codes)
+    seen, codes = np.stack(seen).reshape(steps, values, values), np.stack(codes)
+    shown = np.eye(values)[env._meaning[np.arange(values), codes]]  # (steps, things, values)
+    for horizon in (1, 4):
+        known = 0.85**horizon  # the chance that a code has not been drawn anew
+        error = (seen[horizon:] - known * shown[:-horizon] - (1 - known) / values) ** 2
+        assert error.sum((1, 2)).mean() == pytest.approx(env.least_open_loop(horizon), rel=0.02)
+    assert ((seen - 1 / values) ** 2).sum((1, 2)).mean() == pytest.approx(env.least_open_loop(np.inf), rel=0.02)
+    squashed = np.sign(seen) * np.log1p(np.abs(seen))
+    spread = [squashed[shown == clean].var() for clean in (0, 1)]
+    assert values * (spread[1] + (values - 1) * spread[0]) == pytest.approx(env.least_observation(), rel=0.02)
+    independent = 1 if name.endswith("Together") else values
+    stays = (codes[1:] == codes[:-1])[:, :independent].mean()
+    surprise = -stays * np.log(stays) - (1 - stays) * np.log((1 - stays) / (values - 1))  # changes go to any other code alike
+    assert independent * surprise == pytest.approx(env.least_kl(), rel=0.05)
+
+
 def test_recall_rewards_what_was_shown_when_asked():
     env = gymnasium.make("benchmarks.synthetic:Recall-v0")
     total, cues, steps, ended = 0.0, [], 0, False
@@ -69,7 +94,14 @@ def test_the_interval_of_paired_differences_is_that_of_their_mean():
     low, high = results.bootstrap_interval(pairs)
     error = pairs.std() / 20
     np.testing.assert_allclose([low, high], [pairs.mean() - 1.96 * error, pairs.mean() + 1.96 * error], atol=0.01)
-    assert results.difference([1.0, 1.0, 1.0], 1) == "+1.0 (+1.0 to +1.0)" and results.difference([1.0], 1) == ""
+    assert results.difference([2.0, 2.0, -1.0], 1) == "+1.0 (-1.0 to +2.0)" and results.difference([1.0], 1) == ""
+    assert results.difference([2.0, 2.0, 2.5], 1) == "+2.2 (+2.0 to +2.5) \\*"
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 5, 10])
+def test_an_asterisk_is_wrong_once_in_twenty_times(pairs):
+    rng = np.random.default_rng(0)
+    assert np.mean([results.t_test(rng.normal(size=pairs)) for _ in range(10_000)]) == pytest.approx(0.05, abs=0.008)
 
 
 @pytest.mark.parametrize("pairs, share", [(3, 0.75), (5, 0.84)])
@@ -85,13 +117,24 @@ def test_intervals_of_few_pairs_are_as_narrow_as_the_page_says(pairs, share):
 def test_results_of_other_settings_are_not_taken_for_done(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "HERE", tmp_path)
     runs = learning.planned_runs(learning.load_plan(), ["cartpole"])
-    assert not results.is_done("learning", runs[0].name, runs[0].config)
-    results.store("learning", runs[0].name, {"settings": results.differing(runs[0].config)})
-    assert results.is_done("learning", runs[0].name, runs[0].config)
-    other = runs[0].config
-    other.model_lr = 0.5
-    with pytest.raises(SystemExit, match="model_lr"):
-        results.is_done("learning", runs[0].name, other)
+    config = runs[0].config
+    conditions = {"settings": results.differing(config), "updates": 8}
+    assert not results.is_done("learning", runs[0].name, conditions)
+    results.store("learning", runs[0].name, {**conditions, "hours": 2.0})
+    assert results.is_done("learning", runs[0].name, conditions)
+    config.model_lr = 0.5
+    with pytest.raises(SystemExit, match=r"\(model_lr\)"):
+        results.is_done("learning", runs[0].name, {**conditions, "settings": results.differing(config)})
+    with pytest.raises(SystemExit, match=r"\(updates\)"):
+        results.is_done("learning", runs[0].name, {**conditions, "updates": 9})
+
+
+def test_a_name_that_no_experiment_has_is_refused_with_those_that_there_are(capsys):
+    parser = argparse.ArgumentParser()
+    assert results.chosen(parser, [], ["a", "b"]) == ["a", "b"] and results.chosen(parser, ["b"], ["a", "b"]) == ["b"]
+    with pytest.raises(SystemExit):
+        results.chosen(parser, ["c", "a"], ["a", "b"])
+    assert "there is no 'c'; there are 'a', 'b'" in capsys.readouterr().err
 
 
 def step_an_environment(path: str, fails: bool) -> None:
@@ -191,16 +234,28 @@ def test_the_table_of_world_models_has_means_over_seeds_levels_and_paired_differ
             **kls,
             "observation": 1.0,
             "reward": 0.5,
-            "open_loop": [bound, 3.0],
+            "open_loop": [bound, 3.0, 3.0, 3.0, 3.0, 4.5],
             "open_loop_reward": [0.25],
         }
 
     flat = {0: result(4.0, kl_flat=2.0), 1: result(6.0, kl_flat=3.0), 2: result(90.0, kl_flat=9.0)}
-    half = {0: result(3.0, kl_top=1.0, kl_bottom=0.25), 1: result(5.0, kl_top=2.0, kl_bottom=0.5)}  # seed 2 has no pair
-    *_, last = draw.worldmodel_table("together", {"flat": flat, "two levels, half the free nats": half}).splitlines()
-    cells = [cell.strip() for cell in last.strip("|").split("|")]
-    assert cells[1:8] == ["2", "4.00", "1.88 (1.50 + 0.38)", "1.00", "0.500", "3.50", "0.2500"]
-    assert cells[8:] == ["flat", "-1.00 (-1.00 to -1.00)", "-0.50 (-0.50 to -0.50)"]
+    half = {0: result(3.0, kl_top=1.0, kl_bottom=0.25), 1: result(5.4, kl_top=2.0, kl_bottom=0.5)}  # seed 2 has no pair
+    cells = cells_of_last(draw.worldmodel_table("together", {"flat": flat, worldmodel.HALF_EACH: half}))
+    assert cells[1:9] == ["2", "4.20", "1.88 (1.50 + 0.38)", "1.00", "0.500", "3.24", "3.45", "0.2500"]
+    assert cells[9:11] == ["flat", "-0.80 (-1.00 to -0.60)"]
+    assert cells[11:] == ["-0.16 (-0.20 to -0.12)", "-0.13 (-0.17 to -0.10)"]
+
+
+def cells_of_last(table: str) -> list[str]:
+    return [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+
+
+def test_the_table_of_training_has_paired_differences_at_the_same_updates():
+    flat = {seed: {"bounds": [(at, 10.0 - at) for at in range(1, 9)], "seconds": 100} for seed in range(3)}
+    half = {seed: {"bounds": [(at, 9.5 + seed - at) for at in range(1, 9)], "seconds": 120 + 10 * seed} for seed in range(2)}
+    cells = cells_of_last(draw.sooner_table({"together_longer": {"flat": flat, worldmodel.HALF_EACH: half}}))
+    assert cells[:3] == [worldmodel.HALF_EACH, "flat", "12,000"]
+    assert cells[3:] == ["+0.00 (-0.50 to +0.50)"] * 5 + ["x 1.25"]
 
 
 def test_a_page_keeps_its_words_and_gets_new_tables():
