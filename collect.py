@@ -9,12 +9,12 @@ import console
 import tools
 from disk import Disk
 from envs import EnvBatch
-from envs.spaces import ActionCodec
+from envs.spaces import STATE_PREFIX, ActionCodec
 from replay import Replay, save_episode
 
 
 class Finished(NamedTuple):
-    """An episode after its end: which environment played it, its agent steps, and sums over them (`return`, and every `log_` key).
+    """An episode after its end: which environment played it, its agent steps, and sums over them (`return`, and `log_` keys).
 
     One that is `cut` was ended from outside: by the run's end, or since its environment failed.
     """
@@ -125,7 +125,7 @@ class Collector:
     def _sum(self) -> None:
         """Adds up what is logged per episode, from zero where an episode begins."""
         for key, value in self._obs.items():
-            if key == "reward" or key.startswith("log_"):
+            if key == "reward" or (key.startswith("log_") and not key.startswith(STATE_PREFIX)):
                 name = "return" if key == "reward" else key[len("log_") :]
                 before = np.where(self._obs["is_first"], 0.0, self._sums.get(name, 0.0))
                 self._sums[name] = before + value.reshape(self._envs.count, -1).sum(-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from networks import RSSM, State
 
 STATISTICS = ("kl", "prior_entropy", "post_entropy", "perplexity", "active", "delta")
-ACTIVE_NATS = 0.01  # information about the input from which a categorical counts as active
+ACTIVE_NATS = 0.01  # information from which a categorical counts as active
 
 
 @torch.no_grad()
@@ -18,8 +18,8 @@ def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Ten
     - `kl`: unclipped KL(posterior || prior), summed over categoricals.
     - `prior_entropy`, `post_entropy`: entropy, summed over categoricals.
     - `perplexity`: exp of the entropy of the code averaged over the batch, mean over categoricals: between 1 and K.
-    - `active`: categoricals whose code tells at least `ACTIVE_NATS` about the input: entropy of the average code minus average
-      entropy, which is the mutual information within the batch.
+    - `active`: categoricals whose code tells at least `ACTIVE_NATS` about its posterior: entropy of the average code minus average
+      entropy, which is the mutual information within the batch. The bottom's posterior also follows the top's code.
     - `delta`: root mean square of what the observation adds to the prior's logits (in the bottom level the residual).
 
     Gaussian levels have only the first three.
@@ -49,18 +49,20 @@ def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Ten
 
 @torch.no_grad()
 def information(dynamics: RSSM, post: State) -> dict[str, float]:
-    """Nats that the code of each categorical level tells about the step that it was drawn for.
+    """Nats that the code of each categorical level tells about the step that it was drawn for, beyond what the levels above tell.
 
-    A lower bound of the mutual information, of at most ln N for N steps: the mean of ln q(z_i | step i) - ln mean_j q(z_i | step j)
-    (Poole et al. 2019, with the posterior as critic). For the bottom level the step includes the top's code.
+    From lower bounds of the mutual information between a step and the codes of a level and all above it, of at most ln N for N steps: the
+    mean of ln q(z_i | step i) - ln mean_j q(z_i | step j) (Poole et al. 2019, with the posterior as critic). The first level has its
+    bound; a further one has what the bound grows by. So what the bottom only repeats of the top, or of the top's chance, counts
+    for nothing.
 
     Args:
         post: posterior states of N steps, (N, ...).
     """
-    found = {}
+    found, log_likelihood, told = {}, 0.0, 0.0
     for name, level in dynamics.levels.items():
         if level.discrete:
-            log_probs = dynamics.get_dist(post, name).log_probs.flatten(1)  # (N, S K)
-            likelihood = post["stoch" + level.suffix].flatten(1) @ log_probs.T  # (N codes, N steps)
-            found[name] = float((likelihood.diagonal() - likelihood.logsumexp(1)).mean() + math.log(len(likelihood)))
+            log_likelihood = log_likelihood + dynamics.code_likelihoods(name, post)  # (N codes, N steps)
+            bound = float((log_likelihood.diagonal() - log_likelihood.logsumexp(1)).mean() + math.log(len(log_likelihood)))
+            found[name], told = bound - told, bound
     return found

@@ -407,6 +407,11 @@ class RSSM(nn.Module):
         """Entropy of all latents given the rest of the state, in nats, (...)."""
         return self.get_dist(state).entropy()
 
+    def code_likelihoods(self, name: str, post: State) -> Tensor:
+        """ln q(code of step i | step j, codes of the levels above of step i), (N, N), from posterior states of N steps."""
+        level = self.levels[name]
+        return post["stoch" + level.suffix].flatten(1) @ self._level_dist(name, post).log_probs.flatten(1).T
+
     def kl_per_level(self, post: State, prior: State) -> dict[str, Tensor]:
         """KL(posterior || prior) of each level by its name, in nats, unclipped, each (...)."""
         return {name: self._level_dist(name, post).kl(self._level_dist(name, prior)) for name in self.levels}
@@ -500,6 +505,18 @@ class HierarchicalRSSM(RSSM):
         bottom = self._statistics("bottom", logit)
         bottom["stoch_bottom"] = draw("bottom", bottom)
         return {**top, **bottom}
+
+    def code_likelihoods(self, name: str, post: State) -> Tensor:
+        if name == "top":
+            return super().code_likelihoods(name, post)
+        summary, rows = self._summarise(post["stoch_top"]), []
+        for code, own in zip(post["stoch_bottom"], summary):
+            # The bottom posterior of every step, had its top been that of this one: its logits are linear in the summary.
+            change = own - summary
+            logit = post["logit_bottom"].flatten(-2) + (1.0 + self._prior_weight) * self._top_to_prior(change) + self._top_to_post(change)
+            log_probs = self._level_dist(name, self._statistics(name, logit)).log_probs
+            rows.append((code * log_probs).sum((-2, -1)))
+        return torch.stack(rows)
 
     def _stat_layers(self) -> dict[str, nn.Linear]:
         return {

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.check import check
-from envs.spaces import ActionCodec, ObservationCodec
+from envs.spaces import STATE_PREFIX, ActionCodec, ObservationCodec
 from envs.workers import Workers
 
 
@@ -89,7 +89,7 @@ def _make_wrapped(make_env: Callable[[], gymnasium.Env], time_limit: int, size: 
 
 
 class ActionRepeat(gymnasium.Wrapper):
-    """Repeats each action and sums rewards and `log_` keys, until the episode ends."""
+    """Repeats each action until the episode ends, and sums rewards and numbers under `log_` keys, but not those of a state."""
 
     def __init__(self, env: gymnasium.Env, repeat: int):
         super().__init__(env)
@@ -101,10 +101,13 @@ class ActionRepeat(gymnasium.Wrapper):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += reward
             if isinstance(obs, dict):
-                logs = {key: value + logs.get(key, 0) for key, value in obs.items() if key.startswith("log_")}
+                logs = {key: value + logs.get(key, 0) for key, value in obs.items() if self._adds_up(key)}
             if terminated or truncated:
                 break
         return {**obs, **logs} if logs else obs, total, terminated, truncated, info
+
+    def _adds_up(self, key: str) -> bool:
+        return key.startswith("log_") and not key.startswith(STATE_PREFIX) and isinstance(self.observation_space[key], gymnasium.spaces.Box)
 
 
 class DictObservation(gymnasium.ObservationWrapper):

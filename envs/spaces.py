@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-# Keys of a step beside the observation's own.
 MOST_NUMBERS = 2**24  # of one observation or action that a file describes
+STATE_PREFIX = "log_state_"  # of keys that tell the environment's state to probes; other keys with log_ are summed over an episode
+# Keys of a step beside the observation's own.
 RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob")
 
 

@@ -23,7 +23,13 @@ class Counter(gymnasium.Env):
     """Counts its steps; an episode ends truly after `length` steps, or is cut off after `limit`. The reward names the action."""
 
     observation_space = spaces.Dict(
-        {"time": spaces.Box(0, 1e6, (1,), np.float32), "kind": spaces.Discrete(3), "log_steps": spaces.Box(0, 1, (1,), np.float32)}
+        {
+            "time": spaces.Box(0, 1e6, (1,), np.float32),
+            "kind": spaces.Discrete(3),
+            "log_steps": spaces.Box(0, 1, (1,), np.float32),
+            "log_state_time": spaces.Box(0, 1e6, (1,), np.float32),
+            "log_state_room": spaces.Discrete(3),
+        }
     )
     action_space = spaces.Discrete(4)
 
@@ -44,6 +50,8 @@ class Counter(gymnasium.Env):
             "time": np.array([1000 * self._episode + self._time], np.float32),
             "kind": self._time % 3,
             "log_steps": np.ones(1, np.float32),
+            "log_state_time": np.array([self._time], np.float32),
+            "log_state_room": 2,
         }
 
 
@@ -348,3 +356,4 @@ def test_a_repeated_action_adds_up_rewards_and_logged_values_until_the_episode_e
     for time, steps in ((3, 3.0), (5, 2.0)):
         obs, reward, ended, _, _ = env.step(2)
         assert (obs["time"][0], obs["log_steps"][0], reward, ended) == (time, steps, 102.0 * steps, time == 5)
+        assert obs["log_state_time"] == time and obs["log_state_room"] == 2

@@ -2,12 +2,15 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
 
 import agents
+import dreamer
+import latent_measures
 import latent_report
 import latents
 import probes
@@ -21,40 +24,88 @@ COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
 # Probes
 
 
+def grouped(groups: int, steps: int) -> np.ndarray:
+    return np.arange(groups).repeat(steps)
+
+
 def test_probes_tell_what_is_linear_from_noise_and_constants():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(6000, 20))
+    x = rng.normal(size=(8000, 20))
     signal = x @ rng.normal(size=20)
-    noisy = signal + signal.std() * rng.normal(size=6000)  # half of its variance can be predicted
-    targets = np.stack([signal, noisy, rng.normal(size=6000), np.ones(6000)], 1)
-    found = probes.r_squared(x, targets, np.repeat([0, 1, 2], 2000))
-    np.testing.assert_allclose(found[:3], [1.0, 0.5, 0.0], atol=0.05)
-    assert np.isnan(found[3])
+    noisy = signal + signal.std() * rng.normal(size=8000)  # half of its variance can be predicted
+    targets = np.stack([signal, 1e-5 * noisy, rng.normal(size=8000), np.ones(8000)], 1)
+    found = probes.cross_validated([x], targets, grouped(8, 1000))
+    np.testing.assert_allclose(found.share[:3], [1.0, 0.5, 0.0], atol=0.03)
+    assert (found.low[:3] <= found.share[:3]).all() and (found.share[:3] <= found.high[:3]).all()
+    assert np.isnan([found.share[3], found.low[3], found.high[3]]).all()
 
 
-@pytest.mark.parametrize("part", [probes.FIT, probes.CHOOSE, probes.JUDGE])
-def test_a_variable_that_is_constant_in_any_part_has_no_score(part):
+def shares_by_hand(blocks: list[np.ndarray], targets: np.ndarray, groups: np.ndarray) -> list[float]:
+    """The shares of `cross_validated`, variable by variable, from normal equations."""
+    found = []
+    for y in targets.T:
+        error = total = 0.0
+        for fold in range(4):
+            judge, choose = groups % 4 == fold, groups % 4 == (fold + 1) % 4
+            scores = []
+            for fit, ahead, penalties in ((~judge & ~choose, choose, probes.PENALTIES), (~judge, judge, None)):
+                x = np.concatenate([(block - block[fit].mean(0)) / np.sqrt(block[fit].var(0).mean()) for block in blocks], 1)
+                for penalty in probes.PENALTIES[[np.argmin(scores)]] if penalties is None else penalties:
+                    normal = x[fit].T @ x[fit] + penalty * fit.sum() * np.eye(x.shape[1])
+                    predicted = x[ahead] @ np.linalg.solve(normal, x[fit].T @ (y[fit] - y[fit].mean())) + y[fit].mean()
+                    scores.append(((predicted - y[ahead]) ** 2).mean())
+            error += ((predicted - y[judge]) ** 2).sum()
+            total += ((y[~judge].mean() - y[judge]) ** 2).sum()
+        found.append(1 - error / total)
+    return found
+
+
+@pytest.mark.parametrize("size", [6, 90])  # fewer features than steps, and more
+def test_every_group_is_predicted_by_the_others_with_a_penalty_that_others_chose(size):
     rng = np.random.default_rng(0)
-    x, parts = rng.normal(size=(600, 5)), np.repeat([0, 1, 2], 200)
-    y = 1e-5 * x[:, :1].copy()
-    assert probes.r_squared(x, y, parts)[0] > 0.99  # a small scale is no constant
-    y[parts == part] = 0.0
-    assert np.isnan(probes.r_squared(x, y, parts)[0])
+    blocks, groups = [rng.normal(size=(60, size)), 30.0 * rng.normal(size=(60, 3))], rng.permutation(grouped(6, 10))
+    targets = np.stack([blocks[0][:, 0] + blocks[1][:, 0] / 30, blocks[0].mean(1) + rng.normal(size=60), 5.0 + groups + blocks[0][:, 1]], 1)
+    np.testing.assert_allclose(probes.cross_validated(blocks, targets, groups).share, shares_by_hand(blocks, targets, groups), atol=1e-6)
 
 
 def test_probes_do_not_learn_an_environment_by_heart():
     rng = np.random.default_rng(0)
-    which = np.eye(8)[:, None].repeat(50, 1)  # features say which environment it is, and that alone
-    target = rng.normal(size=(8, 1, 1)) + 0.01 * rng.normal(size=(8, 50, 1))
-    assert probes.cross_validated(which, target)[0] < 0.0
-    x = rng.normal(size=(8, 50, 6))
-    assert probes.cross_validated(x, x[..., :1])[0] > 0.99
+    groups = grouped(8, 50)
+    target = rng.normal(size=(8, 1))[groups] + 0.01 * rng.normal(size=(400, 1))
+    assert (
+        probes.cross_validated([np.eye(8)[groups]], target, groups).share[0] < 0.0
+    )  # features say which environment it is, and that alone
+    x, y = rng.normal(size=(80, 200)), rng.normal(size=(80, 1))  # the steps of four groups can be fitted exactly with 200 features
+    assert probes.cross_validated([x], y, grouped(8, 10)).share[0] < 0.1
 
 
-def test_probes_are_judged_on_steps_that_they_have_not_seen():
+def test_variables_that_hardly_change_within_an_environment_have_a_share_of_their_whole_variance():
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(150, 200)), rng.normal(size=(150, 1))  # 50 steps can be fitted exactly with 200 features
-    assert probes.r_squared(x, y, np.repeat([0, 1, 2], 50))[0] < 0.2
+    groups = grouped(8, 100)
+    level = rng.normal(size=8)[groups]
+    x = np.stack([level + 0.1 * rng.normal(size=800), rng.normal(size=800)], 1)
+    found = probes.cross_validated([x], (level + 1e-3 * rng.normal(size=800))[:, None], groups)
+    assert found.share[0] == pytest.approx(0.98, abs=0.02)
+
+
+def test_the_scale_of_features_does_not_matter():
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(800, 5)), rng.normal(size=(800, 5))
+    y, groups = x[:, :1].copy(), grouped(8, 100)
+    plain = probes.cross_validated([x, noise], y, groups)
+    np.testing.assert_allclose(probes.cross_validated([1e-4 * x, 1e3 * noise], y, groups), plain, rtol=1e-6)
+
+
+def test_the_interval_of_a_share_is_that_of_resampled_groups():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 3)), rng.normal(size=(200, 1))
+    y += x[:, :1]
+    same = probes.cross_validated([np.tile(x, (8, 1))], np.tile(y, (8, 1)), grouped(8, 200))
+    np.testing.assert_allclose(same.low, same.high)  # groups that are alike leave nothing to chance
+    x = rng.normal(size=(4000, 3))
+    y = x[:, 0] + rng.normal(size=4000)
+    found = probes.cross_validated([x], y[:, None], grouped(400, 10))
+    assert found.high[0] - found.low[0] == pytest.approx(2 * 1.96 * np.std((y - x[:, 0]) ** 2) / np.sqrt(4000) / y.var(), rel=0.4)
 
 
 # Information
@@ -75,31 +126,117 @@ def test_information_is_at_most_the_logarithm_of_the_steps():
     assert latents.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(100), abs=1e-3)
 
 
+def test_a_bottom_that_repeats_the_chance_of_the_top_tells_nothing():
+    rssm = hierarchical()
+    with torch.no_grad():
+        rssm._top_to_post.weight.normal_(std=5.0)
+    blind = rssm.filter(torch.zeros(1, 1, 7), torch.zeros(1, 1, 3), None, rssm.initial(1))
+    post = rssm.filter(torch.zeros(300, 1, 7), torch.zeros(300, 1, 3), None, rssm.initial(300))
+    post = {key: value[:, 0] for key, value in post.items()}
+    torch.testing.assert_close(post["deter"], blind["deter"][:, 0].expand(300, -1))  # steps differ in what is drawn alone
+    assert post["logit_bottom"].std(0).mean() > 0.5
+    found = latents.information(rssm, post)
+    assert found == {"top": pytest.approx(0.0, abs=1e-4), "bottom": pytest.approx(0.0, abs=1e-4)}
+
+
+def test_likelihoods_of_codes_are_those_of_posteriors_with_another_top():
+    rssm = hierarchical()
+    with torch.no_grad():
+        rssm._top_to_post.weight.normal_()
+        rssm._prior_weight.normal_()
+    deter, x = torch.randn(5, 10), torch.randn(5, 12)
+    layers = rssm._stat_layers()
+    product = lambda name, x: layers[name](x)
+    with torch.no_grad():
+        post = {"deter": deter, **rssm._posterior_stats(deter, x, rssm._sampler(torch.rand(5, 10)), product)}
+        tops, bottoms = rssm.code_likelihoods("top", post), rssm.code_likelihoods("bottom", post)
+        for i, j in np.ndindex(5, 5):
+            codes = {"top": post["stoch_top"][i : i + 1], "bottom": post["stoch_bottom"][i : i + 1]}
+            other = rssm._posterior_stats(deter[j : j + 1], x[j : j + 1], lambda name, _: codes[name], product)
+            for name, found in (("top", tops), ("bottom", bottoms)):
+                torch.testing.assert_close(found[i, j], rssm.get_dist(other, name).log_prob(codes[name])[0])
+
+
 # Errors and spread
 
 
-def test_shares_of_variance_count_numbers_alike_and_leave_out_constants():
+def share(error: np.ndarray, truth: np.ndarray) -> float:
+    return latent_measures.share_of_variance(error, latent_measures.variance_of(truth))
+
+
+def test_the_share_of_a_vector_is_the_median_of_its_numbers_that_change():
     rng = np.random.default_rng(0)
-    truth = rng.normal(size=(2000, 3)) * [1.0, 100.0, 0.0]
-    error = np.stack([np.full(2000, 0.5), np.full(2000, 20.0), np.full(2000, 9.0)], 1)
-    assert latent_report.share_of_variance(error, truth) == pytest.approx((0.25 + 0.04) / 2, rel=0.1)
+    truth = rng.normal(size=(2000, 5)) * [1.0, 100.0, 0.0, 1e-3, 1.0] + [0.0, 7.0, 5.0, 0.0, 0.0]
+    error = np.tile([0.5, 20.0, 9.0, 9.0, 0.3], (2000, 1))
+    assert share(error, truth) == pytest.approx((0.25 + 0.09) / 2, rel=0.1)  # of 0.04, 0.09, 0.25 and a huge one
+    assert latent_measures.variance_of(np.full((50, 3), 0.1, np.float32)) is None
+
+
+def test_the_share_of_an_image_is_that_of_all_pixels():
+    truth = np.zeros((100, 4, 4, 1))
+    truth[::2, :2] = 1.0  # half of the pixels have a variance of 1/4
+    assert share(np.full(truth.shape, 0.5), truth) == pytest.approx(0.25 / 0.125)
+    assert latent_measures.variance_of(np.full((50, 4, 4, 3), 0.3, np.float32)) is None
 
 
 def test_error_and_spread_of_known_dreams():
     rng = np.random.default_rng(0)
-    came = rng.normal(size=(400, latent_report.HORIZON, 2))
-    dreams = came[:, None] + 1.0 + 0.5 * rng.normal(size=(400, latent_report.DREAMS, latent_report.HORIZON, 2))
-    found = latent_report.measure_dreams({"vector": came}, {"top": {"vector": dreams}})["top"]["vector"]
-    np.testing.assert_allclose(np.mean(found["error"]), 1.25, rtol=0.05)
-    np.testing.assert_allclose(np.mean(found["spread"]), 0.25, rtol=0.05)
+    came = rng.normal(size=(400, latent_measures.HORIZON, 2))
+    dreams = came[:, None] + 1.0 + 0.5 * rng.normal(size=(400, latent_measures.DREAMS, latent_measures.HORIZON, 2))
+    still = np.ones_like(came)
+    found = latent_measures.measure_dreams({"vector": came, "still": still}, {"top": {"vector": dreams, "still": still[:, None]}})["top"]
+    assert list(found) == ["vector"]  # of what never changes there is no share
+    np.testing.assert_allclose(np.mean(found["vector"]["error"]), 1.25, rtol=0.05)
+    np.testing.assert_allclose(np.mean(found["vector"]["spread"]), 0.25, rtol=0.05)
 
 
-def test_dreams_start_where_the_episode_goes_on():
+def test_dreams_start_where_the_episode_goes_on_and_do_not_overlap():
     first = np.zeros((2, 100), bool)
     first[:, 0] = first[0, 40] = True
-    starts = latent_report.starts_of_dreams({"is_first": first}, np.random.default_rng(0))
-    whole = {(0, time) for time in (*range(5, 10), *range(44, 70))} | {(1, time) for time in range(5, 70)}
-    assert len(starts) == latent_report.STARTS and {tuple(start) for start in starts.tolist()} <= whole
+    starts = latent_measures.starts_of_dreams({"is_first": first}, np.random.default_rng(0))
+    whole = {(0, time) for time in (*range(5, 10), *range(45, 70))} | {(1, time) for time in range(5, 70)}
+    assert {tuple(start) for start in starts.tolist()} <= whole
+    assert {env for env, _ in starts} == {0, 1}
+    for env in (0, 1):
+        assert (np.diff(np.sort(starts[starts[:, 0] == env, 1])) >= latent_measures.HORIZON).all()
+    assert len(latent_measures.starts_of_dreams({"is_first": first[:, :35]}, np.random.default_rng(0))) == 0
+    assert len(latent_measures.starts_of_dreams({"is_first": first[:, :36]}, np.random.default_rng(0))) == 2
+
+
+def test_a_dream_has_the_actions_that_came_after_its_start(monkeypatch):
+    """In a world whose state is the sum of all actions, dreams that are right are what came."""
+    rng = np.random.default_rng(0)
+    action = rng.normal(size=(2, 80, 3)).astype(np.float32)
+    place = action.cumsum(1)
+    dynamics = types.SimpleNamespace(W=torch.zeros(1), levels={"flat": None})
+    dynamics.imagine_with_action = lambda action, state, sample: {"deter": state["deter"][:, None] + action.cumsum(1)}
+    monkeypatch.setattr(latent_measures, "decode", lambda model, state: {"vector": state["deter"].numpy()})
+    starts = np.array([[0, 5], [1, 44], [0, 40]])
+    came, predicted = latent_measures.dream(
+        types.SimpleNamespace(dynamics=dynamics), {"action": action, "vector": place}, {"deter": torch.tensor(place)}, starts
+    )
+    np.testing.assert_array_equal(came["vector"], [place[env, time + 1 : time + 31] for env, time in starts])
+    expected = np.broadcast_to(came["vector"][:, None], predicted["flat"]["vector"].shape)
+    np.testing.assert_allclose(predicted["flat"]["vector"], expected, atol=1e-4)
+
+
+# What is known of the state
+
+
+def test_known_are_vectors_states_and_reward_but_no_events():
+    data = {key: np.ones((2, 3, 2), np.float32) for key in ("place", "log_state_place", "log_state_room", "log_wins", "action")}
+    data |= {"image": np.ones((2, 3, 4, 4, 1), np.uint8), "reward": np.ones((2, 3), np.float32), "is_first": np.ones((2, 3), bool)}
+    names = [f"{name}[{index}]" for name in ("place", "log_state_place", "room") for index in range(2)]
+    assert list(latent_measures.state_variables(data, "gym_Mine-v0")) == [*names, "reward"]
+
+
+def test_the_reward_that_first_steps_have_is_not_probed():
+    rng = np.random.default_rng(0)
+    first = np.zeros((4, 50), bool)
+    first[:, ::10] = True
+    features = {"h": [np.concatenate([first[..., None], rng.normal(size=(4, 50, 2))], -1)]}
+    found = latent_measures.measure_probes(features, {"reward": 1.0 - first, "place": features["h"][0][..., 1]}, first)
+    assert list(found["h"]) == ["place"] and found["h"]["place"]["share"] > 0.99
 
 
 # Levels from the prior, and dreams in which one level varies
@@ -127,6 +264,21 @@ def test_resampled_levels_come_from_their_prior_and_the_others_stay():
     shares = both["stoch_top"].mean((0, 1)), rssm.get_dist(both, "top").probs.mean((0, 1))
     torch.testing.assert_close(*shares, atol=0.07, rtol=0.0)
     assert all(torch.equal(state["deter"], post["deter"]) for state in (bottom, top, both))
+
+
+def test_levels_from_the_prior_are_called_what_they_are():
+    rssm = hierarchical()
+    post = rssm.filter(torch.randn(50, 2, 7), torch.randn(50, 2, 3), torch.zeros(50, 2))
+    choices = latent_measures.choices_to_resample(types.SimpleNamespace(dynamics=rssm))
+    drawn = {
+        name: {level for level in rssm.levels if not torch.equal(rssm.resample(post, levels)["stoch_" + level], post["stoch_" + level])}
+        for name, levels in choices.items()
+    }
+    assert drawn == {
+        "bottom from the prior": {"bottom"},
+        "top from the prior, bottom kept": {"top"},
+        "top and bottom from the prior": {"top", "bottom"},
+    }
 
 
 def test_in_a_dream_only_the_named_levels_vary():
@@ -192,9 +344,21 @@ def test_the_command_writes_a_page_with_figures_and_numbers(trained, capsys):
     parts = {f"z_{name}" for name in levels} if len(levels) > 1 else {"z"}
     assert parts | {"h"} < report["probes"]["trained"].keys() == report["probes"]["untrained"].keys()
     text = (folder / "index.html").read_text()
+    shares = report["probes"]["trained"]["h"]
+    assert all(row["low"] <= row["share"] <= row["high"] for row in shares.values())
+    assert "reward" not in shares or trained.config.task != "gym_CartPole-v1"  # where it is always 1
+    assert list(report["levels_untrained"]) == levels and report["levels_untrained"] != report["levels"]
     for name in ("codes", "reconstructions", "dreams", "spread", "probes"):
         assert f'src="{name}.png"' in text and (folder / f"{name}.png").stat().st_size > 5000
     assert str(folder / "index.html") in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_gaussian_latents_has_a_report_without_codes(tmp_path):
+    flags = ["--task", "gym_Pendulum-v1", "--dyn_discrete", "0", "--steps", "150", "--device", "cpu", "--logdir", str(tmp_path)]
+    assert dreamer.main(["--configs", "defaults", "debug", *flags]) == 0
+    assert latent_report.main([str(tmp_path / "latest.pt"), "--envs", "4", "--steps", "200", "--device", "cpu"]) == 0
+    text = (tmp_path / "latents" / "index.html").read_text()
+    assert "codes.png" not in text and "probes.png" in text and "reward" in text and "the other level is" not in text
 
 
 def test_playing_again_with_the_seed_gives_the_same(trained):
@@ -223,7 +387,12 @@ def test_chunks_of_a_sequence_are_observed_as_a_whole(trained, monkeypatch):
 
 @pytest.mark.parametrize(
     "flags, expected",
-    [(["missing"], "there is no checkpoint"), (["--envs", "2", "."], "at least 4"), (["--steps", "10", "."], "at least 288")],
+    [
+        (["missing"], "there is no checkpoint"),
+        (["--envs", "2", "."], "at least 4"),
+        (["--steps", "10", "."], "at least 288"),
+        (["--seed", "-1", "."], "from 0 to"),
+    ],
 )
 def test_what_cannot_be_reported_is_said(flags, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
