@@ -179,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--episodes must be at least 0, --envs at least 1, --video_steps at least 2, --seed from 0 to 2147483647")
     if options.video and options.video.suffix.lower() != ".gif":
         parser.error(f"--video is {str(options.video)!r}; it must end with .gif")
+    if options.json and not options.episodes:
+        parser.error("--json writes the episodes, and --episodes is 0; leave out one of them")
     try:
         run(options)
     except (ValueError, OSError, RuntimeError) as error:

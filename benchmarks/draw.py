@@ -256,7 +256,7 @@ def sooner_table(found: dict) -> str:
         data = worldmodel.DATA[name]
         lines.append(f"| **{data.title}** |" + " |" * (3 + len(eighths)))
         for variant, seeds in variants.items():
-            reference = worldmodel.MAIN[variant].reference if variant in worldmodel.MAIN else None
+            reference = worldmodel.VARIANTS[variant].reference
             pairs = paired(seeds, variants.get(reference, {}))
             if pairs:
                 cells = [variant, reference, f"{data.updates:,}"]

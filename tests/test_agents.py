@@ -226,6 +226,7 @@ def test_a_video_has_a_column_for_each_view():
     "flags, expected",
     [
         (["--logdir", "missing"], "there is no checkpoint"),
+        (["--logdir", ".", "--episodes", "0", "--json", "out.json"], "--json writes the episodes"),
         (["--logdir", ".", "--video", "out.mp4"], "must end with .gif"),
         (["--logdir", ".", "--episodes", "-1"], "at least 0"),
         ([], "--logdir"),
