@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.util
 import os
+import random
 import signal
 import time
 import traceback
@@ -178,6 +179,10 @@ def _work(make_env: Callable[[], gymnasium.Env], connection: multiprocessing.con
     env, ended = None, True
     for request, value in _requests(connection):
         try:
+            if request == "reset" and value is not None:
+                # For environments that draw from these: NumPy's is the same in all workers otherwise, and Python's any.
+                random.seed(value)
+                np.random.seed(value % 2**32)
             env = env or make_env()
             if request == "reset" or ended:
                 answer = env.reset(seed=value if request == "reset" else None)[0], 0.0, False, False

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import random
 
 import gymnasium
 import numpy as np
@@ -70,6 +71,20 @@ class Sizes(gymnasium.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
+class Global(Sizes):
+    """Draws from the generators of the whole process, as some environments do."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(0.0, 1.0, (2,)), spaces.Discrete(2))
+
+    def reset(self, seed=None, options=None):
+        return np.array([random.random(), np.random.rand()], np.float32), {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, False, {}
+
+
+gymnasium.register("Global-v0", Global)
 gymnasium.register("Counter-v0", Counter)
 gymnasium.register("CutCounter-v0", lambda: Counter(length=1000, limit=4))
 SPACES = {
@@ -297,6 +312,19 @@ def play(envs, turns: int, seed: int = 0) -> list[dict]:
         envs.send(rng.integers(envs.act_space.n, size=envs.count))
         steps.append(envs.recv())
     return steps
+
+
+def test_environments_that_draw_from_global_generators_follow_the_seed_and_differ():
+    drawn = []
+    for seed in (1, 1, 9):
+        envs = make_envs(config_for("gym_Global-v0"), 3, training=True)
+        steps = [envs.reset(seed)["vector"]]
+        envs.send(np.zeros(3, int))
+        steps.append(envs.recv()["vector"])
+        envs.close()
+        drawn.append(np.stack(steps))
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).all()
+    assert all(len(np.unique(step[:, number])) == 3 for step in drawn[0] for number in range(2))
 
 
 def test_atari_is_deterministic_for_a_seed_and_differs_between_environments():
