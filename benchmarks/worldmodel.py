@@ -23,6 +23,7 @@ import pathlib
 import sys
 import time
 import unittest.mock
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,15 @@ class ResidualFromZero(networks.HierarchicalRSSM):
         torch.nn.init.zeros_(self._obs_stat_layer["bottom"].weight)
 
 
+class TopUnmovedByBottomPrior(networks.HierarchicalRSSM):
+    """The bottom prior takes the top's code as a constant, so that its own loss does not move the top posterior."""
+
+    def _prior_stats(self, deter: Tensor, draw: Callable) -> networks.State:
+        if draw == self._mode:  # of the initial state
+            return super()._prior_stats(deter, draw)
+        return super()._prior_stats(deter, lambda name, stats: draw(name, stats).detach())
+
+
 class Variant(NamedTuple):
     """Settings of a world model, the variant that it is compared with, and the class of its latent dynamics.
 
@@ -106,6 +116,7 @@ RATES = {  # whether it is only that one of them wants larger steps
 OTHER_WAYS = {  # to build it
     "prior learns through posterior": Variant(TWO_LEVELS, ONE_EACH, PriorLearnsThroughPosterior),
     "residual starts at zero": Variant(TWO_LEVELS, ONE_EACH, ResidualFromZero),
+    "top unmoved by bottom prior": Variant(TWO_LEVELS, ONE_EACH, TopUnmovedByBottomPrior),
 }
 VARIANTS = {**MAIN, **RATES, **OTHER_WAYS}
 PRESETS = (FLAT, HALF_EACH)  # the free nats of the presets

@@ -226,6 +226,20 @@ def test_the_other_ways_to_build_it_are_what_they_say():
         assert bool(rssm._imgs_stat_layer["bottom"].weight.grad.any()) == learns
 
 
+def test_the_loss_of_the_bottom_prior_moves_the_top_posterior_unless_it_is_kept_from_it():
+    torch.manual_seed(0)
+    sizes = dict(stoch_top=2, stoch_bottom=3, discrete_top=4, discrete_bottom=4, deter=8, hidden=8, num_actions=2, embed=5)
+    inputs = torch.randn(6, 1, 5), torch.randn(6, 1, 2), torch.zeros(6, 1)
+    for kind, moves in ((networks.HierarchicalRSSM, True), (worldmodel.TopUnmovedByBottomPrior, False)):
+        rssm = kind(**sizes)
+        torch.nn.init.normal_(rssm._top_to_prior.weight)
+        post, prior = rssm.observe(*inputs)
+        loss = rssm._level_dist("bottom", post).detach().kl(rssm._level_dist("bottom", prior)).sum()
+        loss.backward()
+        assert (rssm._obs_stat_layer["top"].weight.grad is not None and bool(rssm._obs_stat_layer["top"].weight.grad.any())) == moves
+        assert rssm._top_to_prior.weight.grad.any() and rssm._top_summary[0].weight.grad.any()
+
+
 def test_the_table_of_world_models_has_means_over_seeds_levels_and_paired_differences():
     def result(bound: float, **kls: float) -> dict:
         return {
