@@ -270,7 +270,9 @@ def sooner_table(found: dict) -> str:
 def limits_table() -> str:
     """What can be known of each environment that things switch in, as Markdown."""
     lines = ["| data | KL | observation | open-loop error: 1 to 5 | 1 to 20 | of a guess |", "|" + "---|" * 6]
-    for name, data in worldmodel.DATA.items():
+    first_of_task = {data.settings["task"]: name for name, data in reversed(worldmodel.DATA.items())}
+    for name in reversed(first_of_task.values()):
+        data = worldmodel.DATA[name]
         if env := switches(name):
             error = env.least_open_loop(np.arange(1, worldmodel.HORIZON + 1))
             numbers = (env.least_kl(), env.least_observation(), error[:NEAR].mean(), error.mean(), env.least_open_loop(np.inf))

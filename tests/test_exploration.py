@@ -106,6 +106,13 @@ def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, e
     np.testing.assert_allclose(actual[1:], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_by_default_the_explorer_is_not_paid_to_end_an_episode():
+    agent = make_agent()
+    with torch.no_grad():
+        rollout = agent._expl_behavior._behavior.imagine(agent._wm.dynamics, agent._wm.dynamics.initial(5), 4)
+        assert (agent._expl_behavior.reward(agent._wm, rollout) > 0.0).all()  # after an end there is no reward at all
+
+
 @both_levels
 @pytest.mark.parametrize("action_cond", [False, True])
 def test_the_explorers_reward_is_the_same_with_look_ups_and_without(hierarchical, action_cond):
