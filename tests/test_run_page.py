@@ -133,7 +133,10 @@ def test_tables_show_texts_as_they_are():
         "0.25",
         "z",
     ]
-    assert latent_report.page("<title>", "about", {"levels": {"top": {"kl": 1.0}}, "reconstruction": {}}, []).count("<title>") == 1
+    nothing = {"trained": {"h": {}}, "untrained": {"h": {}}}
+    numbers = {"levels": {"top": {"kl": 1.0}}, "levels_untrained": {"top": {"kl": 2.0}}, "reconstruction": {}, "probes": nothing}
+    text = latent_report.page("<title>", "about", numbers, [])
+    assert text.count("<title>") == 1 and "top, untrained" in text and "nothing is probed" in text
 
 
 # Charts
