@@ -9,7 +9,7 @@ import console
 import tools
 from disk import Disk
 from envs import EnvBatch
-from envs.spaces import STATE_PREFIX, ActionCodec
+from envs.spaces import ActionCodec, is_summed
 from replay import Replay, save_episode
 
 
@@ -125,7 +125,7 @@ class Collector:
     def _sum(self) -> None:
         """Adds up what is logged per episode, from zero where an episode begins."""
         for key, value in self._obs.items():
-            if key == "reward" or (key.startswith("log_") and not key.startswith(STATE_PREFIX)):
+            if key == "reward" or is_summed(key):
                 name = "return" if key == "reward" else key[len("log_") :]
                 before = np.where(self._obs["is_first"], 0.0, self._sums.get(name, 0.0))
                 self._sums[name] = before + value.reshape(self._envs.count, -1).sum(-1)

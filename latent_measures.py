@@ -16,7 +16,7 @@ import probes
 from agents import Data, decode, observe, seen
 from dreamer import Dreamer
 from envs import atari
-from envs.spaces import STATE_PREFIX
+from envs.spaces import STATE_PREFIX, is_summed
 from models import WorldModel
 from networks import State
 
@@ -167,9 +167,7 @@ def state_variables(data: Data, task: str) -> dict[str, np.ndarray]:
         if key == "log_memory":  # of an Atari game
             known = atari.MEMORY.get(task.removeprefix("atari_"), {f"byte {index}": index for index in range(value.shape[-1])})
             found.update({name: value[..., index] for name, index in known.items()})
-        elif key not in ("action", "is_first", "is_last", "is_terminal") and value.dtype != np.uint8:
-            if key.startswith("log_") and not key.startswith(STATE_PREFIX):
-                continue  # an event, not a state
+        elif key not in ("action", "is_first", "is_last", "is_terminal") and value.dtype != np.uint8 and not is_summed(key):
             numbers = value.reshape(*value.shape[:2], -1)
             name = key.removeprefix(STATE_PREFIX) if key.removeprefix(STATE_PREFIX) not in data else key
             found.update(

@@ -194,7 +194,7 @@ def worldmodel_figure(found: dict) -> Figure:
             differences = [by_horizon(ours - theirs) for ours, theirs in paired(errors[variant], errors[reference])]
             compare.draw_seeds(from_reference, differences, colors[variant], variant)
         steps = np.arange(1, worldmodel.HORIZON + 1)
-        if env := switches(name):
+        if env := switches(worldmodel.DATA[name].settings["task"]):
             by_steps.plot(steps, env.least_open_loop(steps), color="black", linestyle="--", linewidth=0.8)
             by_steps.axhline(env.least_open_loop(np.inf), color="gray", linestyle=":")
         from_reference.axhline(0.0, color="gray", linestyle=":")
@@ -214,10 +214,10 @@ def two_levels(variants: Collection[str]) -> dict[str, str]:
     return {variant: reference for variant, reference in pairs.items() if variant in variants and reference in variants}
 
 
-def switches(name: str) -> Switches | None:
-    """The environment of a data set, if what can be known of it can be worked out."""
-    task = worldmodel.DATA[name].settings["task"].removeprefix("gym_")
-    env = gymnasium.make(task).unwrapped if task.startswith(Switches.__module__) else None
+def switches(task: str) -> Switches | None:
+    """The environment of a task, if what can be known of it can be worked out."""
+    name = task.removeprefix("gym_")
+    env = gymnasium.make(name).unwrapped if name.startswith(Switches.__module__) else None
     return env if isinstance(env, Switches) else None
 
 
@@ -270,13 +270,14 @@ def sooner_table(found: dict) -> str:
 def limits_table() -> str:
     """What can be known of each environment that things switch in, as Markdown."""
     lines = ["| data | KL | observation | open-loop error: 1 to 5 | 1 to 20 | of a guess |", "|" + "---|" * 6]
-    first_of_task = {data.settings["task"]: name for name, data in reversed(worldmodel.DATA.items())}
-    for name in reversed(first_of_task.values()):
-        data = worldmodel.DATA[name]
-        if env := switches(name):
+    titles = {}
+    for data in worldmodel.DATA.values():
+        titles.setdefault(data.settings["task"], data.title)
+    for task, title in titles.items():
+        if env := switches(task):
             error = env.least_open_loop(np.arange(1, worldmodel.HORIZON + 1))
             numbers = (env.least_kl(), env.least_observation(), error[:NEAR].mean(), error.mean(), env.least_open_loop(np.inf))
-            lines.append(f"| {data.title} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+            lines.append(f"| {title} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
     return "\n".join(lines)
 
 

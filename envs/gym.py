@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.check import check
-from envs.spaces import STATE_PREFIX, ActionCodec, ObservationCodec
+from envs.spaces import ActionCodec, ObservationCodec, is_summed
 from envs.workers import Workers
 
 
@@ -107,7 +107,7 @@ class ActionRepeat(gymnasium.Wrapper):
         return {**obs, **logs} if logs else obs, total, terminated, truncated, info
 
     def _adds_up(self, key: str) -> bool:
-        return key.startswith("log_") and not key.startswith(STATE_PREFIX) and isinstance(self.observation_space[key], gymnasium.spaces.Box)
+        return is_summed(key) and isinstance(self.observation_space[key], spaces.Box)  # classes have no sum
 
 
 class DictObservation(gymnasium.ObservationWrapper):

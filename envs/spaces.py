@@ -12,9 +12,14 @@ from gymnasium import spaces
 from PIL import Image
 
 MOST_NUMBERS = 2**24  # of one observation or action that a file describes
-STATE_PREFIX = "log_state_"  # of keys that tell the environment's state to probes; other keys with log_ are summed over an episode
+STATE_PREFIX = "log_state_"  # of keys that tell the environment's state to probes
 # Keys of a step beside the observation's own.
 RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob")
+
+
+def is_summed(key: str) -> bool:
+    """Whether an observation's key is for the log alone, as a sum over repeated actions and over the episode."""
+    return key.startswith("log_") and not key.startswith(STATE_PREFIX)
 
 
 class ActionCodec:

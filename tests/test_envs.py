@@ -177,6 +177,7 @@ def test_keys_that_start_with_log_are_logged_but_neither_replayed_nor_learned(tm
     assert dreamer.main(["--configs", "defaults", "debug", *flags]) == 0
     metrics = (tmp_path / "metrics.jsonl").read_text()
     assert '"episode/steps": 6.0' in metrics and '"eval/steps": 6.0' in metrics and "log_steps" not in metrics
+    assert "state_time" not in metrics and "state_room" not in metrics  # of a state a sum says nothing
 
 
 def test_action_repeat_and_time_limit_count_frames(tmp_path):
