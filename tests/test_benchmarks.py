@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import re
 
 import gymnasium
 import numpy as np
@@ -281,6 +282,6 @@ def test_a_page_keeps_its_words_and_gets_new_tables():
         draw.fill(page, {"three": ""})
 
 
-def test_every_figure_that_is_drawn_is_on_the_page():
-    page = draw.PAGE.read_text()
-    assert all(f"({draw.FIGURES.name}/{figure.name})" in page for figure in draw.FIGURES.glob("*.png"))
+def test_the_figures_on_the_page_are_those_that_are_drawn():
+    shown = re.findall(rf"!\[.*\]\({draw.FIGURES.name}/(.*)\)", draw.PAGE.read_text())
+    assert sorted(shown) == sorted(figure.name for figure in draw.FIGURES.iterdir()) and shown

@@ -72,9 +72,8 @@ def test_probes_do_not_learn_an_environment_by_heart():
     rng = np.random.default_rng(0)
     groups = grouped(8, 50)
     target = rng.normal(size=(8, 1))[groups] + 0.01 * rng.normal(size=(400, 1))
-    assert (
-        probes.cross_validated([np.eye(8)[groups]], target, groups).share[0] < 0.0
-    )  # features say which environment it is, and that alone
+    which = np.eye(8)[groups]  # features say which environment it is, and that alone
+    assert probes.cross_validated([which], target, groups).share[0] < 0.0
     x, y = rng.normal(size=(80, 200)), rng.normal(size=(80, 1))  # the steps of four groups can be fitted exactly with 200 features
     assert probes.cross_validated([x], y, grouped(8, 10)).share[0] < 0.1
 
