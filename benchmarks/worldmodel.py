@@ -45,6 +45,7 @@ from replay import Replay
 CONTEXT, HORIZON = 10, 20  # steps that are seen before an open-loop prediction, and of it
 SEQUENCES, HELD_OUT = 256, 20_000  # sequences that are measured, out of so many held-out steps
 DREAMS = 8  # predictions of each
+DECODED = 16  # sequences whose predictions are decoded at a time: those of images take 130 MB
 
 
 class BottomPriorAlone(networks.HierarchicalRSSM):
@@ -176,11 +177,17 @@ def make_model(variant: Variant, obs_space, num_actions: int, config) -> WorldMo
 
 
 @torch.no_grad()
-def measure(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
-    """What the module's docstring lists, means over sequences, and over time where it is no curve."""
+def observe(model: WorldModel, batch: dict[str, np.ndarray]) -> tuple[dict, dict, dict]:
+    """The batch as tensors, and posterior and prior states of all its steps. The same samples in every call."""
     torch.manual_seed(0)
     data = model.preprocess(batch)
-    post, prior = model.dynamics.observe(model.encoder(data), data["action"], data["is_first"])
+    return data, *model.dynamics.observe(model.encoder(data), data["action"], data["is_first"])
+
+
+@torch.no_grad()
+def measure(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
+    """The bound and its parts, means over sequences and time."""
+    data, post, prior = observe(model, batch)
     kls = model.dynamics.kl_per_level(post, prior)
     losses = {"reward": 0.0, "observation": 0.0}
     feat = model.dynamics.get_feat(post)
@@ -190,16 +197,24 @@ def measure(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
     steps = {"kl": sum(kls.values()), **{f"kl_{name}": kl for name, kl in kls.items()}, **losses}
     steps["bound"] = steps["kl"] + steps["observation"] + steps["reward"]
     # After the context: before, the model does not know yet where it is.
-    means = {name: round(float(values[:, CONTEXT:].mean()), 4) for name, values in steps.items()}
+    return {name: round(float(values[:, CONTEXT:].mean()), 4) for name, values in steps.items()}
+
+
+@torch.no_grad()
+def measure_open_loop(model: WorldModel, batch: dict[str, np.ndarray]) -> dict:
+    """Errors of predictions without observations, means over sequences, by steps since the context."""
+    data, post, _ = observe(model, batch)
     last = {key: value[:, CONTEXT - 1].repeat_interleave(DREAMS, 0) for key, value in post.items()}
     future = model.dynamics.imagine_with_action(data["action"][:, CONTEXT:].repeat_interleave(DREAMS, 0), last)
-    feat = model.dynamics.get_feat(future)
-    error = sum(error_of_mean(dist.mode, data[key][:, CONTEXT:]) for key, dist in model.heads["decoder"](feat).items())
-    reward = error_of_mean(model.heads["reward"](feat).mode, data["reward"][:, CONTEXT:])
+    errors, rewards = [], []
+    for start in range(0, SEQUENCES, DECODED):
+        feat = model.dynamics.get_feat({key: value[start * DREAMS : (start + DECODED) * DREAMS] for key, value in future.items()})
+        truth = {key: value[start : start + DECODED, CONTEXT:] for key, value in data.items()}
+        errors.append(sum(error_of_mean(dist.mode, truth[key]) for key, dist in model.heads["decoder"](feat).items()))
+        rewards.append(error_of_mean(model.heads["reward"](feat).mode, truth["reward"]))
     return {
-        **means,
-        "open_loop": [round(value, 4) for value in error.mean(0).tolist()],
-        "open_loop_reward": [round(value, 6) for value in reward.mean(0).tolist()],
+        "open_loop": [round(value, 4) for value in torch.cat(errors).mean(0).tolist()],
+        "open_loop_reward": [round(value, 6) for value in torch.cat(rewards).mean(0).tolist()],
     }
 
 
@@ -251,6 +266,7 @@ def run_one(name: str, variant_name: str, seed: int) -> None:
             "bounds": curve,
             "bound_recorded": measure(model, whole_sequences(memory))["bound"],
             **measure(model, held_out),
+            **measure_open_loop(model, held_out),
         },
     )
     print(f"{name}, {variant_name}, seed {seed}: bound {curve[-1][1]:.3f} nats", flush=True)

@@ -185,7 +185,7 @@ def test_a_world_model_is_trained_and_measured(variant, monkeypatch):
 
     monkeypatch.setattr(worldmodel, "whole_sequences", remembering)
     monkeypatch.setattr(worldmodel, "DATA", {"together": worldmodel.DATA["together"]._replace(steps=400, updates=8)})
-    monkeypatch.setattr(worldmodel, "SEQUENCES", 16)
+    monkeypatch.setattr(worldmodel, "SEQUENCES", worldmodel.DECODED + 4)
     monkeypatch.setattr(worldmodel, "HELD_OUT", 600)
     monkeypatch.setattr(results, "store", lambda experiment, name, result: stored.update({name: result}))
     worldmodel.run_one("together", variant, 0)
