@@ -197,6 +197,11 @@ def worldmodel_figure(found: dict) -> Figure:
         if env := switches(worldmodel.DATA[name].settings["task"]):
             by_steps.plot(steps, env.least_open_loop(steps), color="black", linestyle="--", linewidth=0.8)
             by_steps.axhline(env.least_open_loop(np.inf), color="gray", linestyle=":")
+        else:
+            without_model = next(iter(variants.values())).values()  # all variants of a seed are measured on the same steps
+            for key, linestyle in (("open_loop_mean", ":"), ("open_loop_last", "-.")):
+                error = np.mean([result[key] for result in without_model], 0)
+                by_steps.plot(steps, error, color="gray", linestyle=linestyle)
         from_reference.axhline(0.0, color="gray", linestyle=":")
         by_updates.set(title=worldmodel.DATA[name].title, xlabel="updates", ylabel="bound, nats per step")
         by_steps.set(title="open loop", xlabel="steps since the last one seen", ylabel="squared error")
@@ -204,6 +209,7 @@ def worldmodel_figure(found: dict) -> Figure:
     lines = [Line2D([], [], color=color, label=variant, linewidth=2.2) for variant, color in colors.items()]
     lines.append(Line2D([], [], color="black", linestyle="--", label="the best prediction"))
     lines.append(Line2D([], [], color="gray", linestyle=":", label="a guess; no difference"))
+    lines.append(Line2D([], [], color="gray", linestyle="-.", label="what was seen last"))
     figure.legend(handles=lines, loc="outside upper center", ncols=4, fontsize=8)
     return figure
 

@@ -194,6 +194,9 @@ def test_a_world_model_is_trained_and_measured(variant, monkeypatch):
     assert result["bound"] == pytest.approx(result["kl"] + result["observation"] + result["reward"], abs=1e-3)
     assert result["kl"] == pytest.approx(sum(value for key, value in result.items() if key.startswith("kl_")), abs=1e-3)
     assert len(result["open_loop"]) == worldmodel.HORIZON and len(result["bounds"]) == 8
+    guess = gymnasium.make("benchmarks.synthetic:Together-v0").unwrapped.least_open_loop(np.inf)
+    assert np.mean(result["open_loop_mean"]) == pytest.approx(guess, rel=0.1)
+    assert result["open_loop_last"][-1] == pytest.approx(2 * guess, rel=0.2)  # two draws that have nothing to do with each other
 
 
 def test_the_ablations_are_what_they_say():
