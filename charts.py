@@ -28,32 +28,33 @@ figure.chart svg { display: block; width: 100%; height: auto; font: 10px system-
 """ + "".join(f".k{number} {{ --own: var(--c{number}) }}\n" for number in range(COLORS))
 
 
-def chart(title: str, lines: dict[str, Curve], end: int) -> str:
-    """A figure of curves by name over environment frames, with their last values.
+def chart(title: str, lines: dict[str, Curve], end: int, unit: str = "frame") -> str:
+    """A figure of curves by name over steps, with their last values.
 
     The vertical axis is logarithmic where values are above zero and span two orders of magnitude. Long curves are drawn as means
     of equal parts, with the range of each part as a shade. Values that are no numbers are left out of the curve.
 
     Args:
-        end: frame at which the horizontal axis ends.
+        end: step at which the horizontal axis ends.
+        unit: what steps count.
     """
     bands = {
         name: curves.thinned(kept, POINTS)
         for name, kept in ((name, curves.finite(line)) for name, line in lines.items())
-        if len(kept.frames)
+        if len(kept.steps)
     }
     last = [
         f'<b class="k{index % COLORS}">{html.escape(name)} {console.number(line.values[-1])}</b>'
         for index, (name, line) in enumerate(lines.items())
     ]
-    drawn = _plot(bands, list(lines), max(end, 1)) if bands else ""
+    drawn = _plot(bands, list(lines), max(end, 1), unit) if bands else ""
     return (
         f'<figure class="chart"><figcaption><span>{html.escape(title)}</span>{"".join(last)}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{drawn}</svg></figure>'
     )
 
 
-def _plot(bands: dict[str, Band], names: list[str], end: int) -> str:
+def _plot(bands: dict[str, Band], names: list[str], end: int, unit: str) -> str:
     """Grid, labels and curves."""
     low, high = min(band.low.min() for band in bands.values()), max(band.high.max() for band in bands.values())
     if low > 0.0 and high >= 100.0 * low:
@@ -63,8 +64,8 @@ def _plot(bands: dict[str, Band], names: list[str], end: int) -> str:
         ticks, scale = round_ticks(low, high), np.asarray
     bottom, top = scale(low), scale(high)
 
-    def x(frames: np.ndarray) -> np.ndarray:
-        return LEFT + (RIGHT - LEFT) * np.asarray(frames) / end
+    def x(steps: np.ndarray) -> np.ndarray:
+        return LEFT + (RIGHT - LEFT) * np.asarray(steps) / end
 
     def y(values: np.ndarray) -> np.ndarray:
         return BOTTOM - (BOTTOM - TOP) * (scale(values) - bottom) / (top - bottom)
@@ -75,20 +76,20 @@ def _plot(bands: dict[str, Band], names: list[str], end: int) -> str:
         for tick in ticks
     ]
     parts += [f'<text x="{x(tick):.1f}" y="{BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>' for tick in round_ticks(0, end)]
-    parts += [_line(band, names.index(name) % COLORS, x, y) for name, band in bands.items()]
+    parts += [_line(band, names.index(name) % COLORS, x, y, unit) for name, band in bands.items()]
     return "".join(parts)
 
 
-def _line(band: Band, color: int, x: Callable, y: Callable) -> str:
+def _line(band: Band, color: int, x: Callable, y: Callable, unit: str) -> str:
     """A curve with the range of its parts, or with dots that tell their values."""
-    points = _points(x(band.frames), y(band.mean))
+    points = _points(x(band.steps), y(band.mean))
     parts = [f'<polyline points="{points}"/>']
     if (band.high > band.low).any():
-        parts.append(f'<polygon points="{_points(x(band.frames), y(band.low))} {_points(x(band.frames[::-1]), y(band.high[::-1]))}"/>')
-    if len(band.frames) <= DOTS:
+        parts.append(f'<polygon points="{_points(x(band.steps), y(band.low))} {_points(x(band.steps[::-1]), y(band.high[::-1]))}"/>')
+    if len(band.steps) <= DOTS:
         parts += [
-            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.2"><title>frame {frame:,.0f}: {console.number(value)}</title></circle>'
-            for across, down, frame, value in zip(x(band.frames), y(band.mean), band.frames, band.mean)
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.2"><title>{unit} {step:,.0f}: {console.number(value)}</title></circle>'
+            for across, down, step, value in zip(x(band.steps), y(band.mean), band.steps, band.mean)
         ]
     return f'<g class="k{color}">{"".join(parts)}</g>'
 

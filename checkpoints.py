@@ -64,6 +64,11 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
     Raises:
         ValueError: for a damaged file, one without these entries, or one of a newer format.
     """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:  # says nothing about what is in it
+        raise ValueError(f"the checkpoint {path} cannot be opened: {error.strerror}. Let it be readable for you") from error
     way_out = way_out or _way_back(path)
     try:
         archives.check_checkpoint(path)

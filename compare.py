@@ -10,16 +10,19 @@ quarter of a run.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 import console
 import curves
@@ -50,7 +53,7 @@ UNKNOWN, UNKNOWN_TASK = "unknown settings", "unknown task"
 
 
 class Run(NamedTuple):
-    """A run: its folder, its task, what is to be compared by name (None if unknown), its seed and the curve."""
+    """A run: its folder, its task, what is to be compared by name (None if unknown), its seed, the curve and what its steps count."""
 
     logdir: pathlib.Path
     label: str | None  # given by hand
@@ -58,6 +61,7 @@ class Run(NamedTuple):
     described: dict[str, str] | None
     seed: str
     curve: Curve
+    unit: str
 
 
 class Group(NamedTuple):
@@ -117,7 +121,7 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
         if damaged:
             console.warn(f"lines of {logdir / 'metrics.jsonl'} that cannot be read: {damaged}")
         curve = curves.finite(read[metric]) if metric in read else None
-        if curve is None or not len(curve.frames):
+        if curve is None or not len(curve.steps):
             without.append(str(logdir))
             continue
         stored = settings.read_yaml(logdir / "config.yaml") if (logdir / "config.yaml").exists() else {}
@@ -129,6 +133,7 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
                 describe(stored) if stored else None,
                 str(stored.get("seed", "?")),
                 curve,
+                curves.unit(stored),
             )
         )
     if not runs:
@@ -171,6 +176,7 @@ def group_runs(runs: list[Run], by: Sequence[str] | None = None) -> dict[str, li
     tasks = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
     described = {task: [run.described for run in of_task if is_automatic(run)] for task, of_task in tasks.items()}
     known = list(dict.fromkeys(name for of_task in described.values() for run in of_task for name in run))
+    by = by and list(dict.fromkeys("latent" if LATENT.fullmatch(name) and name not in known else name for name in by))
     for name in by or ():
         if name not in known:
             raise ValueError(settings.unknown("setting", name, known))
@@ -242,34 +248,44 @@ def panels(count: int) -> tuple[Figure, list]:
 def draw_seeds(axis, seeds: Sequence[Curve], color: str, label: str) -> None:
     """Every seed thin; their mean thick and their range shaded, where all of them have values."""
     for curve in seeds:
-        axis.plot(curve.frames, curve.values, color=color, alpha=0.35, linewidth=1)
+        axis.plot(curve.steps, curve.values, color=color, alpha=0.35, linewidth=1, marker=None if len(curve.steps) > 1 else "o")
     band = curves.over_seeds(seeds)
-    axis.plot(band.frames, band.mean, color=color, linewidth=2.2, label=f"{label}, {len(seeds)} run{'s' if len(seeds) > 1 else ''}")
-    axis.fill_between(band.frames, band.low, band.high, color=color, alpha=0.15, linewidth=0)
+    label = textwrap.fill(f"{label}, {len(seeds)} run{'s' if len(seeds) > 1 else ''}", 60)
+    axis.plot(band.steps, band.mean, color=color, linewidth=2.2, label=label)
+    axis.fill_between(band.steps, band.low, band.high, color=color, alpha=0.15, linewidth=0)
 
 
 def draw(tasks: dict[str, list[Group]], metric: str) -> Figure:
-    """The metric against frames, a panel for each task."""
+    """The metric against steps, a panel for each task."""
     figure, axes = panels(len(tasks))
-    labels = list(dict.fromkeys(group.label for groups in tasks.values() for group in groups))
+    labels, lines = list(dict.fromkeys(group.label for groups in tasks.values() for group in groups)), 0
     for axis, (task, groups) in zip(axes, tasks.items()):
         for group in groups:
             draw_seeds(axis, group.curves, f"C{labels.index(group.label) % 10}", group.label)
-        axis.set(title=task, xlabel="environment frames", ylabel=metric, xlim=(0, None))
+        axis.set(title=task, xlabel=steps_of(groups), ylabel=metric, xlim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7)
+        # Below the panel and its labels, since there may be many groups with long names.
+        below = offset_copy(axis.transAxes, figure, y=-36, units="points")
+        legend = axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=below, borderaxespad=0.0)
+        lines = max(lines, sum(text.get_text().count("\n") + 1 for text in legend.get_texts()))
+    figure.set_figheight(figure.get_figheight() + 0.15 * lines * axes[0].get_gridspec().nrows)
     return figure
 
 
+def steps_of(groups: Iterable[Group]) -> str:
+    """What the steps of these runs count, in plural."""
+    return " or ".join(sorted({f"{run.unit}s" for group in groups for run in group.runs}))
+
+
 def final_table(tasks: dict[str, list[Group]]) -> str:
-    """Final values of every group: their mean over seeds and the seeds' least and greatest, with the frames at which the runs end."""
-    rows = [("task", "group", "n", "seeds", "mean", "least", "greatest", "frames")]
+    """Final values of every group: their mean over seeds and the seeds' least and greatest, with the steps at which the runs end."""
+    rows = [("task", "group", "n", "seeds", "mean", "least", "greatest", steps_of(itertools.chain(*tasks.values())))]
     for task, groups in tasks.items():
         for group in groups:
             seeds = sorted((run.seed for run in group.runs), key=lambda seed: (len(seed), seed))
             finals = [curves.final_value(curve) for curve in group.curves]
-            ends = sorted({int(curve.frames[-1]) for curve in group.curves})
+            ends = sorted({int(curve.steps[-1]) for curve in group.curves})
             rows.append(
                 (
                     task,
@@ -277,7 +293,7 @@ def final_table(tasks: dict[str, list[Group]]) -> str:
                     str(len(finals)),
                     " ".join(seeds),
                     *(console.number(value) for value in (np.mean(finals), min(finals), max(finals))),
-                    " to ".join(f"{frames:,}" for frames in dict.fromkeys((ends[0], ends[-1]))),
+                    " to ".join(f"{step:,}" for step in dict.fromkeys((ends[0], ends[-1]))),
                 )
             )
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -12,8 +12,6 @@ import time
 
 from tqdm import tqdm
 
-import latents
-
 SECONDS_BETWEEN_LINES = 60.0
 RATES = {"time/fps": "frames/s", "time/updates_per_second": "updates/s", "time/updates": "updates"}
 NBSP = "\u00a0"
@@ -151,7 +149,8 @@ def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> st
     ]
     lines = [" | ".join(group for group in groups if group)]
     for level in levels:
-        found = {name: means[f"train/{name}_{level}"] for name in latents.STATISTICS if f"train/{name}_{level}" in means}
+        found = {name: value for name, value in means.items() if name.startswith("train/") and name.endswith(f"_{level}")}
+        found = {name.removeprefix("train/").removesuffix(f"_{level}"): value for name, value in found.items()}
         lines.append("    " + _pairs(f"{level} latents:", found))
     if sys.stdout.isatty():
         width = max(20, shutil.get_terminal_size().columns)

@@ -109,10 +109,21 @@ class Disk:
         return ", ".join([*sorted(self._failed), *(f"{kind} ({count} file{'s' if count > 1 else ''})" for kind, count in counts.items())])
 
 
+def can_be_written(path: pathlib.Path) -> bool:
+    """Whether a file may be written here, as far as permissions tell."""
+    return not path.is_dir() and os.access(existing(path), os.W_OK)
+
+
+def existing(path: pathlib.Path) -> pathlib.Path:
+    """The path, or the nearest folder above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def free_space(folder: pathlib.Path) -> str:
     """How much is free where this folder is, or would be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = existing(folder)
     try:
         return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}"
     except OSError as error:

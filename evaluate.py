@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 import console
+import disk
 import tools
 from agents import Data, add_import_flag, check_modules, decode, observe, play, read_agent, seen
 from collect import Finished, play_episodes
@@ -181,11 +182,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--video is {str(options.video)!r}; it must end with .gif")
     if options.json and not options.episodes:
         parser.error("--json writes the episodes, and --episodes is 0; leave out one of them")
+    for flag, path in (("--json", options.json), ("--video", options.video)):
+        if path and not disk.can_be_written(path):
+            parser.error(f"{flag} is {str(path)!r}, which cannot be written; give another file")
     try:
         run(options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing is reported, since those episodes that are over first are the short ones.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -210,6 +217,7 @@ def run(options: argparse.Namespace) -> None:
         console.say(console.table(f"{about['task']} at {when}, {len(episodes)} episodes", rows))
         if options.json:
             written = {**about, "summary": summary, "scores": scores, "episodes": [episode.metrics for episode in episodes]}
+            options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(written, indent=1) + "\n")
     if options.video:
         steps = record_video(agent, options.video, options.video_steps, options.seed, options.sample)

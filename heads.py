@@ -21,12 +21,12 @@ class MLP(nn.Module):
         shape: shape of the event, () for scalars (which come as (..., 1)); a dict of shapes for several outputs; None for none:
             the hidden features themselves are returned.
         name: prefix of the layers' names.
-        dist: symlog_disc, symlog_mse, mse, binary, normal or onehot.
+        dist: symlog_disc, symlog_mse, mse, binary or normal.
         outscale: scale of the output layer's initial weights.
         symlog_inputs: squash inputs with symlog.
     """
 
-    DISTS = ("symlog_disc", "symlog_mse", "mse", "binary", "normal", "onehot")
+    DISTS = ("symlog_disc", "symlog_mse", "mse", "binary", "normal")
 
     def __init__(
         self,
@@ -112,8 +112,6 @@ class MLP(nn.Module):
             return dists.Bernoulli(out)
         elif self._dist == "normal":
             return dists.Normal(out, 1.0)
-        elif self._dist == "onehot":
-            return dists.OneHot(out)
         raise ValueError(f"unknown dist {self._dist!r}; allowed are {', '.join(self.DISTS)}")
 
 

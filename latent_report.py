@@ -162,7 +162,7 @@ def draw_probes(found: dict[str, dict]) -> Figure:
         untrained = np.array([found["untrained"][name][variable] for variable in variables])
         axis.bar(x, untrained.clip(0), width, facecolor="none", edgecolor="black", linewidth=0.7)
     axis.set_xticks(np.arange(len(variables)), variables, rotation=20, fontsize=8)
-    axis.set(ylabel="share of the variance predicted", ylim=(0, 1.02))
+    axis.set(ylabel="share of the variance predicted (R²)", ylim=(0, 1.02))
     axis.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
@@ -296,6 +296,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing is written.", file=sys.stderr)
+        return 130
     console.say(f"The report: {path}")
     return 0
 

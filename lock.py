@@ -65,7 +65,7 @@ class Lock:
         self._file.flush()
 
     def close(self) -> None:
-        """Gives the folder free."""
+        """Releases the folder."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()

@@ -211,6 +211,8 @@ class RSSM(nn.Module):
         inputs = {}
 
         def product(name: str, x: Tensor) -> Tensor:
+            if name in inputs:
+                raise ValueError(f"the product {name!r} is formed twice in a step, but its gradient only once; add a layer to _stat_layers")
             inputs[name] = x
             share, weight = products[name]
             return torch.addmm(share, x, weight)

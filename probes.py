@@ -13,7 +13,7 @@ RESAMPLES = 10_000
 
 
 class Shares(NamedTuple):
-    """Shares of the variables' variance that were predicted, (V,), with 95% intervals over groups; NaN for constant variables."""
+    """Shares of the variables' variance that were predicted (R²), (V,), with 95% intervals over groups; NaN for constant variables."""
 
     share: np.ndarray
     low: np.ndarray

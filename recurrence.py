@@ -13,7 +13,7 @@ class StepProducts:
     A step computes with constant weights. What it adds, s_t, has the product's gradient g_t, so that after the last step has been
     differentiated the weight's gradient is a single product: dW = sum_t g_t^T x_t (once: it cannot be differentiated again). Left
     to autograd, every step would form a gradient of its own from a handful of rows and add it to the sum, which reads and writes
-    the whole weight T times.
+    the whole weight T times; and with autocast every step would keep its own cast copy of the weight until then.
 
     Args:
         weights: (out, in) by name.

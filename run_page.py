@@ -42,6 +42,7 @@ TILES = {
     "time/fps": "frames a second",
     "time/updates_per_second": "updates a second",
 }
+LINES = {"episode": "training", "eval": "evaluation", "cut_off": "training, cut off"}
 OPEN_LOOP = (
     "replayed sequences; in rows: truth, model (the first five steps are reconstructed, all later ones dreamed from the "
     "actions alone), error, and with two levels what the top level alone sees"
@@ -102,13 +103,14 @@ def read_settings(logdir: pathlib.Path) -> dict:
 
 def page(logdir: pathlib.Path, stored: dict, training: bool) -> str:
     """The page as HTML."""
-    found = curves.read(logdir).curves
-    end = max((int(curve.frames[-1]) for curve in found.values()), default=0)
+    found, unit = curves.read(logdir).curves, curves.unit(stored)
+    end = max((int(curve.steps[-1]) for curve in found.values()), default=0)
     drawn = {
-        section: "".join(charts.chart(title, lines, end) for title, lines in panels.items()) for section, panels in arrange(found).items()
+        section: "".join(charts.chart(title, lines, end, unit) for title, lines in panels.items())
+        for section, panels in arrange(found).items()
     }
     sections = {section: f'<div class="grid">{panels}</div>' for section, panels in drawn.items() if panels}
-    sections = {"Returns": "", "Latest videos": videos(logdir), **sections, **about_settings(logdir, stored)}
+    sections = {"Returns": "", "Latest videos": videos(logdir, unit), **sections, **about_settings(logdir, stored)}
     body = summary(logdir, stored, found, end, training) + "".join(
         f"<h2>{heading}</h2>{content}\n" for heading, content in sections.items() if content
     )
@@ -118,8 +120,8 @@ def page(logdir: pathlib.Path, stored: dict, training: bool) -> str:
 
 def summary(logdir: pathlib.Path, stored: dict, found: dict[str, Curve], end: int, training: bool) -> str:
     """Where the run is, and its latest numbers."""
-    steps = stored.get("steps")
-    tiles = [(f"{end:,}", f"of {steps:,} frames" if steps else "frames")]
+    steps, unit = stored.get("steps"), curves.unit(stored)
+    tiles = [(f"{end:,}", f"of {steps:,} {unit}s" if steps else f"{unit}s")]
     tiles += [(console.number(found[name].values[-1]), text) for name, text in TILES.items() if name in found]
     when = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     state = "Training; this page loads itself anew every minute. Written" if training else "Written"
@@ -128,7 +130,7 @@ def summary(logdir: pathlib.Path, stored: dict, found: dict[str, Curve], end: in
     return (
         f'<p class="faint">{html.escape(str(logdir))}. {state} {when}.{more}</p>{bar}'
         f'<div class="tiles">{"".join(f"<div><b>{value}</b>{text}</div>" for value, text in tiles)}</div>'
-        '<p class="faint">Curves are over environment frames; long ones show means of equal parts, with their range as a shade.</p>\n'
+        f'<p class="faint">Curves are over {unit}s; long ones show means of equal parts, with their range as a shade.</p>\n'
     )
 
 
@@ -136,31 +138,30 @@ def arrange(found: dict[str, Curve]) -> dict[str, dict[str, dict[str, Curve]]]:
     """Curves by section, panel and name in the panel: training beside evaluation, the levels of a statistic together."""
     sections = {"Returns": {}, "Losses": {}, "Latent levels": {}, "All else": {}}
     for name in sorted(found, key=lambda name: (name not in ("episode/return", "eval/return"), name.startswith("eval/"))):
-        if match := re.fullmatch(r"(eval|episode)/(.+)", name):
-            section, title = "Returns" if match[2] in ("return", "length") else "All else", match[2]
-            line = "evaluation" if match[1] == "eval" else "training"
-        elif match := re.fullmatch(r"train/(\w+)_(flat|top|bottom)", name):
-            section, title, line = "Latent levels", match[1], match[2]
-        elif match := re.fullmatch(r"train/(kl|\w+_loss)", name):
-            section, title, line = "Losses", match[1].replace("_", " "), ""
+        if match := re.fullmatch(r"(?:train/(\w+)|eval/(kl))_(flat|top|bottom)", name):
+            section, title, line = "Latent levels", match[1] or match[2], match[3] + (", held out" if match[2] else "")
+        elif match := re.fullmatch(r"(train|eval)/(kl|.+_loss)", name):
+            section, title, line = "Losses", match[2].replace("_", " "), "held out" if match[1] == "eval" else "training"
+        elif match := re.fullmatch(r"(episode|eval|cut_off)/(.+)", name):
+            section, title, line = "Returns" if match[2] in ("return", "length") else "All else", match[2], LINES[match[1]]
         else:
             section, title, line = "All else", name, ""
         sections[section].setdefault(title, {})[line] = found[name]
     return sections
 
 
-def videos(logdir: pathlib.Path) -> str:
-    """The latest video of every kind, <kind>_<frame>.gif."""
+def videos(logdir: pathlib.Path, unit: str) -> str:
+    """The latest video of every kind, <kind>_<step>.gif."""
     latest = {}
     for path in sorted((logdir / "videos").glob("*_*.gif")):
-        kind, _, frame = path.stem.rpartition("_")
-        if frame.isdigit():
-            latest[kind] = (path, int(frame))  # names have the frame with leading zeros: the last is the latest
+        kind, _, step = path.stem.rpartition("_")
+        if step.isdigit():
+            latest[kind] = (path, int(step))  # names have the step with leading zeros: the last is the latest
     shown = [
-        f"<figure><figcaption>{html.escape(kind)}, frame {frame:,}"
+        f"<figure><figcaption>{html.escape(kind)}, {unit} {step:,}"
         f"{': ' + OPEN_LOOP if kind.startswith('openl_') else ''}</figcaption>"
         f'<img src="../videos/{urllib.parse.quote(path.name)}" alt="{html.escape(kind)}"></figure>'
-        for kind, (path, frame) in latest.items()
+        for kind, (path, step) in latest.items()
     ]
     return f'<div class="videos">{"".join(shown)}</div>' if shown else ""
 
@@ -176,7 +177,7 @@ def about_settings(logdir: pathlib.Path, stored: dict) -> dict[str, str]:
     ]
     return {
         "Settings that differ from the defaults": pages.text_table(["setting", "", "default"], differing),
-        "Settings changed on the way": pages.text_table(["frame", "setting", "from", "to"], changes) if changes else "",
+        "Settings changed on the way": pages.text_table([curves.unit(stored), "setting", "from", "to"], changes) if changes else "",
         "All settings": pages.text_table(["setting", ""], [list(pair) for pair in settings.shown(stored).items()]),
     }
 

@@ -186,7 +186,13 @@ class Run:
         """Writes metrics every `log_every` units of the clock or 60 seconds."""
         if self.should_log(self.clock) or self.log_timer():
             self.log_timer.restart()
-            self.logger.add({**self.speed(**self.rates()), "updates": self.agent.updates}, prefix="time")
+            self.logger.add(self.speed(**self.rates()), prefix="time")
+            self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        """Writes what was collected since the last time, if there is something, and how many updates there have been."""
+        if self.logger.pending:
+            self.logger.add({"updates": self.agent.updates}, prefix="time")
             self.logger.write(self.clock)
 
     def evaluate_if_due(self) -> None:
@@ -210,7 +216,7 @@ class Run:
                 batch = {key: value[:6] for key, value in self.replay.sample(rng).items()}
                 for key, video in self.agent.video_pred(batch).items():
                     self.logger.video(f"openl_{key}", video, self.clock)
-        self.logger.write(self.clock)
+        self._write_metrics()
 
     def measure(self) -> list[dict]:
         """What an evaluation finds: metrics of every episode, and the suite's score; nothing if there are none to play."""
@@ -271,7 +277,10 @@ class Run:
             found = self.agent.load_checkpoint(checkpoint)
             self._restore(checkpoint)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}. {way_out or 'Or give another --logdir'}") from error
+            differing = settings.changes_of_model(checkpoint.get("config"), self.config, latent=True)
+            told = "; ".join(f"{name} {old}, here {new}" for name, old, new in differing)
+            trained_with = f"It was trained with {told}. " if told else ""
+            raise ValueError(f"{path}: {error}. {trained_with}{way_out or 'Or give another --logdir'}") from error
         return checkpoint, found
 
     def _restore(self, checkpoint: dict) -> None:
@@ -298,7 +307,7 @@ class Run:
 
     def close(self) -> None:
         """Ends writers and environments."""
-        self.logger.write(self.clock)
+        self._write_metrics()
         self.logger.close()
         self.disk.retry()
         self._opened.close()

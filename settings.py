@@ -491,13 +491,17 @@ def shown(stored: dict) -> dict[str, str]:
     return {name: _show(value) for name, value in flat.items()}
 
 
-def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:
-    """How settings that say what weights mean differ from those stored with them, see `changes`; sizes of latents may."""
-    latent = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
+def changes_of_model(stored: dict | None, config: Config, latent: bool = False) -> list[tuple[str, str, str]]:
+    """How settings that say what weights mean differ from those stored with them, see `changes`.
+
+    Args:
+        latent: whether those of the latent's sizes count, which may differ.
+    """
+    may_differ = re.compile("task" if latent else r"hierarchical_mode|dyn_(stoch|discrete).*|task")
     return [
         change
         for change in changes(stored if holds_settings(stored) else {}, plain(config))
-        if FIXED.fullmatch(change[0]) and not latent.fullmatch(change[0]) and "-" not in change[1:]
+        if FIXED.fullmatch(change[0]) and not may_differ.fullmatch(change[0]) and "-" not in change[1:]
     ]
 
 

@@ -46,6 +46,11 @@ class Logger:
         for key, value in metrics.items():
             self._values.setdefault(f"{prefix}/{key}" if prefix else key, []).append(value)
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was collected since the last `write`."""
+        return bool(self._values)
+
     def write(self, step: int) -> dict[str, float]:
         """Writes the means of all that was collected, at this step, and returns them."""
         means = {key: _mean(values) for key, values in self._values.items()}

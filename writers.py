@@ -1,6 +1,6 @@
 """Where metrics and videos go beside metrics.jsonl, TensorBoard and the console.
 
-A writer of `tools.Logger` has `scalars(step, means)`, `video(name, path, step)` and `close()`; steps are frames.
+A writer of `tools.Logger` has `scalars(step, means)`, `video(name, path, step)` and `close()`; steps count what `curves.unit` says.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import secrets
 import types
 
 import console
+import curves
 import settings
 from run_page import RunPage
 
@@ -84,16 +85,17 @@ class WandB:
                 f"wandb_project is {project!r}, but no run can be opened there ({error}): log in with `wandb login`, set "
                 "WANDB_MODE=offline to keep the data here, or leave wandb_project out"
             ) from error
-        # Its own counter may never go back, as frames do when a killed run continues from its last checkpoint.
-        self._run.define_metric("*", step_metric="frame")
+        # Its own counter may never go back, as steps do when a killed run continues from its last checkpoint.
+        self._unit = curves.unit(settings.plain(config))
+        self._run.define_metric("*", step_metric=self._unit)
 
     def scalars(self, step: int, means: dict[str, float]) -> None:
         """Sends numbers by name."""
-        self._run.log({"frame": step, **means})
+        self._run.log({self._unit: step, **means})
 
     def video(self, name: str, path: pathlib.Path, step: int) -> None:
         """Sends an animated GIF."""
-        self._run.log({"frame": step, name: self._wandb.Video(str(path), format="gif")})
+        self._run.log({self._unit: step, name: self._wandb.Video(str(path), format="gif")})
 
     def close(self) -> None:
         """Sends the rest."""

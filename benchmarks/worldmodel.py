@@ -15,7 +15,7 @@ as many updates. Then it is measured on held-out episodes, per step and in nats:
                  eight dreams, which begin at one sample of the posterior, corrected for there being only eight
     open_loop_*  the same of two predictions without a model: what was seen last stays; always the mean of what comes
 
-Beside them `bound_recorded` is the bound on the episodes that the model was trained on: how far they were learned by heart.
+Beside them `bound_recorded` is the bound on the episodes that the model was trained on: how far it overfits.
 """
 
 import argparse

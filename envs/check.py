@@ -1,40 +1,75 @@
 """A few steps in a new environment, which show what is wrong with it before a run begins."""
 
 import numbers
+import signal
+import traceback
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 import console
+from envs import processes
 
 STEPS = 20
 LARGEST = 1e12  # number that is learned from; float32 has squares up to 3e38, and sums of squares are formed
 
 
-def check(env: gymnasium.Env, name: str) -> None:
-    """Plays STEPS random steps in a new environment, which is closed afterwards; warns of values outside their bounds.
+def check(make_env: Callable[[], gymnasium.Env], name: str, timeout: float = 0.0) -> None:
+    """Plays STEPS random steps in a new environment, in a process of its own; warns of values outside their bounds.
 
+    Args:
+        timeout: seconds that a step or reset may take; 0 for no limit.
     Raises:
-        ValueError: if it does not keep to gymnasium's interface or to its own spaces; the message says how.
+        ValueError: if it does not keep to gymnasium's interface or to its own spaces, or dies or hangs; the message says how.
     """
-    outside = set()
-    env.action_space.seed(0)
+    process, connection = processes.start(_play, (make_env,))
     try:
+        found = None
+        while found is None:
+            if not connection.poll(timeout or None):
+                raise ValueError(f"the environment {name!r} hangs in its first steps, for {timeout:g} seconds (env_timeout)")
+            found = connection.recv()
+    except (EOFError, OSError) as error:
+        process.join(1.0)
+        raise ValueError(f"the environment {name!r} ends its process in its first steps (exit code {process.exitcode})") from error
+    finally:
+        processes.stop(process, connection)
+    if isinstance(found, str):
+        raise ValueError(f"the environment {name!r} {found}")
+    if found:
+        console.warn(f"the environment {name!r} has values outside the bounds of its observation space: {', '.join(sorted(found))}")
+
+
+def _play(make_env: Callable[[], gymnasium.Env], connection) -> None:
+    """Sends None for every step, and at last the observations outside their bounds, or what is wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is told too, and ends this one
+    outside = set()
+    try:
+        env = make_env()
+        env.action_space.seed(0)
         outside |= _check_reset(env)
         for _ in range(STEPS):
+            connection.send(None)
             found, ended = _check_step(env)
             outside |= found
             if ended:
                 outside |= _check_reset(env)
-    except _Broken as error:
-        raise ValueError(f"the environment {name!r} is not as it should be: {error}") from error
-    except Exception as error:
-        raise ValueError(f"the environment {name!r} fails in its first steps: {type(error).__name__}: {error}") from error
-    finally:
         env.close()
-    if outside:
-        console.warn(f"the environment {name!r} has values outside the bounds of its observation space: {', '.join(sorted(outside))}")
+        answer = outside
+    except _Broken as error:
+        answer = f"is not as it should be: {error}"
+    except Exception as error:  # an environment may raise anything
+        answer = f"fails in its first steps: {describe(error)}"
+    connection.send(answer)
+
+
+def describe(error: Exception) -> str:
+    """What was raised in a user's code, and where."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"  # it says that itself
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> None:

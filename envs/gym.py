@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.check import check
+from envs.check import check, describe
 from envs.spaces import ActionCodec, ObservationCodec, is_summed
 from envs.workers import Workers
 
@@ -24,23 +24,26 @@ def make(name: str, count: int, config):
     if module := config["import"]:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if error.name != module.partition(".")[0]:
+                raise ValueError(f"import is {module!r}, which needs a module that is not installed: {error}") from error
             raise ValueError(
-                f"import is {module!r}, but that module cannot be imported ({error}); put it beside dreamer.py, or its "
-                "folder into PYTHONPATH"
+                f"import is {module!r}, but there is no such module; put it beside dreamer.py, or its folder into PYTHONPATH"
             ) from error
+        except Exception as error:  # a module of the user's may raise anything
+            raise ValueError(f"import is {module!r}, but importing it fails: {describe(error)}") from error
     try:
         env = gymnasium.make(name, disable_env_checker=True)
     except Exception as error:  # an environment's constructor may raise anything
-        raise ValueError(
-            f"gymnasium cannot make the environment {name!r}: {error}. If a module of yours registers it, name that with --import"
-        ) from error
+        way_out = "" if module else " If a module of yours registers it, name that with --import"
+        raise ValueError(f"gymnasium cannot make the environment {name!r}: {str(error).rstrip('.?')}.{way_out}") from error
     ActionCodec(env.action_space), ObservationCodec(env.observation_space, config.size)  # refuse what nothing can handle
-    check(env, name)
     # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name. That of the
     # environment itself can always be made again, but lacks the time limit, which gymnasium adds as a wrapper.
     spec = copy.deepcopy(env.unwrapped.spec)
     spec.max_episode_steps = env.spec.max_episode_steps
+    env.close()
+    check(functools.partial(_make_one, spec, repeat=1), name, config.env_timeout)
     return vectorize(functools.partial(_make_one, spec, config.action_repeat), count, config)
 
 

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 import console
+from envs import processes
 from envs.check import check_values
 
 RESTARTS = 3  # in a row: without an episode that ends, or so many good steps, in between
@@ -34,23 +35,16 @@ class Workers:
         make_env: builds one environment with dict observations; called in the workers, and once here.
         count: how many.
         timeout: seconds that a step or reset may take; 0 for no limit.
-        start: how processes start, as in `multiprocessing`; None for the system's default, "fork" where there is it.
+        start: how processes start, see `processes.start`.
     Raises:
         RuntimeError: in a daemonic process.
     """
 
     def __init__(self, make_env: Callable[[], gymnasium.Env], count: int, timeout: float = 0.0, start: str | None = None):
-        if multiprocessing.current_process().daemon:
-            raise RuntimeError(
-                "environments run in processes of their own, which a daemonic process cannot start, such as one of multiprocessing.Pool; "
-                "use concurrent.futures.ProcessPoolExecutor, or multiprocessing.Process"
-            )
         env = make_env()  # errors surface here, not in a worker
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         env.close()
-        methods = multiprocessing.get_all_start_methods()
-        self._context = multiprocessing.get_context(start or ("fork" if "fork" in methods else None))
-        self._make_env, self._timeout, self.num_envs = make_env, timeout or None, count
+        self._make_env, self._method, self._timeout, self.num_envs = make_env, start, timeout or None, count
         self._seed, self._made_anew = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
         self._workers = []
@@ -65,11 +59,7 @@ class Workers:
 
     def _start(self) -> tuple:
         """A process and the connection to it."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self._make_env, theirs))  # no daemon, which could not start processes itself
-        process.start()
-        theirs.close()
-        return process, ours
+        return processes.start(_work, (self._make_env,), self._method)
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """Begins new episodes; environment i is seeded with seed + i, if there is a seed."""
@@ -136,7 +126,7 @@ class Workers:
         brief = reason.strip().splitlines()[-1]
         console.warn(f"environment {index} is started anew ({self._failures[index]} of at most {RESTARTS} times in a row): {brief}")
         if isinstance(reason, _Gone):
-            _stop(*self._workers[index])
+            processes.stop(*self._workers[index])
             self._workers[index] = self._start()
         self._made_anew += 1
         self._ask(index, ("reset", None if self._seed is None else (self._seed + index + SEED_STRIDE * self._made_anew) % 2**31))
@@ -148,7 +138,7 @@ class Workers:
         deadline = time.monotonic() + 2.0
         for process, connection in self._workers:
             process.join(max(0.0, deadline - time.monotonic()))
-            _stop(process, connection)
+            processes.stop(process, connection)
         self._workers.clear()
 
 
@@ -162,13 +152,7 @@ class _Gone(str):
 
 def _stop_all(workers: list[tuple]) -> None:
     for process, connection in workers:
-        _stop(process, connection)
-
-
-def _stop(process, connection) -> None:
-    connection.close()
-    process.kill()
-    process.join()
+        processes.stop(process, connection)
 
 
 def _work(make_env: Callable[[], gymnasium.Env], connection: multiprocessing.connection.Connection) -> None:

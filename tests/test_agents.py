@@ -228,6 +228,7 @@ def test_a_video_has_a_column_for_each_view():
         (["--logdir", "missing"], "there is no checkpoint"),
         (["--logdir", ".", "--episodes", "0", "--json", "out.json"], "--json writes the episodes"),
         (["--logdir", ".", "--video", "out.mp4"], "must end with .gif"),
+        (["--logdir", ".", "--json", "."], "cannot be written; give another file"),
         (["--logdir", ".", "--episodes", "-1"], "at least 0"),
         ([], "--logdir"),
     ],
@@ -239,3 +240,12 @@ def test_what_cannot_be_evaluated_is_said(flags, expected, capsys, tmp_path, mon
     except SystemExit as exit:
         code = exit.code
     assert code == 2 and expected in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_an_evaluation_without_numbers(trained, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "play_episodes", interrupted)
+    assert evaluate.main(["--logdir", str(trained.logdir), "--json", str(tmp_path / "out.json")]) == 130
+    assert "Stopped; nothing is reported" in capsys.readouterr().err and not (tmp_path / "out.json").exists()

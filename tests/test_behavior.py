@@ -401,6 +401,27 @@ def test_open_loop_videos_show_truth_prediction_and_error(hierarchical):
     np.testing.assert_array_equal(first[:, 16:32], second[:, 16:32])
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_open_loop_videos_of_short_sequences_predict_at_least_one_step(steps):
+    agent = Dreamer(
+        spaces.Dict({"image": spaces.Box(0, 255, (16, 32, 3), np.uint8)}), DISCRETE, tools.load_config(["debug"], {"device": "cpu"})
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (2, steps, 16, 32, 3)).astype(np.uint8),
+        "is_first": np.zeros((2, steps), bool),
+        "action": agent.codec.random(rng, 2 * steps).reshape(2, steps, 3),
+    }
+    changed = {**batch, "image": batch["image"].copy()}
+    changed["image"][:, -1] = 255 - changed["image"][:, -1]  # the one that is predicted
+    predictions = []
+    for seen in (batch, changed):
+        torch.manual_seed(1)
+        predictions.append(agent.video_pred(seen)["image"][:, 16:32])
+    assert predictions[0].shape == (steps, 16, 64, 3)
+    np.testing.assert_array_equal(*predictions)
+
+
 def test_acting_never_trains_and_resets_where_an_episode_begins():
     agent = make_agent(hierarchical_mode=True)
     before = {name: value.clone() for name, value in agent.state_dict().items()}

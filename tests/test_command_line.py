@@ -370,6 +370,32 @@ def test_a_damaged_checkpoint_is_named_with_a_command_that_brings_back_the_last_
     assert "Move it away" in error_of(*CARTPOLE, "--steps", "300", "--logdir", str(tmp_path))
 
 
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    run(*CARTPOLE, "--logdir", str(tmp_path))
+    path = tmp_path / "latest.pt"
+    path.unlink()
+    path.mkdir()  # cannot be opened, by root either
+    error = error_of(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path))
+    assert f"{path} cannot be opened: Is a directory" in error and "damaged" not in error and "mv " not in error
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_with_the_settings_that_differ(tmp_path):
+    run(*CARTPOLE, "--logdir", str(tmp_path / "one"))
+    other = [
+        *CARTPOLE,
+        "--dyn_deter",
+        "24",
+        "--units",
+        "20",
+        "--logdir",
+        str(tmp_path / "other"),
+        "--from_checkpoint",
+        str(tmp_path / "one"),
+    ]
+    error = error_of(*other)
+    assert "It was trained with dyn_deter 16, here 24; units 16, here 20. Give another --from_checkpoint" in error, error
+
+
 def test_a_foreign_settings_file_and_an_incomplete_checkpoint_are_refused(tmp_path):
     run(*CARTPOLE, "--logdir", str(tmp_path))
     path = tmp_path / "latest.pt"

@@ -40,7 +40,7 @@ def test_a_line_that_is_still_being_written_is_left_out_and_damaged_ones_are_cou
     )
     found, damaged = curves.read(tmp_path)
     assert damaged == 3 and list(found) == ["a"]
-    np.testing.assert_array_equal(found["a"].frames, [1, 5])
+    np.testing.assert_array_equal(found["a"].steps, [1, 5])
     np.testing.assert_array_equal(found["a"].values, [2.0, np.nan])
     np.testing.assert_array_equal(curves.finite(found["a"]).values, [2.0])
     assert curves.read(tmp_path / "missing") == ({}, 0)
@@ -56,9 +56,16 @@ def test_frames_that_a_continued_run_goes_over_again_count_as_written_last(tmp_p
 def test_metrics_of_dreamerv3_torch_have_the_names_of_this_program(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 400, "train_return": 1.0, "train_length": 2.0}\n{"step": 800, "eval_return": 3.0}\n'
-        '{"step": 800, "image_loss": 4.0, "fps": 5.0}\n'
+        '{"step": 800, "image_loss": 4.0, "fps": 5.0, "prior_ent": 6.0}\n'
     )
-    assert sorted(curves.read(tmp_path).curves) == ["episode/length", "episode/return", "eval/return", "time/fps", "train/image_loss"]
+    assert sorted(curves.read(tmp_path).curves) == [
+        "episode/length",
+        "episode/return",
+        "eval/return",
+        "time/fps",
+        "train/image_loss",
+        "train/prior_entropy",
+    ]
 
 
 def test_means_over_seeds_are_taken_where_all_seeds_are():
@@ -73,7 +80,7 @@ def test_a_thinned_curve_keeps_ends_extremes_and_mean(count, parts):
     rng = np.random.default_rng(count)
     frames, values = np.sort(rng.choice(10**6, count, replace=False)), rng.normal(size=count)
     band = curves.thinned(curves.Curve(frames, values), parts)
-    assert len(band.frames) == min(count, parts) and (np.diff(band.frames) > 0).all()
+    assert len(band.steps) == min(count, parts) and (np.diff(band.steps) > 0).all()
     assert (band.low.min(), band.high.max()) == (values.min(), values.max())
     expected = [part.mean() for part in np.array_split(values, len(band.mean))]
     assert abs(np.mean(band.mean) - np.mean(expected)) < 0.05
@@ -124,6 +131,24 @@ def test_groups_differ_in_what_is_asked_for(tmp_path):
     assert groups_of(tmp_path, by=["seed"]) == {"gym_CartPole-v1": {"seed 0": 2, "seed 1": 2}}
     with pytest.raises(ValueError, match="did you mean 'model_lr'"):
         groups_of(tmp_path, by=["model_l"])
+
+
+def test_sizes_of_latents_are_grouped_by_whatever_they_are_called(tmp_path):
+    for number, stoch in enumerate((4, 8, 8)):
+        write_run(tmp_path / str(number), {0: 0.0}, ("small",), dyn_stoch=stoch)
+    expected = {"gym_CartPole-v1": {"latent 4x16": 1, "latent 8x16": 2}}
+    assert groups_of(tmp_path, by=["dyn_stoch"]) == groups_of(tmp_path, by=["latent", "dyn_discrete"]) == expected
+
+
+def test_updates_of_runs_on_recorded_episodes_are_not_called_frames(tmp_path):
+    write_run(tmp_path / "online", {100: 1.0})
+    write_run(tmp_path / "offline", {60: 1.0}, offline_traindir="recorded")
+    runs = compare.read_runs(compare.find_runs([str(tmp_path / "offline"), str(tmp_path / "online")]), "eval/return", None)
+    tasks = compare.group_runs(runs, ["offline_traindir"])
+    assert compare.final_table(tasks).splitlines()[0].endswith("frames or updates")
+    offline = {task: [group for group in groups if group.runs[0].unit == "update"] for task, groups in tasks.items()}
+    assert compare.final_table(offline).splitlines()[0].endswith("  updates")
+    assert compare.draw(offline, "eval/return").axes[0].get_xlabel() == "updates"
 
 
 def test_a_run_from_before_a_setting_existed_has_its_default(tmp_path):

@@ -1,8 +1,12 @@
 """Environments of one's own: how they are given, and what is said of those that are not as they should be."""
 
 import functools
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import gymnasium
 import numpy as np
@@ -32,13 +36,13 @@ class Own(gymnasium.Env):
         self._reset = (np.zeros(2, np.float32) if space.shape == (2,) else obs, {}) if reset is None else reset
         self._step = tuple({"obs": obs, "reward": 1.0, "terminated": False, "truncated": False, "info": {}, **parts}.values())
         self._step = self._step if step is None else step
-        self.steps = 0
+        self.steps = multiprocessing.Value("i")  # in whichever process
 
     def reset(self, *, seed=None, options=None):
         return self._reset
 
     def step(self, action):
-        self.steps += 1
+        self.steps.value += 1
         return self._step
 
 
@@ -65,25 +69,44 @@ PAIR = spaces.Dict({"a": spaces.Box(0, 1, (2,), np.float32), "b": spaces.Discret
 )
 def test_what_is_wrong_with_an_environment_is_said(env, words):
     with pytest.raises(ValueError, match="'Mine-v0' is not as it should be: .*" + words):
-        check(env, "Mine-v0")
+        check(lambda: env, "Mine-v0")
 
 
 def test_an_environment_that_raises_is_named():
     env = Own()
     env.reset = lambda: (np.zeros(2), {})
     with pytest.raises(ValueError, match="'Mine-v0' fails in its first steps: TypeError: .*seed"):
-        check(env, "Mine-v0")
+        check(lambda: env, "Mine-v0")
+
+
+@pytest.mark.parametrize(
+    "step, words",
+    [
+        (lambda: {}["a"], r"fails in its first steps: KeyError: 'a' \(.*test_own_environments.py, line \d+\)"),
+        (lambda: os._exit(0), r"ends its process in its first steps \(exit code 0\)"),
+        (lambda: sys.exit(7), r"ends its process in its first steps \(exit code 7\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"ends its process in its first steps \(exit code -9\)"),
+        (lambda: time.sleep(60), r"hangs in its first steps, for 0.2 seconds \(env_timeout\)"),
+    ],
+    ids=["raises", "ends well", "ends", "dies", "hangs"],
+)
+def test_an_environment_that_fails_at_once_does_not_take_the_program_with_it(step, words):
+    env = Own()
+    env.step = lambda action: step()
+    with pytest.raises(ValueError, match="'Mine-v0' " + words):
+        check(lambda: env, "Mine-v0", timeout=0.2)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("reward", [1, 1.0, True, np.float32(1.0), np.int64(1), np.array(1.0)])
 def test_an_environment_as_it_should_be_is_tried_out(reward, capsys):
     env = Own(reward=reward, terminated=np.bool_(False), obs=np.zeros(2))  # doubles fit into floats
-    check(env, "Mine-v0")
-    assert env.steps == STEPS and not capsys.readouterr().err
+    check(lambda: env, "Mine-v0")
+    assert env.steps.value == STEPS and not capsys.readouterr().err
 
 
 def test_values_outside_their_bounds_are_warned_of(capsys):
-    check(Own(obs=np.array([0.0, 7.0], np.float32)), "Mine-v0")
+    check(lambda: Own(obs=np.array([0.0, 7.0], np.float32)), "Mine-v0")
     assert "values outside the bounds of its observation space: observation" in capsys.readouterr().err
 
 
@@ -129,6 +152,21 @@ def test_a_module_that_registers_environments_is_imported(module, envs):
 def test_an_environment_that_nobody_registers_is_answered_with_the_way(task, flags, words):
     with pytest.raises(ValueError, match=words):
         make_envs(tools.load_config(["debug"], {"task": task, **flags}), 1, training=True)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def (", r"importing it fails: SyntaxError: .*my_env.py, line 1\)$"),
+        ("import not_there", "needs a module that is not installed: .*not_there"),
+        ("x = 1\n{}['a']", r"importing it fails: KeyError: 'a' \(.*my_env.py, line 2\)$"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_answered_with_the_reason(text, words, tmp_path, monkeypatch):
+    (tmp_path / "my_env.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="import is 'my_env'.*" + words):
+        make_envs(tools.load_config(["debug"], {"task": "gym_Mine-v0", "import": "my_env"}), 1, training=True)
 
 
 @pytest.mark.parametrize("envs", ["1", "2"])

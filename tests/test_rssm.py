@@ -272,6 +272,16 @@ def test_draws_of_different_steps_and_sequences_are_independent(kind):
             assert abs(same - 1 / level.discrete) < 5 * (0.25 / a.numel()) ** 0.5
 
 
+def test_a_product_that_is_formed_twice_in_a_step_is_refused():
+    class Twice(HierarchicalRSSM):
+        def _posterior_stats(self, deter, x, draw, product):
+            product("bottom", x)
+            return super()._posterior_stats(deter, x, draw, product)
+
+    with pytest.raises(ValueError, match="'bottom' is formed twice in a step"):
+        Twice(**HIER, **COMMON).observe(*inputs())
+
+
 def test_wrong_sizes_and_keywords_are_refused():
     with pytest.raises(ValueError, match="dyn_discrete_bottom"):
         HierarchicalRSSM(**{**HIER, "discrete_bottom": 1}, **COMMON)

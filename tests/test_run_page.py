@@ -18,6 +18,7 @@ import dreamer
 import latent_report
 import pages
 import run_page
+import settings
 import tools
 import writers
 from curves import Curve
@@ -112,6 +113,28 @@ def test_a_run_of_dreamerv3_torch_has_a_page(tmp_path, capsys):
     page = parsed(tmp_path)
     assert "evaluation 3.5" in page.text and "training -21" in page.text and "800" in page.text and " nan" in page.text
     assert str(tmp_path / "report" / "index.html") in capsys.readouterr().out
+
+
+def test_losses_of_held_out_episodes_stand_beside_those_of_training():
+    names = ("train/kl", "eval/kl", "train/kl_top", "eval/kl_top", "eval/return", "cut_off/return")
+    names += ("train/image_loss", "eval/image_loss", "train/robot/joints_loss")
+    panels = {
+        section: {title: list(lines) for title, lines in panels.items()}
+        for section, panels in run_page.arrange(dict.fromkeys(names)).items()
+    }
+    assert panels == {
+        "Returns": {"return": ["evaluation", "training, cut off"]},
+        "Losses": {"image loss": ["training", "held out"], "robot/joints loss": ["training"], "kl": ["training", "held out"]},
+        "Latent levels": {"kl": ["top", "top, held out"]},
+        "All else": {},
+    }
+
+
+def test_a_run_on_recorded_episodes_counts_updates(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20, "train/kl": 3.0}\n{"step": 40, "train/kl": 2.0}\n')
+    run_page.write(tmp_path, {**settings.load_config(), "offline_traindir": "recorded", "steps": 40})
+    text = parsed(tmp_path).text
+    assert "of 40 updates" in text and "over updates" in text and "update 20: 3" in text and "frame" not in text.split("Settings")[0]
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+import checkpoints
 import dreamer
 import tools
 import writers
@@ -73,6 +74,7 @@ def test_training_sends_what_it_logs(wandb, tmp_path):
     flags += ["--logdir", str(tmp_path)]
     assert dreamer.main([*flags, "--steps", "120", "--wandb_project", "mine"]) == 0
     assert wandb.begun[0]["dir"] == str(tmp_path) and wandb.logged[-1]["frame"] == 120 and len(wandb.finished) == 1
+    assert wandb.logged[-1]["time/updates"] == checkpoints.load(tmp_path / "latest.pt")["updates"]
     assert dreamer.main([*flags, "--steps", "140"]) == 0
     assert len(wandb.begun) == 1  # without the setting nothing is sent
 
