@@ -182,7 +182,7 @@ def worldmodel_figure(found: dict) -> Figure:
     Seeds, means and ranges are drawn as `compare.draw_seeds` says.
     """
     figure = Figure(figsize=(13, 3.1 * len(found) + 0.6), layout="constrained")
-    colors = {variant: f"C{number}" for number, variant in enumerate(worldmodel.VARIANTS)}
+    colors = dict(zip(worldmodel.VARIANTS, [*(f"C{number}" for number in range(10)), "gold"], strict=True))
     for row, (name, variants) in zip(figure.subplots(len(found), 3, squeeze=False), found.items()):
         by_updates, by_steps, from_reference = row
         errors = {variant: {seed: np.array(result["open_loop"]) for seed, result in seeds.items()} for variant, seeds in variants.items()}
@@ -235,7 +235,7 @@ def by_horizon(values: np.ndarray) -> curves.Curve:
 def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     """Means over seeds and paired differences from the variant's reference, as Markdown."""
     lines = [
-        f"**{worldmodel.DATA[name].title.capitalize()}**",
+        f"**{worldmodel.DATA[name].title[0].upper()}{worldmodel.DATA[name].title[1:]}**",
         "",
         "| | seeds | bound | KL (top + bottom) | observation | reward | open-loop error: 1 to 5 | 1 to 20 | of the reward "
         "| compared with | bound, 95% | open-loop error: 1 to 5, 95% | 1 to 20, 95% |",
@@ -268,7 +268,8 @@ def sooner_table(found: dict) -> str:
                 cells = [variant, reference, f"{data.updates:,}"]
                 for at in eighths:
                     cells.append(results.difference([ours["bounds"][at - 1][1] - theirs["bounds"][at - 1][1] for ours, theirs in pairs], 2))
-                cells.append(f"x {np.median([ours['seconds'] / theirs['seconds'] for ours, theirs in pairs]):.2f}")
+                time = np.median([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs])
+                cells.append(f"x {time:.2f}" if variant in worldmodel.MAIN else "")  # the others were run alone, on other days
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

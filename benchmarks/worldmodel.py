@@ -140,7 +140,7 @@ def synthetic(title: str, name: str, variants: tuple[str, ...]) -> Data:
 
 
 DATA = {
-    "together": synthetic("eight things, one event changes all", "Together", (*MAIN, *OTHER_WAYS)),
+    "together": synthetic("eight things, one event changes all", "Together", (*MAIN, *RATES, *OTHER_WAYS)),
     "together_longer": synthetic("eight things, three times as long", "Together", PRESETS)._replace(updates=12_000),
     "four_together": synthetic("four things, one event changes all", "FourTogether", (*MAIN, *RATES)),
     "four_apart": synthetic("four things, each has its own events", "FourApart", (*MAIN, *RATES)),
