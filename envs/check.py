@@ -24,7 +24,7 @@ def check(make_env: Callable[[], gymnasium.Env], name: str, timeout: float = 0.0
     Raises:
         ValueError: if it does not keep to gymnasium's interface or to its own spaces, or dies or hangs; the message says how.
     """
-    process, connection = processes.start(_play, (make_env,))
+    process, connection = processes.start("check", _play, (make_env,))
     try:
         found = None
         while found is None:

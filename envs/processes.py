@@ -4,10 +4,11 @@ import multiprocessing
 from collections.abc import Callable
 
 
-def start(target: Callable, args: tuple, method: str | None = None) -> tuple:
+def start(name: str, target: Callable, args: tuple, method: str | None = None) -> tuple:
     """Starts a process that is called with `args` and a connection; returns it and our end of the connection.
 
     Args:
+        name: what the process is called.
         method: how it starts, as in `multiprocessing`; None for the system's default, "fork" where there is it.
     Raises:
         RuntimeError: in a daemonic process.
@@ -19,7 +20,7 @@ def start(target: Callable, args: tuple, method: str | None = None) -> tuple:
         )
     context = multiprocessing.get_context(method or ("fork" if "fork" in multiprocessing.get_all_start_methods() else None))
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(*args, theirs))  # no daemon, which could not start processes itself
+    process = context.Process(name=name, target=target, args=(*args, theirs))  # no daemon, which could not start processes itself
     process.start()
     theirs.close()
     return process, ours

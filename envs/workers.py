@@ -59,7 +59,7 @@ class Workers:
 
     def _start(self) -> tuple:
         """A process and the connection to it."""
-        return processes.start(_work, (self._make_env,), self._method)
+        return processes.start("worker", _work, (self._make_env,), self._method)
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """Begins new episodes; environment i is seeded with seed + i, if there is a seed."""

@@ -24,7 +24,7 @@ class Journal(gymnasium.Wrapper):
     def __init__(self):
         super().__init__(CartPoleEnv())
         self.observation_space = spaces.Dict({"vector": self.env.observation_space, "number": spaces.Box(0, 2**24, (2,), np.float32)})
-        self._folder = pathlib.Path(os.environ["JOURNAL"]) if multiprocessing.parent_process() else None
+        self._folder = pathlib.Path(os.environ["JOURNAL"]) if multiprocessing.current_process().name == "worker" else None
         self._ended = False
 
     def reset(self, *, seed=None, options=None) -> tuple:
