@@ -68,7 +68,7 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
         with open(path, "rb"):
             pass
     except OSError as error:  # says nothing about what is in it
-        raise ValueError(f"the checkpoint {path} cannot be opened: {error.strerror}. Let it be readable for you") from error
+        raise ValueError(f"the checkpoint {path} cannot be opened: {error.strerror}. Make it readable, or give another one") from error
     way_out = way_out or _way_back(path)
     try:
         archives.check_checkpoint(path)

@@ -464,8 +464,6 @@ class OfflineTraining(Run):
         config: settings, from `tools.load_config`.
     """
 
-    unit = "update"
-
     def open(self, opened: contextlib.ExitStack) -> None:
         """Reads the episodes, builds memory, agent and the environments to evaluate in."""
         config = self.config

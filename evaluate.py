@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped; nothing is reported, since those episodes that are over first are the short ones.", file=sys.stderr)
+        print("Stopped. A part of the episodes is not reported: those that are over first are the short ones.", file=sys.stderr)
         return 130
     return 0
 

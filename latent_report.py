@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped; nothing is written.", file=sys.stderr)
+        print("Stopped; the report is not finished.", file=sys.stderr)
         return 130
     console.say(f"The report: {path}")
     return 0

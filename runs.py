@@ -14,6 +14,7 @@ import torch
 
 import checkpoints
 import console
+import curves
 import nonfinite
 import offline
 import settings
@@ -33,14 +34,13 @@ class Run:
     Args:
         config: settings, from `tools.load_config`.
     Attributes:
-        unit: what `clock` counts, and with it the settings `steps`, `eval_every` and `log_every`.
+        unit: "frame" or "update", what `clock` counts, and with it the settings `steps`, `eval_every` and `log_every`.
         step: frames that were collected for this agent.
     """
 
-    unit = "frame"
-
     def __init__(self, config: settings.Config):
         self.config = config = copy.deepcopy(config)
+        self.unit = curves.unit(config)
         offline.check_settings(config)
         with contextlib.ExitStack() as opened:  # closes lock and environments if anything after them fails
             changes = self._settle_in(opened)

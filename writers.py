@@ -86,7 +86,7 @@ class WandB:
                 "WANDB_MODE=offline to keep the data here, or leave wandb_project out"
             ) from error
         # Its own counter may never go back, as steps do when a killed run continues from its last checkpoint.
-        self._unit = curves.unit(settings.plain(config))
+        self._unit = curves.unit(config)
         self._run.define_metric("*", step_metric=self._unit)
 
     def scalars(self, step: int, means: dict[str, float]) -> None:

@@ -269,7 +269,7 @@ def sooner_table(found: dict) -> str:
                 for at in eighths:
                     cells.append(results.difference([ours["bounds"][at - 1][1] - theirs["bounds"][at - 1][1] for ours, theirs in pairs], 2))
                 time = np.median([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs])
-                cells.append(f"x {time:.2f}" if variant in worldmodel.MAIN else "")  # the others were run alone, on other days
+                cells.append(f"x {time:.2f}" if variant in worldmodel.MAIN else "")  # the others did not run beside their reference
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

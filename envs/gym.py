@@ -25,7 +25,7 @@ def make(name: str, count: int, config):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name != module.partition(".")[0]:
+            if not f"{module}.".startswith(f"{error.name}."):  # neither it nor a package that it is in
                 raise ValueError(f"import is {module!r}, which needs a module that is not installed: {error}") from error
             raise ValueError(
                 f"import is {module!r}, but there is no such module; put it beside dreamer.py, or its folder into PYTHONPATH"

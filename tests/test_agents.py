@@ -248,4 +248,4 @@ def test_ctrl_c_ends_an_evaluation_without_numbers(trained, tmp_path, monkeypatc
 
     monkeypatch.setattr(evaluate, "play_episodes", interrupted)
     assert evaluate.main(["--logdir", str(trained.logdir), "--json", str(tmp_path / "out.json")]) == 130
-    assert "Stopped; nothing is reported" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
+    assert "Stopped. A part of the episodes is not reported" in capsys.readouterr().err and not (tmp_path / "out.json").exists()

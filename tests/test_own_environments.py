@@ -147,7 +147,11 @@ def test_a_module_that_registers_environments_is_imported(module, envs):
 
 @pytest.mark.parametrize(
     "task, flags, words",
-    [("gym_Walk-v0", {}, "name that with --import"), ("gym_Walk-v0", {"import": "my_wlak"}, "import is 'my_wlak'.*PYTHONPATH")],
+    [
+        ("gym_Walk-v0", {}, "name that with --import"),
+        ("gym_Walk-v0", {"import": "my_wlak"}, "import is 'my_wlak'.*PYTHONPATH"),
+        ("gym_Walk-v0", {"import": "benchmarks.my_walk"}, "there is no such module"),
+    ],
 )
 def test_an_environment_that_nobody_registers_is_answered_with_the_way(task, flags, words):
     with pytest.raises(ValueError, match=words):
