@@ -99,7 +99,6 @@ def test_impossible_encoders_are_refused(shapes, changes, words):
         ("mse", dists.MSE, (3,)),
         ("binary", dists.Bernoulli, (3,)),
         ("normal", dists.Normal, (3,)),
-        ("onehot", dists.OneHot, (3,)),
     ],
 )
 def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
@@ -108,12 +107,34 @@ def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
     assert type(out) is kind and out.mode.shape == (4, 5, *event)
 
 
+def test_discrete_actions_have_a_onehot_distribution():
+    head = heads.ActionHead(
+        6,
+        3,
+        2,
+        8,
+        classes=(3,),
+        dist="onehot",
+        std="none",
+        min_std=0.1,
+        max_std=1.0,
+        unimix_ratio=0.01,
+        act="SiLU",
+        norm=True,
+        outscale=1.0,
+    )
+    out = head(torch.randn(4, 5, 6))
+    assert type(out) is dists.OneHot and out.mode.shape == (4, 5, 3)
+
+
 def test_observation_keys_that_cannot_name_a_layer_are_refused():
     with pytest.raises(ValueError, match="values"):
         encoders.MultiDecoder(11, {"values": (3,)}, **DECODER)
 
 
 def test_heads_refuse_what_they_cannot_predict():
+    with pytest.raises(ValueError, match="cannot use dist 'onehot'"):  # of actions alone
+        heads.MLP(6, (3,), 2, 8, name="Head", dist="onehot")
     with pytest.raises(ValueError, match="symlog_mse"):
         heads.MLP(6, (1,), 2, 8, name="Head", dist="huber")
     with pytest.raises(ValueError, match="one number"):
