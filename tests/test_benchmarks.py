@@ -253,15 +253,15 @@ def test_the_table_of_world_models_has_means_over_seeds_levels_and_paired_differ
             "observation": 1.0,
             "reward": 0.5,
             "open_loop": [bound, 3.0, 3.0, 3.0, 3.0, 4.5],
-            "open_loop_reward": [0.25],
+            "open_loop_reward": [bound / 10],
         }
 
     flat = {0: result(4.0, kl_flat=2.0), 1: result(6.0, kl_flat=3.0), 2: result(90.0, kl_flat=9.0)}
     half = {0: result(3.0, kl_top=1.0, kl_bottom=0.25), 1: result(5.4, kl_top=2.0, kl_bottom=0.5)}  # seed 2 has no pair
     cells = cells_of_last(draw.worldmodel_table("together", {"flat": flat, worldmodel.HALF_EACH: half}))
-    assert cells[1:9] == ["2", "4.20", "1.88 (1.50 + 0.38)", "1.00", "0.500", "3.24", "3.45", "0.2500"]
+    assert cells[1:9] == ["2", "4.20", "1.88 (1.50 + 0.38)", "1.00", "0.500", "3.24", "3.45", "0.4200"]
     assert cells[9:11] == ["flat", "-0.80 (-1.00 to -0.60)"]
-    assert cells[11:] == ["-0.16 (-0.20 to -0.12)", "-0.13 (-0.17 to -0.10)"]
+    assert cells[11:] == ["-0.16 (-0.20 to -0.12)", "-0.13 (-0.17 to -0.10)", "-0.08000 (-0.10000 to -0.06000)"]
 
 
 def cells_of_last(table: str) -> list[str]:
@@ -270,10 +270,12 @@ def cells_of_last(table: str) -> list[str]:
 
 def test_the_table_of_training_has_paired_differences_at_the_same_updates():
     flat = {seed: {"bounds": [(at, 10.0 - at) for at in range(1, 9)], "seconds": 100} for seed in range(3)}
-    half = {seed: {"bounds": [(at, 9.5 + seed - at) for at in range(1, 9)], "seconds": 120 + 10 * seed} for seed in range(2)}
+    half = {seed: {"bounds": [(at, 9.5 + seed - 2 * at) for at in range(1, 9)], "seconds": 120 + 10 * seed} for seed in range(2)}
     cells = cells_of_last(draw.sooner_table({"together_longer": {"flat": flat, worldmodel.HALF_EACH: half}}))
     assert cells[:3] == [worldmodel.HALF_EACH, "flat", "12,000"]
-    assert cells[3:] == ["+0.00 (-0.50 to +0.50)"] * 5 + ["x 1.25"]
+    # Of two pairs that lie 1 apart, the t interval goes 6.35 to each side of the mean.
+    assert cells[3:11] == [f"{-at:+.2f} ({-at - 0.5:+.2f} to {-at + 0.5:+.2f})" + (at > 6) * " \\*" for at in range(1, 9)]
+    assert cells[11:] == ["x 1.25"]
 
 
 def test_a_page_keeps_its_words_and_gets_new_tables():
