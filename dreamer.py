@@ -325,7 +325,12 @@ class Training(Run):
         # A run that was killed may not have come to remove them all.
         self.removed_steps += sum(steps for name, steps in self.removing.items() if name not in on_disk)
         self.step = max(self.step, (sum(on_disk.values()) + self.removed_steps) * self.config.action_repeat)  # frames
-        if self.step or checkpoint:
+        if self.step and not checkpoint:
+            console.warn(
+                f"there are episodes in {directory}, but no checkpoint: a new agent begins at frame {self.step:,}, "
+                f"with {loaded_steps:,} of their steps in memory"
+            )
+        elif checkpoint:
             console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {loaded_steps:,} steps in memory.")
         self.missing_steps = self._missing_prefill(loaded_steps)
         seed = tools.train_seed(self.config.seed, self.step)

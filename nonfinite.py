@@ -31,7 +31,7 @@ class NonFinite(ArithmeticError):
 
     def __str__(self) -> str:
         kept = f" The last batch is kept in {self.path}." if self.path and self.path.exists() else ""
-        return f"{super().__str__()} Skipped updates have changed nothing.{kept}"
+        return f"{super().__str__()} Skipped updates have not changed what is trained.{kept}"
 
 
 def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:

@@ -268,6 +268,11 @@ class Run:
             self.origin, path, way_out = None, own, None
         elif self.origin:
             path, way_out = self.origin, "Give another --from_checkpoint"
+        elif own and own.with_name("latest_model.pt").exists():  # a new agent would learn beside the old one's episodes
+            raise ValueError(
+                f"{self.logdir} has a latest_model.pt, as early versions of dreamerv3-torch wrote it, but no latest.pt; those weights "
+                "cannot be read. Move the file away to train a new agent from the episodes there, or give another --logdir"
+            )
         else:
             return None, {}
         checkpoint = checkpoints.load(path, way_out)

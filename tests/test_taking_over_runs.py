@@ -203,6 +203,19 @@ def test_episodes_are_linked_through_symlinks_and_onto_themselves(old_run, tmp_p
     assert all(path.read_bytes() == (stored / path.name).read_bytes() for path in (tmp_path / "new").iterdir())
 
 
+def test_episodes_without_a_checkpoint_that_can_be_read_are_not_taken_for_a_run_that_goes_on(old_run):
+    (old_run / "latest.pt").rename(old_run / "latest_model.pt")
+    before = sorted(old_run.rglob("*"))
+    error = run(old_run, "--logdir", str(old_run), code=2).stderr
+    assert f"{old_run} has a latest_model.pt" in error and "early versions of dreamerv3-torch" in error
+    assert sorted(old_run.rglob("*")) == before
+
+    (old_run / "latest_model.pt").unlink()
+    result = run(old_run, "--logdir", str(old_run))
+    assert f"no checkpoint: a new agent begins at frame {FRAMES}, with 81 of their steps in memory" in result.stderr
+    assert "Continuing" not in result.stdout and checkpoints.load(old_run / "latest.pt")["step"] == 500
+
+
 @pytest.mark.parametrize("path", ["", "nowhere.pt", "train_eps"])
 def test_a_checkpoint_that_is_not_there_is_named(old_run, path):
     error = run(old_run, "--from_checkpoint", path, "--logdir", "new", code=2).stderr
