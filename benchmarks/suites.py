@@ -20,7 +20,11 @@ BEGIN, END = "<!-- The table is written by .ci/suites: begin -->", "<!-- end -->
 COLUMNS = ("suite", "presets and task", "installs", "trains", "learns", "date", "versions")
 COMMON = ("torch", "numpy", "gymnasium")  # whose versions stand in every row
 IN_MAIN_FILE = {"atari": ["ale-py"]}  # packages of suites that have no requirements file of their own
-SHOWN_TO_LEARN = {"atari": "[Boxing, one run of four](results.md)", "gym": "[CartPole](results.md)", "minatar": "[Breakout](results.md)"}  # with curves
+SHOWN_TO_LEARN = {  # with curves
+    "atari": "[Boxing, one run of four](results.md)",
+    "gym": "[CartPole](results.md)",
+    "minatar": "[Breakout](results.md)",
+}
 LEFT_OUT = ("minecraft", "dmlab")  # cannot be installed everywhere; the page says what to do instead
 LOSSES = ("model_loss", "actor_loss", "value_loss")
 
