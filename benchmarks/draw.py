@@ -135,7 +135,7 @@ def rates_table(found: list[dict]) -> str:
     frames = range(1000, 15001, 1000)
     lines = ["| world model | actor, critic | " + " | ".join(f"{frame:,}" for frame in frames) + " |", "|" + "---|" * (2 + len(frames))]
     for result in sorted(found, key=lambda result: (float(result["model_lr"]), float(result["lr"]))):
-        returns = {round(frame, -3): value for frame, value in result["evaluations"]}  # at the first step from there on
+        returns = {frame // 1000 * 1000: value for frame, value in result["evaluations"]}  # some are a step late
         cells = [f"{returns[frame]:.0f}" if frame in returns else "" for frame in frames]
         lines.append(f"| {result['model_lr']} | {result['lr']} | {' | '.join(cells)} |")
     return "\n".join(lines)

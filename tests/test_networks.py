@@ -107,22 +107,14 @@ def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
     assert type(out) is kind and out.mode.shape == (4, 5, *event)
 
 
+def action_head(size: int, classes: tuple[int, ...] | None, dist: str, std: str = "learned", outscale: float = 1.0) -> heads.ActionHead:
+    """A small policy on features of 6."""
+    limits = dict(min_std=0.1, max_std=1.0, unimix_ratio=0.01)
+    return heads.ActionHead(6, size, 1, 8, classes=classes, dist=dist, std=std, act="SiLU", norm=True, outscale=outscale, **limits)
+
+
 def test_discrete_actions_have_a_onehot_distribution():
-    head = heads.ActionHead(
-        6,
-        3,
-        2,
-        8,
-        classes=(3,),
-        dist="onehot",
-        std="none",
-        min_std=0.1,
-        max_std=1.0,
-        unimix_ratio=0.01,
-        act="SiLU",
-        norm=True,
-        outscale=1.0,
-    )
+    head = action_head(3, (3,), "onehot")
     out = head(torch.randn(4, 5, 6))
     assert type(out) is dists.OneHot and out.mode.shape == (4, 5, 3)
 
@@ -139,18 +131,15 @@ def test_heads_refuse_what_they_cannot_predict():
         heads.MLP(6, (1,), 2, 8, name="Head", dist="huber")
     with pytest.raises(ValueError, match="one number"):
         heads.MLP(6, (3,), 2, 8, name="Head", dist="symlog_disc")
-    actor = dict(size=3, layers=1, units=8, std="learned", min_std=0.1, max_std=1.0, unimix_ratio=0.01, act="SiLU", norm=True, outscale=1.0)
     with pytest.raises(ValueError, match="actions are discrete"):
-        heads.ActionHead(6, classes=(3,), dist="normal", **actor)
+        action_head(3, (3,), "normal")
     with pytest.raises(ValueError, match="actions are continuous"):
-        heads.ActionHead(6, classes=None, dist="onehot", **actor)
+        action_head(3, None, "onehot")
 
 
 @pytest.mark.parametrize("std", ["learned", "0.3"])
 def test_continuous_policies_keep_their_deviation_in_bounds(std):
-    head = heads.ActionHead(
-        6, 2, 1, 8, classes=None, dist="normal", std=std, min_std=0.1, max_std=1.0, unimix_ratio=0.01, act="SiLU", norm=True, outscale=100.0
-    )
+    head = action_head(2, None, "normal", std=std, outscale=100.0)
     stats = head.stats(torch.randn(1000, 6))
     low, high = (0.1, 1.0) if std == "learned" else (0.3, 0.3)
     assert stats["std"].min() >= low - 1e-6 and stats["std"].max() <= high + 1e-6
@@ -158,21 +147,7 @@ def test_continuous_policies_keep_their_deviation_in_bounds(std):
 
 
 def test_a_policy_over_several_discrete_parts_draws_one_class_of_each():
-    head = heads.ActionHead(
-        6,
-        7,
-        1,
-        8,
-        classes=(2, 5),
-        dist="onehot",
-        std="learned",
-        min_std=0.1,
-        max_std=1.0,
-        unimix_ratio=0.01,
-        act="SiLU",
-        norm=True,
-        outscale=1.0,
-    )
+    head = action_head(7, (2, 5), "onehot")
     sample = head(torch.randn(100, 6)).sample()
     np.testing.assert_allclose(sample[:, :2].sum(-1).detach(), 1.0, rtol=1e-5)
     np.testing.assert_allclose(sample[:, 2:].sum(-1).detach(), 1.0, rtol=1e-5)
