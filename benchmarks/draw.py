@@ -1,15 +1,15 @@
-"""Draws every figure and table of docs/results.md from the stored results:
+"""Draws every figure and table of docs/results.md, and the tables of results in README.md, from the stored results:
 
     python benchmarks/draw.py
 
-Figures go to docs/results/, tables to where docs/results.md has them, between lines `<!-- name -->` and `<!-- end -->`.
+Figures go to docs/results/, tables to where the pages have them, between lines `<!-- name -->` and `<!-- end -->`.
 """
 
 import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 import gymnasium
@@ -29,7 +29,14 @@ from benchmarks.synthetic import Switches
 T = TypeVar("T")
 
 PAGE = HERE.parent / "docs" / "results.md"
+README = HERE.parent / "README.md"
 FIGURES = HERE.parent / "docs" / "results"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table; rows may be shorter than its header."""
+    first, *lines = (f"| {' | '.join(row + [''] * (len(header) - len(row)))} |" for row in (header, *rows))
+    return "\n".join([first, "|" + "---|" * len(header), *lines])
 
 
 # How agents learn
@@ -93,30 +100,33 @@ def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
     return f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(list(values)):.{digits}f}**)" if values else ""
 
 
-def learning_table(plan: dict, found: dict) -> str:
-    """Returns of the last quarter by task and variant, as Markdown."""
+def learning_table(plan: dict, found: dict, short: bool = False) -> str:
+    """Returns of the last quarter by task and variant, as Markdown; without means of all evaluations and hours if `short`."""
     base, *others = plan["variants"]
     columns = ["task", "random", *(f"{variant}: seeds (mean)" for variant in plan["variants"])]
-    columns += [f"{other} - {base}, 95%" for other in others] + [f"of all evaluations: {other} - {base}" for other in others]
-    columns.append(f"hours a run: {', '.join(plan['variants'])}")
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    columns += [f"{other} - {base}, 95%" for other in others]
+    if not short:
+        columns += [f"of all evaluations: {other} - {base}" for other in others]
+        columns.append(f"hours a run: {', '.join(plan['variants'])}")
+    rows = []
     for task, variants in found.items():
         cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
         digits = plan["tasks"][task].get("digits", 0)
         runs = {variant: dict(sorted(variants[variant].items())) for variant in plan["variants"]}
         cells += [seeds_and_mean([final_return(result) for result in seeds.values()], digits) for seeds in runs.values()]
-        for value in (final_return, mean_return):
+        for value in (final_return,) if short else (final_return, mean_return):
             for other in others:
                 pairs = [value(ours) - value(theirs) for ours, theirs in paired(runs[other], runs[base])]
                 cells.append(results.difference(pairs, digits))
-        hours = [f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" for seeds in runs.values() if seeds]
-        lines.append(f"| {' | '.join([*cells, ', '.join(hours)])} |")
-    return "\n".join(lines)
+        if not short:
+            cells.append(", ".join(f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" for seeds in runs.values() if seeds))
+        rows.append(cells)
+    return markdown(columns, rows)
 
 
 def free_nats_table(plan: dict, runs: list[dict]) -> str:
     """Returns of the last quarter with one and with half a free nat for each of two levels, as Markdown."""
-    lines = ["| task | one free nat: seeds (mean) | half a free nat: seeds (mean) | half - one, 95% |", "|---|---|---|---|"]
+    rows = []
     for task, planned in plan["tasks"].items():
         finals = {1.0: {}, 0.5: {}}
         for result in runs:
@@ -126,19 +136,19 @@ def free_nats_table(plan: dict, runs: list[dict]) -> str:
         if one and half:
             cells = [seeds_and_mean(final.values()) for final in (one, half)]
             pairs = [half[seed] - one[seed] for seed in one if seed in half]
-            lines.append(f"| {planned['title']} | {' | '.join(cells)} | {results.difference(pairs, 0)} |")
-    return "\n".join(lines)
+            rows.append([planned["title"], *cells, results.difference(pairs, 0)])
+    return markdown(["task", "one free nat: seeds (mean)", "half a free nat: seeds (mean)", "half - one, 95%"], rows)
 
 
 def rates_table(found: list[dict]) -> str:
     """Evaluation returns by learning rates and frames, as Markdown."""
     frames = range(1000, 15001, 1000)
-    lines = ["| world model | actor, critic | " + " | ".join(f"{frame:,}" for frame in frames) + " |", "|" + "---|" * (2 + len(frames))]
+    rows = []
     for result in sorted(found, key=lambda result: (float(result["model_lr"]), float(result["lr"]))):
         returns = {frame // 1000 * 1000: value for frame, value in result["evaluations"]}  # some are a step late
         cells = [f"{returns[frame]:.0f}" if frame in returns else "" for frame in frames]
-        lines.append(f"| {result['model_lr']} | {result['lr']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([result["model_lr"], result["lr"], *cells])
+    return markdown(["world model", "actor, critic", *(f"{frame:,}" for frame in frames)], rows)
 
 
 # World models on recorded data
@@ -234,13 +244,9 @@ def by_horizon(values: np.ndarray) -> curves.Curve:
 
 def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     """Means over seeds and paired differences from the variant's reference, as Markdown."""
-    lines = [
-        f"**{worldmodel.DATA[name].title[0].upper()}{worldmodel.DATA[name].title[1:]}**",
-        "",
-        "| | seeds | bound | KL (top + bottom) | observation | reward | open-loop error: 1 to 5 | 1 to 20 | of the reward "
-        "| compared with | bound, 95% | open-loop error: 1 to 5, 95% | 1 to 20, 95% | of the reward, 95% |",
-        "|" + "---|" * 14,
-    ]
+    columns = ["", "seeds", "bound", "KL (top + bottom)", "observation", "reward", "open-loop error: 1 to 5", "1 to 20", "of the reward"]
+    columns += ["compared with", "bound, 95%", "open-loop error: 1 to 5, 95%", "1 to 20, 95%", "of the reward, 95%"]
+    rows = []
     for variant, seeds in variants.items():
         cells = [variant, str(len(seeds)), mean_of(seeds, "bound", 2), kl_cell(seeds), mean_of(seeds, "observation", 2)]
         cells += [mean_of(seeds, "reward", 3), mean_of(seeds, "open_loop", 2, NEAR), mean_of(seeds, "open_loop", 2)]
@@ -250,42 +256,58 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
         cells.append(reference or "")
         for key, steps, digits in (("bound", None, 2), ("open_loop", NEAR, 2), ("open_loop", None, 2), ("open_loop_reward", None, 5)):
             cells.append(results.difference([mean(ours, key, steps) - mean(theirs, key, steps) for ours, theirs in pairs], digits))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    title = worldmodel.DATA[name].title
+    return f"**{title[0].upper()}{title[1:]}**\n\n{markdown(columns, rows)}"
+
+
+def bound_differences(pairs: list[tuple[dict, dict]], eighths: Iterable[int]) -> list[str]:
+    """The bound of the first less that of the second of each pair, after so many eighths of the updates, as cells of a table."""
+    return [results.difference([ours["bounds"][at - 1][1] - theirs["bounds"][at - 1][1] for ours, theirs in pairs], 2) for at in eighths]
 
 
 def sooner_table(found: dict) -> str:
     """The bound in the course of training, less that of each variant's reference, and the time of a run, as Markdown."""
-    eighths = ("after 1/8 of them", "1/4", "3/8", "1/2", "5/8", "3/4", "7/8", "all")
-    lines = [f"| | less that of | updates | {' | '.join(eighths)} | time of a run |", "|" + "---|" * (4 + len(eighths))]
+    rows = []
     for name, variants in found.items():
         data = worldmodel.DATA[name]
-        lines.append(f"| **{data.title}** |" + " |" * (3 + len(eighths)))
+        rows.append([f"**{data.title}**"])
         for variant, seeds in variants.items():
             reference = worldmodel.VARIANTS[variant].reference
             pairs = paired(seeds, variants.get(reference, {}))
             if pairs:
-                cells = [variant, reference, f"{data.updates:,}"]
-                for at in range(len(eighths)):
-                    cells.append(results.difference([ours["bounds"][at][1] - theirs["bounds"][at][1] for ours, theirs in pairs], 2))
                 time = np.median([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs])
-                cells.append(f"x {time:.2f}" if variant in worldmodel.MAIN else "")  # the others did not run beside their reference
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+                rows.append([variant, reference, f"{data.updates:,}", *bound_differences(pairs, range(1, 9))])
+                if variant in worldmodel.MAIN:  # the others did not run beside their reference
+                    rows[-1].append(f"x {time:.2f}")
+    eighths = ["after 1/8 of them", "1/4", "3/8", "1/2", "5/8", "3/4", "7/8", "all"]
+    return markdown(["", "less that of", "updates", *eighths, "time of a run"], rows)
+
+
+def presets_table(found: dict) -> str:
+    """The bound of two levels with the presets' free nats, less flat's, by data and learning rate, as Markdown."""
+    rows = []
+    for name, variants in found.items():
+        for variant in (worldmodel.HALF_EACH, worldmodel.FASTER_HALF_EACH):
+            pairs = paired(variants.get(variant, {}), variants.get(worldmodel.VARIANTS[variant].reference, {}))
+            if pairs:
+                data, rate = worldmodel.DATA[name], worldmodel.config_of(name, variant).model_lr
+                rows.append([data.title, str(len(pairs)), f"{rate:g}", f"{data.updates:,}"])
+                rows[-1] += bound_differences(pairs, (2, 4, 8))
+    return markdown(["data", "seeds", "learning rate", "updates", "after a quarter", "after half", "at the end"], rows)
 
 
 def limits_table() -> str:
     """What can be known of each environment that things switch in, as Markdown."""
-    lines = ["| data | KL | observation | open-loop error: 1 to 5 | 1 to 20 | of a guess |", "|" + "---|" * 6]
-    titles = {}
+    rows, titles = [], {}
     for data in worldmodel.DATA.values():
         titles.setdefault(data.settings["task"], data.title)
     for task, title in titles.items():
         if env := switches(task):
             error = env.least_open_loop(np.arange(1, worldmodel.HORIZON + 1))
             numbers = (env.least_kl(), env.least_observation(), error[:NEAR].mean(), error.mean(), env.least_open_loop(np.inf))
-            lines.append(f"| {title} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
-    return "\n".join(lines)
+            rows.append([title, *(f"{number:.2f}" for number in numbers)])
+    return markdown(["data", "KL", "observation", "open-loop error: 1 to 5", "1 to 20", "of a guess"], rows)
 
 
 # Which states exploring agents reach
@@ -314,22 +336,22 @@ def exploring_figure(found: dict[str, dict[int, dict]]) -> Figure:
 
 def exploring_table(found: dict[str, dict[int, dict]]) -> str:
     """Cells that were reached and steps that were rewarded, with paired differences from flat, as Markdown."""
-    lines = ["| Plan2Explore on | cells: seeds (mean) | difference to flat, 95% | rewarded steps: seeds |", "|---|---|---|---|"]
+    rows = []
     for variant, seeds in found.items():
         reached = {seed: result["reached"][-1] for seed, result in sorted(seeds.items())}
         flat = {seed: result["reached"][-1] for seed, result in found.get("flat", {}).items()}
         pairs = [reached[seed] - flat[seed] for seed in reached if seed in flat and variant != "flat"]
         rewards = ", ".join(str(result["rewards"]) for _, result in sorted(seeds.items()))
         name = "nothing: random actions" if variant == "random" else variant
-        lines.append(f"| {name} | {seeds_and_mean(reached.values())} | {results.difference(pairs, 0)} | {rewards} |")
-    return "\n".join(lines)
+        rows.append([name, seeds_and_mean(reached.values()), results.difference(pairs, 0), rewards])
+    return markdown(["Plan2Explore on", "cells: seeds (mean)", "difference to flat, 95%", "rewarded steps: seeds"], rows)
 
 
-# The page
+# The pages
 
 
 def fill(page: str, tables: dict[str, str]) -> str:
-    """The page with its tables replaced.
+    """A page with its tables replaced.
 
     Raises:
         ValueError: if it has no place for one.
@@ -337,23 +359,25 @@ def fill(page: str, tables: dict[str, str]) -> str:
     for name, text in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not place.search(page):
-            raise ValueError(f"{PAGE} has no lines '<!-- {name} -->' and '<!-- end -->' for a table; add them where it belongs")
+            raise ValueError(f"the page has no lines '<!-- {name} -->' and '<!-- end -->' for a table; add them where it belongs")
         page = place.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)
     return page
 
 
-def tables() -> dict[str, str]:
-    """Every table of the page by its name, as Markdown."""
+def tables() -> dict[pathlib.Path, dict[str, str]]:
+    """Every table by its page and name, as Markdown."""
     plan, models = learning.load_plan(), worldmodel_results()
-    return {
+    agents = learning_results(plan)
+    of_results = {
         "rates": rates_table(results.load("rates")),
         "free_nats": free_nats_table(plan, results.load("learning") + results.load("free_nats")),
-        "learning": learning_table(plan, learning_results(plan)),
+        "learning": learning_table(plan, agents),
         "exploring": exploring_table(exploring_results()),
         "limits": limits_table(),
         "sooner": sooner_table(models),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in models.items()),
     }
+    return {PAGE: of_results, README: {"agents": learning_table(plan, agents, short=True), "worldmodels": presets_table(models)}}
 
 
 def main() -> None:
@@ -364,12 +388,12 @@ def main() -> None:
         "exploring": exploring_figure(exploring_results()),
         "worldmodel": worldmodel_figure(worldmodel_results()),
     }
-    made = tables()
-    PAGE.write_text(fill(PAGE.read_text(), made))
+    for page, made in tables().items():
+        page.write_text(fill(page.read_text(), made))
+        print("\n\n".join(made.values()))
     FIGURES.mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=120)
-    print("\n\n".join(made.values()))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ class Variant(NamedTuple):
 
 TWO_LEVELS = {"hierarchical_mode": True}  # at small size of the flat latent's capacity
 FLAT, FLAT_TWO, FASTER_FLAT = "flat", "flat, two free nats", "flat, twice the learning rate"
+FASTER_HALF_EACH = "two levels, half a free nat each, twice the learning rate"
 ONE_EACH, HALF_EACH = "two levels, one free nat each", "two levels, half a free nat each"
 MAIN = {
     FLAT: Variant({}),
@@ -113,7 +114,7 @@ MAIN = {
 }
 RATES = {  # whether it is only that one of them wants larger steps
     FASTER_FLAT: Variant({"model_lr": 6e-4}, FLAT),
-    "two levels, half a free nat each, twice the learning rate": Variant({**TWO_LEVELS, "kl_free": 0.5, "model_lr": 6e-4}, FASTER_FLAT),
+    FASTER_HALF_EACH: Variant({**TWO_LEVELS, "kl_free": 0.5, "model_lr": 6e-4}, FASTER_FLAT),
 }
 OTHER_WAYS = {  # to build it
     "prior learns through posterior": Variant(TWO_LEVELS, ONE_EACH, PriorLearnsThroughPosterior),

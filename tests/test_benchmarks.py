@@ -278,6 +278,15 @@ def test_the_table_of_training_has_paired_differences_at_the_same_updates():
     assert cells[11:] == ["x 1.25"]
 
 
+def test_the_short_table_of_world_models_is_after_a_quarter_a_half_and_all_updates():
+    flat = {seed: {"bounds": [(at, 0.0) for at in range(1, 9)]} for seed in range(2)}
+    half = {seed: {"bounds": [(at, at + seed) for at in range(1, 9)]} for seed in range(2)}
+    faster = {worldmodel.FASTER_FLAT: flat, worldmodel.FASTER_HALF_EACH: half}
+    cells = cells_of_last(draw.presets_table({"four_apart": faster | {worldmodel.HALF_EACH: half}}))  # whose flat runs are missing
+    assert cells[:4] == ["four things, each has its own events", "2", "0.0006", "4,000"]
+    assert cells[4:] == [f"{at + 0.5:+.2f} ({at:+.2f} to {at + 1:+.2f})" + (at > 6) * " \\*" for at in (2, 4, 8)]
+
+
 def test_a_page_keeps_its_words_and_gets_new_tables():
     page = "before\n<!-- one -->\nold\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nafter\n"
     filled = draw.fill(page, {"one": "| new |", "two": "| \\1 |"})
