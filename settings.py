@@ -167,7 +167,7 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
             if key not in flat:
                 homes = [name for name in suites if key in suites[name]]
                 hint = f"; it is a setting of the {', '.join(homes)} suite, and the task is {task!r}" if homes else ""
-                raise ValueError(unknown("setting", key, flat) + hint)
+                raise ValueError(unknown("setting", key, [*flat, "configs"]) + hint)
             flat[key] = _coerce(key, value, flat[key])
     for key, value in flat.items():
         _check_range(key, value)

@@ -265,6 +265,7 @@ def test_a_reader_that_goes_away_takes_nothing_with_it(tmp_path, reader):
     "flags, words",
     [
         (["--encoder.cnn_dept", "4"], ["'encoder.cnn_dept'", "did you mean 'encoder.cnn_depth'"]),
+        (["--config", "hdreamer"], ["'config'", "did you mean 'configs'"]),
         (["--configs", "hdreame"], ["'hdreame'", "did you mean 'hdreamer'"]),
         (["--task", "atri_pong"], ["'atri'", "did you mean 'atari'"]),
         (["--task", "atari_pog"], ["atari_pog", "did you mean 'atari_pong'"]),
