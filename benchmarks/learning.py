@@ -61,7 +61,9 @@ def planned_runs(plan: dict, tasks: list[str]) -> list[Run]:
         planned = plan["tasks"][task]
         for seed in planned["seeds"]:
             for variant, presets in plan["variants"].items():
-                flags = [text for key, value in planned["flags"].items() for text in (f"--{key}", str(value))]
+                flags = []
+                for key, value in planned["flags"].items():
+                    flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
                 runs.append(Run(task, variant, seed, ["--configs", "defaults", *planned["presets"], *presets, *flags, "--seed", str(seed)]))
     return runs
 
