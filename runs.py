@@ -223,7 +223,12 @@ class Run:
         if not self.eval_envs:
             return []
         seed = tools.eval_seed(self.config.seed)
-        episodes = play_episodes(self.agent, self.eval_envs, self.config.eval_episode_num, seed, self.stop)
+        exploring, self.agent.exploring = self.agent.exploring, False  # sampled actions are the task's policy's too
+        try:
+            count, sample = self.config.eval_episode_num, self.config.eval_sample
+            episodes = play_episodes(self.agent, self.eval_envs, count, seed, self.stop, sample=sample)
+        finally:
+            self.agent.exploring = exploring
         return [*(episode.metrics for episode in episodes), self.eval_envs.scores([episode.sums for episode in episodes])]
 
     def save(self) -> bool:

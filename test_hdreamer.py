@@ -130,7 +130,7 @@ def test_a_memory_smaller_than_the_prefill_is_not_filled_again_after_a_resume(tm
 def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch):
     flags = ["--task", "gym_CartPole-v1", "--steps", "120", "--eval_every", "120", "--prefill", "60"]
 
-    def play_until_stopped(policy, envs, episodes, seed, stop):
+    def play_until_stopped(policy, envs, episodes, seed, stop, sample):
         os.kill(os.getpid(), signal.SIGINT)
         return []
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 import dreamer
 import exploration
+import runs
 import tools
 from benchmarks import exploring
 from benchmarks.synthetic import Grid
@@ -214,6 +215,25 @@ def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory
         training = dreamer.Training(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
         assert training.agent.exploring == explores
         training.run()
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_evaluations_play_the_tasks_policy_sampled_if_so_asked(tmp_path, monkeypatch, sample):
+    seen = []
+    play = runs.play_episodes
+
+    def watched(agent, *args, sample):
+        seen.append((agent.exploring, sample))
+        return play(agent, *args, sample=sample)
+
+    monkeypatch.setattr(runs, "play_episodes", watched)
+    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "logdir": str(tmp_path), "steps": 60, "eval_every": 60}
+    training = dreamer.Training(
+        tools.load_config(["defaults", "debug"], {**overrides, "expl_behavior": "plan2explore", "expl_until": 1000, "eval_sample": sample})
+    )
+    training.run()
+    assert seen == [(False, sample)]
+    assert training.agent.exploring
 
 
 def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
