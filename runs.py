@@ -222,11 +222,10 @@ class Run:
         """What an evaluation finds: metrics of every episode, and the suite's score; nothing if there are none to play."""
         if not self.eval_envs:
             return []
-        seed = tools.eval_seed(self.config.seed)
+        config, seed = self.config, tools.eval_seed(self.config.seed)
         exploring, self.agent.exploring = self.agent.exploring, False  # sampled actions are the task's policy's too
         try:
-            count, sample = self.config.eval_episode_num, self.config.eval_sample
-            episodes = play_episodes(self.agent, self.eval_envs, count, seed, self.stop, sample=sample)
+            episodes = play_episodes(self.agent, self.eval_envs, config.eval_episode_num, seed, self.stop, sample=config.eval_sample)
         finally:
             self.agent.exploring = exploring
         return [*(episode.metrics for episode in episodes), self.eval_envs.scores([episode.sums for episode in episodes])]
