@@ -169,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=10, help="how many are played; 0 for the video alone (default: %(default)s)")
     parser.add_argument("--envs", type=int, default=ENVS, help="environments that share them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of environments and actions (default: %(default)s)")
-    parser.add_argument("--sample", action="store_true", help="sample actions; otherwise the most likely ones are taken")
+    sampled = "sample actions, or take the most likely ones (default: as the run's evaluations do, eval_sample)"
+    parser.add_argument("--sample", action=argparse.BooleanOptionalAction, help=sampled)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
     add_import_flag(parser)
     parser.add_argument("--video", type=pathlib.Path, metavar="FILE.gif", help="film one more episode")
@@ -200,16 +201,17 @@ def run(options: argparse.Namespace) -> None:
     """Does what the command line asks for."""
     agent, checkpoint = read_agent(options.logdir, options.device)
     check_modules(agent._config, options.modules)
+    sample = agent._config.eval_sample if options.sample is None else options.sample
     about = {
         "task": agent._config.task,
         "frame": int(checkpoint.get("step", 0)),
         "updates": agent.updates,
         "seed": options.seed,
-        "sample": options.sample,
+        "sample": sample,
     }
     if options.episodes:
         torch.manual_seed(options.seed)
-        episodes, scores = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, options.sample)
+        episodes, scores = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, sample)
         summary = summarise(episodes)
         # An agent of recorded episodes has collected no frames.
         when = f"frame {about['frame']:,}" if about["frame"] else f"update {about['updates']:,}"
@@ -220,7 +222,7 @@ def run(options: argparse.Namespace) -> None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(written, indent=1) + "\n")
     if options.video:
-        steps = record_video(agent, options.video, options.video_steps, options.seed, options.sample)
+        steps = record_video(agent, options.video, options.video_steps, options.seed, sample)
         console.say(f"{options.video}: {steps} steps")
 
 

@@ -170,6 +170,20 @@ def test_episodes_are_played_with_sampled_or_most_likely_actions(trained, sample
     assert set(seen) == {sample}
 
 
+@pytest.mark.parametrize(
+    "eval_sample, flags, expected", [(True, [], True), (False, [], False), (True, ["--no-sample"], False), (False, ["--sample"], True)]
+)
+def test_an_evaluation_samples_as_those_of_the_run_do_unless_told(trained, tmp_path, monkeypatch, eval_sample, flags, expected):
+    checkpoint = torch.load(trained.logdir / "latest.pt", weights_only=True)
+    checkpoint["config"]["eval_sample"] = eval_sample
+    torch.save(checkpoint, tmp_path / "latest.pt")
+    seen = []
+    monkeypatch.setattr(evaluate, "play_episodes", lambda *args, sample: seen.append(sample) or [Finished(0, 1, {"return": 0.0})])
+    written = tmp_path / "episodes.json"
+    assert evaluate.main(["--logdir", str(tmp_path), "--device", "cpu", "--json", str(written), *flags]) == 0
+    assert seen == [expected] and json.loads(written.read_text())["sample"] is expected
+
+
 def test_a_dream_follows_the_actions_from_the_last_look(trained, monkeypatch):
     monkeypatch.setattr(evaluate, "DREAM", 8)
     model = load_agent(trained.logdir, "cpu")._wm
