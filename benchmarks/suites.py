@@ -22,6 +22,7 @@ COMMON = ("torch", "numpy", "gymnasium")  # whose versions stand in every row
 IN_MAIN_FILE = {"atari": ["ale-py"]}  # packages of suites that have no requirements file of their own
 SHOWN_TO_LEARN = {  # with curves
     "atari": "[Road Runner](results.md)",
+    "dmc": "[cart-pole swing-up](results.md)",
     "gym": "[CartPole](results.md)",
     "minatar": "[Breakout](results.md)",
 }
