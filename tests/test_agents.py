@@ -179,9 +179,11 @@ def test_an_evaluation_samples_as_those_of_the_run_do_unless_told(trained, tmp_p
     torch.save(checkpoint, tmp_path / "latest.pt")
     seen = []
     monkeypatch.setattr(evaluate, "play_episodes", lambda *args, sample: seen.append(sample) or [Finished(0, 1, {"return": 0.0})])
+    monkeypatch.setattr(evaluate, "record_video", lambda agent, path, steps, seed, sample: seen.append(sample) or steps)
     written = tmp_path / "episodes.json"
-    assert evaluate.main(["--logdir", str(tmp_path), "--device", "cpu", "--json", str(written), *flags]) == 0
-    assert seen == [expected] and json.loads(written.read_text())["sample"] is expected
+    command = ["--logdir", str(tmp_path), "--device", "cpu", "--json", str(written), "--video", str(tmp_path / "film.gif"), *flags]
+    assert evaluate.main(command) == 0
+    assert seen == [expected, expected] and json.loads(written.read_text())["sample"] is expected
 
 
 def test_a_dream_follows_the_actions_from_the_last_look(trained, monkeypatch):
