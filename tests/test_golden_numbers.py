@@ -1,0 +1,148 @@
+"""Three updates of tiny agents, from fixed weights, batches and random numbers: losses, gradient norms and weights do not change.
+
+A change that is meant to change numbers writes the cases again, `python tests/test_golden_numbers.py CASE ...`, and says why.
+
+The stored numbers are those of this program itself. What they should be is tested elsewhere, against dreamerv3-torch and by hand.
+"""
+
+import contextlib
+import pathlib
+import sys
+import unittest.mock
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import tools
+from dreamer import Dreamer
+
+FOLDER = pathlib.Path(__file__).parent / "data" / "golden"
+UPDATES, B, T = 3, 3, 6
+SIZES = {
+    "dyn_deter": 8,
+    "dyn_hidden": 8,
+    "units": 8,
+    "dyn_stoch": 4,
+    "dyn_discrete": 4,
+    "imag_horizon": 5,
+    "size": [16, 16],
+    "kl_free": 0.05,  # below the KL of the fixed weights, so that it has a gradient
+    **{f"{net}.{key}": value for net in ("encoder", "decoder") for key, value in dict(cnn_depth=2, mlp_layers=2, mlp_units=8).items()},
+    # Large steps show wrong gradients; with a large epsilon a gradient near zero makes a small one, whatever its sign.
+    **{name: 0.01 for name in ("model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps")},
+}
+TWO_LEVELS = {
+    "hierarchical_mode": True,
+    "dyn_stoch_top": 3,
+    "dyn_discrete_top": 4,
+    "dyn_stoch_bottom": 4,
+    "dyn_discrete_bottom": 5,
+}
+EXPLORING = {"expl_behavior": "plan2explore", "disag_models": 2, "disag_layers": 1, "disag_units": 8}
+# Observations, actions and settings.
+CASES = {
+    "flat_discrete_vector": ("vector", "discrete", {}),
+    "flat_discrete_image": ("image", "discrete", {}),
+    "flat_continuous_vector": ("vector", "continuous", {}),
+    "flat_reinforce_continuous": ("vector", "continuous", {"imag_gradient": "reinforce"}),
+    "flat_gaussian": ("vector", "discrete", {"dyn_discrete": 0}),
+    "flat_zeros": ("vector", "discrete", {"initial": "zeros"}),
+    "flat_plan2explore": ("vector", "discrete", EXPLORING),
+    "two_levels_discrete_vector": ("vector", "discrete", TWO_LEVELS),
+    "two_levels_discrete_image": ("image", "discrete", TWO_LEVELS),
+    "two_levels_continuous_vector": ("vector", "continuous", TWO_LEVELS),
+    "two_levels_continuous_image": ("image", "continuous", TWO_LEVELS),
+    "two_levels_plan2explore": ("vector", "discrete", {**TWO_LEVELS, **EXPLORING, "disag_action_cond": True}),
+}
+
+
+@contextlib.contextmanager
+def fixed_random_numbers(seed: int):
+    """Within this, PyTorch's random numbers come from NumPy, whose streams are the same on every processor."""
+    rng = np.random.default_rng(seed)
+
+    def draw(sample):
+        def drawn(*shape, **_):
+            shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)) else shape
+            return torch.as_tensor(sample(tuple(shape)).astype(np.float32))
+
+        return drawn
+
+    normal = draw(rng.standard_normal)
+    with (
+        unittest.mock.patch("torch.rand", draw(rng.random)),
+        unittest.mock.patch("torch.randn", normal),
+        unittest.mock.patch("torch.randn_like", lambda x: normal(x.shape)),
+    ):
+        yield
+
+
+def make_agent(observed: str, actions: str, overrides: dict) -> Dreamer:
+    config = tools.load_config([], {"task": "gym_X-v0", "device": "cpu", **SIZES, **overrides})
+    space = {"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-1, 1, (5,))}[observed]
+    agent = Dreamer(spaces.Dict({observed: space}), spaces.Discrete(3) if actions == "discrete" else spaces.Box(-1, 1, (2,)), config)
+    for name, tensor in sorted(agent.state_dict().items()):
+        rng = np.random.default_rng(list(name.replace("_slow_value", "value").encode()))
+        if tensor.ndim > 1:
+            fan = tensor[0].numel()
+            tensor.copy_(torch.as_tensor(rng.normal(size=tensor.shape) / np.sqrt(fan)))
+        elif not name.endswith("ema_vals"):
+            tensor.add_(torch.as_tensor(0.1 * rng.normal(size=tensor.shape)))
+    return agent
+
+
+def make_batch(observed: str, actions: str, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    is_first = np.zeros((B, T), bool)
+    is_first[0, 0] = is_first[1, 3] = True
+    is_terminal = np.zeros((B, T), bool)
+    is_terminal[1, 2] = True
+    seen = {
+        "image": lambda: rng.integers(256, size=(B, T, 16, 16, 3)).astype(np.uint8),
+        "vector": lambda: rng.normal(size=(B, T, 5)).astype(np.float32),
+    }[observed]()
+    done = {
+        "discrete": lambda: np.eye(3, dtype=np.float32)[rng.integers(3, size=(B, T))],
+        "continuous": lambda: rng.uniform(-1, 1, size=(B, T, 2)).astype(np.float32),
+    }[actions]()
+    done[is_first] = 0.0
+    reward = rng.normal(size=(B, T)).astype(np.float32)
+    return {observed: seen, "action": done, "reward": reward, "is_first": is_first, "is_terminal": is_terminal}
+
+
+def numbers(case: str) -> dict[str, np.ndarray]:
+    """Losses and gradient norms of every update, and the weights after the last one."""
+    observed, actions, overrides = CASES[case]
+    agent, found = make_agent(observed, actions, overrides), {}
+    with fixed_random_numbers(seed=0):
+        for update in range(UPDATES):
+            metrics = agent.update(make_batch(observed, actions, seed=update))
+            found |= {f"{update}/{name}": value for name, value in metrics.items() if name.endswith(("_loss", "_norm", "kl", "entropy"))}
+    found |= agent.state_dict()
+    return {name: value.detach().float().numpy() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_gradients_and_weights_of_three_updates_are_the_stored_ones(case):
+    stored, found = dict(np.load(FOLDER / f"{case}.npz")), numbers(case)
+    assert found.keys() == stored.keys()
+    for name, expected in stored.items():
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1e-6), err_msg=name)
+
+
+def test_the_stored_weights_have_been_trained():
+    for case, (observed, actions, overrides) in CASES.items():
+        before, after = make_agent(observed, actions, overrides).state_dict(), np.load(FOLDER / f"{case}.npz")
+        still = [name for name, value in before.items() if np.array_equal(value, after[name])]
+        assert not still, (case, still)
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for case in sys.argv[1:] or CASES:
+        np.savez_compressed(FOLDER / f"{case}.npz", **numbers(case))
+        print(f"wrote {case}")
