@@ -7,8 +7,7 @@ import shlex
 import numpy as np
 import torch
 
-import archives
-import tools
+from storage import archives, files
 
 VERSION = 1
 AGENT = frozenset(["agent_state_dict", "optims_state_dict"])  # all that dreamerv3-torch stores
@@ -24,7 +23,7 @@ def save(path: pathlib.Path, checkpoint: dict) -> None:
     Raises:
         OSError: if it cannot be written; then the files that were there stay.
     """
-    with tools.replacing(path) as file:
+    with files.replacing(path) as file:
         try:
             torch.save({"version": VERSION, **checkpoint}, file)
         except RuntimeError as error:
@@ -33,7 +32,7 @@ def save(path: pathlib.Path, checkpoint: dict) -> None:
             raise
         file.flush()
         if path.exists():
-            tools.link(path, previous(path))
+            files.link(path, previous(path))
 
 
 def previous(path: pathlib.Path) -> pathlib.Path:

@@ -7,10 +7,11 @@ import numpy as np
 
 import console
 import tools
-from disk import Disk
 from envs import EnvBatch
 from envs.spaces import ActionCodec, is_summed
-from replay import Replay, save_episode
+from replay import Replay
+from storage.disk import Disk
+from storage.episodes import save_episode
 
 
 class Finished(NamedTuple):
@@ -40,7 +41,7 @@ class Collector:
         envs: the environments.
         replay: where steps are stored; None to store none.
         directory: where finished episodes are written; None to write none.
-        disk: what writes them, if a failure must not end the run, see `replay.save_episode`.
+        disk: what writes them, if a failure must not end the run, see `episodes.save_episode`.
         seed: of the environments.
         training: passed on to the policy, which may act differently in evaluation.
     Attributes:

@@ -30,7 +30,6 @@ import settings
 import tools
 import weights
 from collect import Collector, Finished
-from disk import free_space
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
 from envs.gym import register
@@ -38,8 +37,10 @@ from envs.spaces import ActionCodec, as_batch, describe_space
 from envs.workers import EnvironmentFailed
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
-from replay import Replay, old_episodes, stored_steps
+from replay import Replay
 from runs import Run
+from storage.disk import free_space
+from storage.episodes import old_episodes, stored_steps
 
 
 class Dreamer(nn.Module):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import checkpoints
-import tools
 from console import first
+from storage import files
 
 # The parameters that an optimizer trains, by the last attributes of its name; they lie below the module that owns it.
 TRAINS = {"_model_opt._opt": "", "_actor_opt._opt": "actor.", "_value_opt._opt": "value.", "_expl_opt._opt": "_networks."}
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{arguments.output} exists; give another name")
         checkpoint = checkpoints.load(checkpoints.locate(arguments.checkpoint), "Give another file")
         exported = export(checkpoint, arguments.compiled)
-        with tools.replacing(arguments.output.expanduser()) as file:
+        with files.replacing(arguments.output.expanduser()) as file:
             torch.save(exported, file)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 import console
-import disk
 import tools
 from agents import Data, add_import_flag, check_modules, decode, observe, play, read_agent, seen
 from collect import Finished, play_episodes
@@ -30,6 +29,7 @@ from envs import make_envs
 from intervals import bootstrap_interval
 from models import WorldModel
 from networks import State
+from storage import disk
 
 ENVS = 5  # play at the same time
 DREAM = 50  # steps from one look at what is seen to the next

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from disk import Disk
+from storage.disk import Disk
 
 if TYPE_CHECKING:
     from dreamer import Dreamer

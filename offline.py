@@ -1,6 +1,6 @@
 """Folders of recorded episodes to learn from: what is in them, and whether it fits together and to the task.
 
-Episodes are .npz files as `replay.save_episode` writes them, or as dreamerv3-torch does. They are only read.
+Episodes are .npz files as `episodes.save_episode` writes them, or as dreamerv3-torch does. They are only read.
 
 Shapes: L steps of an episode, A action, M steps of all episodes.
 """
@@ -12,11 +12,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-import archives
 import console
 from envs.check import LARGEST, is_sound
 from envs.spaces import RESERVED, ActionCodec
-from replay import Replay, load_episode
+from replay import Replay
+from storage import archives
+from storage.episodes import load_episode
 
 HELD_OUT_BATCHES = 20  # that are measured at most
 NEEDED = ("action", "reward", "is_first", "is_terminal")

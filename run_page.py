@@ -19,8 +19,8 @@ import console
 import curves
 import pages
 import settings
-import tools
 from curves import Curve
+from storage import files
 
 SECONDS_BETWEEN_PAGES = 60.0
 SHARE_OF_TIME = 0.01  # of the training's time that pages may take at most
@@ -90,7 +90,7 @@ def write(logdir: pathlib.Path, stored: dict, training: bool = False) -> pathlib
     """
     path = logdir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
-    with tools.replacing(path) as file:  # a browser never meets half a page
+    with files.replacing(path) as file:  # a browser never meets half a page
         file.write(page(logdir, stored, training).encode())
     return path
 

@@ -21,9 +21,10 @@ import settings
 import tools
 import writers
 from collect import play_episodes
-from disk import Disk
 from envs import EnvBatch, make_envs
-from lock import Lock
+from storage import files
+from storage.disk import Disk
+from storage.lock import Lock
 
 
 class Run:
@@ -109,7 +110,7 @@ class Run:
         config.logdir = str(self.logdir)
         if self.lock is None:
             self._lock(opened)
-        tools.remove_partial(self.logdir)
+        files.remove_partial(self.logdir)
         console.say(self.summary())
         if self.origin:
             self._report(checkpoint, found)
@@ -372,7 +373,7 @@ def keep_original(path: pathlib.Path) -> pathlib.Path:
     for number in itertools.count(1):
         kept = path.with_name(f"{path.stem}.dreamerv3-torch{'' if number == 1 else f'-{number}'}{path.suffix}")
         if not kept.exists():
-            tools.link(path, kept)
+            files.link(path, kept)
             return kept
         if filecmp.cmp(path, kept, shallow=False):
             return kept
@@ -382,7 +383,7 @@ def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
     """Links the episodes of another run into a folder."""
     for path in sorted(source.glob("*.npz")):
         directory.mkdir(parents=True, exist_ok=True)
-        tools.link(path, directory / path.name)
+        files.link(path, directory / path.name)
 
 
 def stored_config(logdir: pathlib.Path) -> dict:
@@ -402,5 +403,5 @@ def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tu
     for name, before, after in changes:
         with open(logdir / "config_changes.jsonl", "a") as file:
             file.write(json.dumps({"time": now, "step": step, "setting": name, "from": before, "to": after}) + "\n")
-    with tools.replacing(logdir / "config.yaml") as file:
+    with files.replacing(logdir / "config.yaml") as file:
         settings.write_yaml(config, file)

@@ -21,7 +21,7 @@ import runs
 import settings
 import tools
 from envs import make_envs
-from replay import load_episode
+from storage.episodes import load_episode
 
 
 def run(logdir: pathlib.Path, preset: str, *flags: str) -> list[dict]:

@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import re
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -33,8 +32,8 @@ class Logger:
     """
 
     def __init__(self, logdir: pathlib.Path, unit: str = "frame", more: Sequence = (), disk=None):
-        from disk import Disk
         from events import EventFile
+        from storage.disk import Disk
 
         self.logdir, self._unit, self._more = logdir, unit, more
         self._values = {}
@@ -128,42 +127,6 @@ class Timer:
 
     def restart(self) -> None:
         self._last = time.monotonic()
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path):
-    """Opens a file for writing that takes the place of `path` only when it is complete and on the disk."""
-    partial = path.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_partial(directory: pathlib.Path) -> None:
-    """Removes what `replacing` left in a run's folder when the process was killed in the middle of it."""
-    for path in (*directory.glob("*.partial"), *directory.glob("*/*.partial")):
-        path.unlink(missing_ok=True)
-
-
-def link(path: pathlib.Path, other: pathlib.Path) -> None:
-    """Gives a file that is not written to again a second name, at once or not at all; a copy where there are no links."""
-    if other.exists() and other.samefile(path):
-        return
-    partial = other.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(path.resolve(), partial)
-        except OSError:
-            shutil.copyfile(path, partial)
-        os.replace(partial, other)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Speed:

@@ -22,7 +22,7 @@ import tools
 from benchmarks import results
 from benchmarks.synthetic import Grid
 from dreamer import Training
-from replay import load_episode
+from storage.episodes import load_episode
 
 STEPS, EVERY, SEEDS = 2000, 50, range(1, 6)  # the settings were chosen on seed 0
 CELLS = Grid.SIDE**2

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 import settings
-import tools
 from intervals import bootstrap_interval
+from storage import files
 
 HERE = pathlib.Path(__file__).parent
 
@@ -25,7 +25,7 @@ def store(experiment: str, name: str, result: dict) -> None:
     """Writes a result; the file appears only when complete, so that what exists is done."""
     path = path_of(experiment, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tools.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write((json.dumps(result) + "\n").encode())
 
 

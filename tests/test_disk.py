@@ -12,14 +12,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoints
-import disk
 import dreamer
-import replay
 import settings
 import tools
 from benchmarks.reliability import files
-from disk import Disk
-from replay import load_episode, save_episode
+from storage import disk, episodes, files
+from storage.disk import Disk
+from storage.episodes import load_episode, save_episode
 from test_replay import episode
 
 CARTPOLE = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "0"]
@@ -63,7 +62,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch) -> Device:
     device = Device()
-    for module in (tools, disk):
+    for module in (files, disk):
         monkeypatch.setattr(module, "open", device.open, raising=False)
     return device
 
@@ -200,10 +199,10 @@ def test_a_folder_that_is_full_from_the_start_is_refused(device, tmp_path, capsy
 
 def test_old_episodes_stay_unless_their_removal_is_asked_for(tmp_path):
     assert train(tmp_path, "--steps", "400", "--dataset_size", "100") == 0
-    stored = replay.stored_steps(tmp_path / "train_eps")
+    stored = episodes.stored_steps(tmp_path / "train_eps")
     assert sum(stored.values()) == 400
     assert train(tmp_path, "--steps", "500", "--dataset_size", "100", "--keep_episodes", "false") == 0
-    left = replay.stored_steps(tmp_path / "train_eps")
+    left = episodes.stored_steps(tmp_path / "train_eps")
     lengths = [steps + 1 for steps in left.values()]
     assert sum(lengths[1:]) < 100 <= sum(lengths) or sum(left.values()) < 200  # the newest that fill the memory, and the last ones
     assert sum(left.values()) < 400 and max(left) > max(stored)
@@ -272,7 +271,7 @@ def test_old_episodes_make_room_for_a_checkpoint(tmp_path, monkeypatch):
 
 
 def on_disk(logdir: pathlib.Path) -> int:
-    return sum(replay.stored_steps(logdir / "train_eps").values())
+    return sum(episodes.stored_steps(logdir / "train_eps").values())
 
 
 def steps_of(logdir: pathlib.Path) -> int:
@@ -293,7 +292,7 @@ def test_episodes_beyond_the_memory_are_the_ones_that_it_does_not_load(tmp_path)
         save_episode(tmp_path, episode(100 * index, length)).rename(tmp_path / f"2026010{index}T000000-x-{length}.npz")
     (tmp_path / "notes.txt").write_text("mine")
     for capacity in range(1, 35):
-        old = {path.name for path, _ in replay.old_episodes(tmp_path, capacity)}
+        old = {path.name for path, _ in episodes.old_episodes(tmp_path, capacity)}
         lengths, names = (
             [4, 9, 3, 7, 5],
             [f"2026010{index}T000000-x-{length}.npz" for index, length in zip(range(4, -1, -1), [4, 9, 3, 7, 5])],

@@ -17,7 +17,8 @@ from collect import Collector, play_episodes
 from envs import make_envs
 from envs.gym import ActionRepeat
 from envs.spaces import ActionCodec, ObservationCodec
-from replay import Replay, load_episode
+from replay import Replay
+from storage.episodes import load_episode
 
 
 class Counter(gymnasium.Env):

@@ -33,15 +33,9 @@ SIZES = {
     "kl_free": 0.05,  # below the KL of the fixed weights, so that it has a gradient
     **{f"{net}.{key}": value for net in ("encoder", "decoder") for key, value in dict(cnn_depth=2, mlp_layers=2, mlp_units=8).items()},
     # Large steps show wrong gradients; with a large epsilon a gradient near zero makes a small one, whatever its sign.
-    **{name: 0.01 for name in ("model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps")},
+    **dict.fromkeys(("model_lr", "actor.lr", "critic.lr", "opt_eps", "actor.eps", "critic.eps"), 0.01),
 }
-TWO_LEVELS = {
-    "hierarchical_mode": True,
-    "dyn_stoch_top": 3,
-    "dyn_discrete_top": 4,
-    "dyn_stoch_bottom": 4,
-    "dyn_discrete_bottom": 5,
-}
+TWO_LEVELS = {"hierarchical_mode": True, "dyn_stoch_top": 3, "dyn_discrete_top": 4, "dyn_stoch_bottom": 4, "dyn_discrete_bottom": 5}
 EXPLORING = {"expl_behavior": "plan2explore", "disag_models": 2, "disag_layers": 1, "disag_units": 8}
 # Observations, actions and settings.
 CASES = {

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lock import NAME, Lock
+from storage.lock import NAME, Lock
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = [
@@ -26,9 +26,7 @@ RUN = [
     "--envs",
     "2",
 ]
-HOLD = (
-    "import pathlib, sys, time; from lock import Lock; lock = Lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
-)
+HOLD = "import pathlib, sys, time; from storage.lock import Lock; lock = Lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:

@@ -9,13 +9,13 @@ from gymnasium import spaces
 
 import checkpoints
 import console
-import disk
 import dreamer
 import nonfinite
 import tools
 from dreamer import Dreamer, Training
 from models import Optimizer, update_return_range
 from replay import Replay
+from storage import disk
 
 BATCH = 10
 

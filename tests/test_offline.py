@@ -25,7 +25,7 @@ from collect import Collector
 from dreamer import Dreamer
 from envs import make_envs
 from old_files import DATA, same
-from replay import load_episode
+from storage.episodes import load_episode
 
 ROOT = pathlib.Path(__file__).parent.parent
 NO_ENVIRONMENT = ["--task", "gym_Nowhere-v0", "--eval_episode_num", "0"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import replay
 from benchmarks.reliability import files
-from replay import Replay, load_episode, save_episode
+from replay import Replay
+from storage import episodes
+from storage.episodes import load_episode, save_episode
 
 SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (1,), np.float32)})
 
@@ -157,7 +159,7 @@ def test_episodes_survive_the_disk(tmp_path):
     for key, value in saved.items():
         np.testing.assert_array_equal(loaded[key], value)
     np.testing.assert_array_equal(loaded["discount"], 1.0 - saved["is_terminal"])
-    assert sum(replay.stored_steps(tmp_path).values()) == 8
+    assert sum(episodes.stored_steps(tmp_path).values()) == 8
 
 
 def test_loading_keeps_the_newest_episodes_that_fit_and_skips_damaged_ones(tmp_path, capsys):

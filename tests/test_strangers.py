@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import agents
-import archives
 import checkpoints
 import curves
 import evaluate
@@ -26,7 +25,8 @@ import writers
 from benchmarks.reliability import fuzz, mutations
 from envs.spaces import space_of
 from old_files import DATA, Payload
-from replay import load_episode, save_episode
+from storage import archives
+from storage.episodes import load_episode, save_episode
 from test_replay import episode, make
 
 REPLAY_NAME = "20260101T000000-x-9.npz"

@@ -14,7 +14,8 @@ import settings
 from collect import Collector
 from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec
-from replay import Replay, load_episode
+from replay import Replay
+from storage.episodes import load_episode
 
 
 class Counting(gymnasium.Env):

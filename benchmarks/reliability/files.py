@@ -38,7 +38,8 @@ from dreamer import Dreamer
 from envs import make_envs
 from envs.spaces import ActionCodec
 from exploration import Random
-from replay import Replay, load_episode
+from replay import Replay
+from storage.episodes import load_episode
 
 ROOT = pathlib.Path(__file__).parents[2]
 WARNINGS = {kind: f"{kind} cannot be written" for kind in ("the checkpoint", "episodes")}

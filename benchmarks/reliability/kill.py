@@ -22,7 +22,7 @@ import time
 
 import checkpoints
 from benchmarks.reliability.journal import FINISHED, STEPS, episode_number
-from replay import load_episode
+from storage.episodes import load_episode
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMON = "--configs defaults debug --device cpu --steps 1000000 --checkpoint_every 1 --dataset_size 100000"

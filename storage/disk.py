@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import console
-import tools
+from storage import files
 
 MOST_WAITING = 2**30  # bytes that wait in memory
 SECONDS_BETWEEN_WARNINGS = 60.0
@@ -131,7 +131,7 @@ def free_space(folder: pathlib.Path) -> str:
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
-    with tools.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(content)
 
 
