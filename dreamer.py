@@ -39,6 +39,7 @@ from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
 from replay import Replay
 from runs import Run
+from settings.help import help_text
 from storage.disk import free_space
 from storage.episodes import old_episodes, stored_steps
 
@@ -536,7 +537,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
     argv = sys.argv[1:] if argv is None else argv
     with console.tolerant_output():
         if "--help" in argv or "-h" in argv:
-            print(f"{__doc__}\n{settings.help_text(shutil.get_terminal_size().columns)}")
+            print(f"{__doc__}\n{help_text(shutil.get_terminal_size().columns)}")
             return 0
         debug = False
         try:

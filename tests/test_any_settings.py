@@ -10,10 +10,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import settings
+from settings import files, loading, names
 
 TASK = "gym_CartPole-v1"
 DEFAULTS = settings.flatten(settings.plain(settings.load_config([], {"task": TASK})))
-SECTIONS = settings._sections()
+SECTIONS = files.sections()
 # What has few values, or values that depend on others.
 CHOICES = {"task", "size", "precision", "grad_heads"} | {name for name in DEFAULTS if name.endswith(("_keys", "import"))}
 NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, float)]
@@ -25,7 +26,7 @@ WORDS = st.from_regex(r"[A-Za-z][A-Za-z0-9_./-]{0,20}", fullmatch=True).filter(l
 @pytest.fixture(autouse=True, scope="module")
 def sections_are_read_once():
     patch = pytest.MonkeyPatch()
-    patch.setattr(settings, "_sections", lambda: copy.deepcopy(SECTIONS))
+    patch.setattr(loading, "sections", lambda: copy.deepcopy(SECTIONS))
     yield
     patch.undo()
 
@@ -36,7 +37,7 @@ def load(name: str, value) -> object:
 
 def bounds(name: str) -> tuple[float, float, bool]:
     """Least and greatest value of a number, and whether the least is excluded."""
-    return settings.AT_LEAST.get(name, 0), settings.AT_MOST.get(name, math.inf), name in settings.ABOVE_ZERO
+    return loading.AT_LEAST.get(name, 0), loading.AT_MOST.get(name, math.inf), name in loading.ABOVE_ZERO
 
 
 @st.composite
@@ -118,7 +119,7 @@ def test_any_text_is_a_value_of_the_right_type_or_refused_by_the_name_of_its_set
 
 
 @examples(max_examples=150, deadline=None)
-@given(st.text(min_size=1, max_size=20).filter(lambda name: name not in {*DEFAULTS, *settings.RENAMED, *settings.IGNORED}))
+@given(st.text(min_size=1, max_size=20).filter(lambda name: name not in {*DEFAULTS, *names.RENAMED, *names.IGNORED}))
 def test_unknown_names_are_always_refused(name):
     with pytest.raises(ValueError, match="unknown setting"):
         load(name, "1")
@@ -155,7 +156,7 @@ def test_any_stored_value_is_one_of_settings_or_none(value):
     text = io.BytesIO()
     settings.write_yaml(settings.Config(tree), text)
     try:
-        loaded = settings._load_yaml(text.getvalue().decode())
+        loaded = files.load_yaml(text.getvalue().decode())
     except ValueError:
         return  # nested too deeply
     if settings.holds_settings(loaded):

@@ -22,6 +22,7 @@ from PIL import Image
 
 import checkpoints
 import settings
+from settings import help
 
 ROOT = pathlib.Path(__file__).parent.parent
 CARTPOLE = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--steps", "200", "--eval_every", "100"]
@@ -61,7 +62,7 @@ def test_help_lists_every_setting_with_its_default_and_comment():
     text = run("--help", env={**os.environ, "COLUMNS": "80"}).stdout
     assert max(len(line) for line in text.splitlines()[8:]) <= 80
     words = " ".join(text.split())
-    for setting in settings.describe():
+    for setting in help.describe():
         assert f"--{setting.name} " in text and setting.comment in words, setting
     for group in ("Run", "Environment", "Replay", "Latent dynamics", "Networks", "Behavior", "Suite atari", "Presets"):
         assert re.search(rf"^{group}$", text, re.MULTILINE)

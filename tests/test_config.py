@@ -6,6 +6,9 @@ import torch
 import console
 import settings
 import tools
+from settings import help
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_order_is_defaults_suite_presets_flags():
@@ -130,10 +133,10 @@ def test_values_out_of_range_are_refused(key, value, words):
 
 
 def test_every_setting_has_a_comment_and_the_documentation_is_up_to_date():
-    described = {setting.name: setting for setting in settings.describe() if not setting.group.startswith("Suite")}
+    described = {setting.name: setting for setting in help.describe() if not setting.group.startswith("Suite")}
     assert described.keys() == settings.flatten(settings.plain(tools.load_config([], {"task": "crafter_reward"}))).keys()
-    assert all(len(setting.comment) > 3 for setting in settings.describe())
-    assert settings.DOCS_FILE.read_text() == settings.markdown(), "run python settings.py"
+    assert all(len(setting.comment) > 3 for setting in help.describe())
+    assert (ROOT / "docs" / "configuration.md").read_text() == help.markdown(), "run python -m settings"
 
 
 # The numbers of dreamerv3-torch's presets, and of its checkpoints where its configs.yaml has names that nothing reads.

@@ -16,7 +16,8 @@ import dreamer
 import settings
 import tools
 from benchmarks.reliability import files
-from storage import disk, episodes, files
+from storage import disk, episodes
+from storage import files as storage_files
 from storage.disk import Disk
 from storage.episodes import load_episode, save_episode
 from test_replay import episode
@@ -62,7 +63,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch) -> Device:
     device = Device()
-    for module in (files, disk):
+    for module in (storage_files, disk):
         monkeypatch.setattr(module, "open", device.open, raising=False)
     return device
 

@@ -26,7 +26,7 @@ from benchmarks import draw
 from envs import OPTIONAL
 from old_files import DATA
 
-ROOT = settings.FOLDER
+ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 MAINS = {module.__name__: module.main for module in (compare, dreamer, dreamerv3_torch, evaluate, latent_report, record, run_page)}
 RUN = "logdir/20261128-002237-gym_CartPole-v1"  # the example on many pages

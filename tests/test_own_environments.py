@@ -14,14 +14,14 @@ import pytest
 from gymnasium import spaces
 
 import dreamer
-import settings
 import tools
 from agents import load_agent
 from envs import make_envs
 from envs.check import STEPS, check
 
 FLAGS = ["--configs", "defaults", "debug", "--steps", "120", "--eval_every", "60", "--device", "cpu"]
-PAGE = settings.FOLDER / "docs" / "your_environment.md"
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "your_environment.md"
 MODULE = PAGE.read_text().split("```python\n")[1].split("```")[0]  # what the page shows must work
 
 
@@ -124,7 +124,7 @@ def module(tmp_path, monkeypatch):
 def test_a_module_that_registers_environments_is_imported(module, envs):
     command = [
         sys.executable,
-        str(settings.FOLDER / "dreamer.py"),
+        str(ROOT / "dreamer.py"),
         *FLAGS,
         "--task",
         "gym_Walk-v0",
@@ -137,7 +137,7 @@ def test_a_module_that_registers_environments_is_imported(module, envs):
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
-    evaluate = [sys.executable, str(settings.FOLDER / "evaluate.py"), "--logdir", str(module / "run"), "--episodes", "2"]
+    evaluate = [sys.executable, str(ROOT / "evaluate.py"), "--logdir", str(module / "run"), "--episodes", "2"]
     result = subprocess.run(evaluate, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert result.returncode == 2 and "error: the environment gym_Walk-v0 is in the module my_walk" in result.stderr
     evaluate += ["--import", "my_walk"]

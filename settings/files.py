@@ -1,0 +1,93 @@
+"""Settings as YAML: configs.yaml, and the config.yaml of a run, which may come from a stranger."""
+
+import pathlib
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
+
+CONFIG_FILE = pathlib.Path(__file__).parent.parent / "configs.yaml"
+MOST_YAML, MOST_DEPTH = 100_000, 20  # characters, and values in each other; all settings are 6,000 and 2
+
+
+def sections() -> dict:
+    return YAML(typ="safe", pure=True).load(CONFIG_FILE)
+
+
+def load_yaml(text: str):
+    """A value in YAML from somewhere else. Settings need no aliases, which can make a few lines stand for billions.
+
+    Raises:
+        ValueError: for a text that is too long or too deep, or has aliases.
+        YAMLError: for what is no YAML, or names types of Python.
+    """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it is longer than {MOST_YAML:,} characters")
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, (SequenceStartEvent, MappingStartEvent)) - isinstance(event, (SequenceEndEvent, MappingEndEvent))
+        if depth > MOST_DEPTH or isinstance(event, AliasEvent):
+            raise ValueError("its values are nested too deeply, or it has aliases")
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def show(value) -> str:
+    """A value in YAML, without the quotes that some strings need."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {show(entry)}' for key, entry in value.items())}}}"
+    return str(value)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """A nested dict as one level, with dots in the names."""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def plain(config: dict) -> dict:
+    """The settings as an ordinary nested dict."""
+    return {key: plain(value) if isinstance(value, dict) else value for key, value in config.items()}
+
+
+def holds_settings(tree) -> bool:
+    """Whether what was read is a nested dict of plain values by name, none so long that it could be no setting's."""
+    return isinstance(tree, dict) and all(_is_text(key) and (holds_settings(value) or _is_plain(value)) for key, value in tree.items())
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, float) or _is_text(value) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_text(value) -> bool:
+    return type(value) is str and len(value) < 1000 and value.splitlines() in ([], [value])
+
+
+def read_yaml(path: pathlib.Path) -> dict:
+    """Settings that `write_yaml` has written.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = load_yaml(file.read(MOST_YAML + 1))
+    except (YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); repair or delete it") from None
+    if not holds_settings(config) or "task" not in config:
+        raise ValueError(f"{path} is damaged (it holds no settings); repair or delete it")
+    return config
+
+
+def write_yaml(config: dict, file) -> None:
+    """Writes all settings to an open binary file."""
+    yaml = YAML()
+    yaml.default_flow_style = None  # lists on one line
+    yaml.dump(plain(config), file)

@@ -1,0 +1,214 @@
+"""Loads settings: types, ranges, presets, flags."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+
+from ruamel.yaml.error import YAMLError
+
+from settings.files import flatten, load_yaml, sections, show
+from settings.names import current_names
+
+PRECISIONS = ("32", "bf16")
+# Numbers are never negative; these have a smaller range.
+AT_LEAST = {
+    **dict.fromkeys(
+        [
+            "steps",
+            "envs",
+            "eval_envs",
+            "log_every",
+            "action_repeat",
+            "dataset_size",
+            "batch_size",
+            "dyn_deter",
+            "dyn_hidden",
+            "dyn_rec_depth",
+            "units",
+            "critic.slow_target_update",
+            "checkpoint_every",
+        ],
+        1,
+    ),
+    **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_layers", "mlp_units")},
+    "batch_length": 2,
+    "imag_horizon": 2,
+    "disag_models": 2,
+    "disag_units": 1,
+    "disag_layers": 1,
+    "disag_offset": 1,
+}
+ABOVE_ZERO = (
+    "train_ratio",
+    "model_lr",
+    "actor.lr",
+    "critic.lr",
+    "opt_eps",
+    "actor.eps",
+    "critic.eps",
+    "grad_clip",
+    "actor.grad_clip",
+    "critic.grad_clip",
+)
+AT_MOST = {
+    **dict.fromkeys(["unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction"], 1),
+    **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2**31 - 1),
+    **dict.fromkeys(["dyn_rec_depth", "disag_models", "disag_layers", "encoder.mlp_layers", "decoder.mlp_layers"], 1000),
+    **{f"{head}.layers": 1000 for head in ("reward_head", "cont_head", "actor", "critic")},
+}
+
+
+class Config(dict):
+    """Settings whose entries are attributes. Assigning an unknown name is an error, as is reading one."""
+
+    def __getattr__(self, key: str):
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(unknown("setting", key, self)) from None
+
+    def __setattr__(self, key: str, value) -> None:
+        value = _coerce(key, value, self.__getattr__(key))
+        _check_range(key, value)
+        self[key] = value
+
+
+def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None = None) -> Config:
+    """Settings from configs.yaml: defaults, the task's suite, presets in order, overrides.
+
+    Args:
+        presets: names of sections; "defaults" is always the first, named or not.
+        overrides: values by name, nested ones with dots ("encoder.cnn_depth"); strings are read as YAML.
+    Raises:
+        ValueError: for an unknown preset, suite or setting, or a value of the wrong type or range.
+    """
+    known = sections()
+    defaults, suites = known.pop("defaults"), known.pop("suites")
+    layers = []
+    for name in presets:
+        if name not in known and name != "defaults":
+            raise ValueError(unknown("preset", name, ["defaults", *known]))
+        layers.append(flatten(known.get(name, {})))
+    layers.append(current_names(flatten(overrides or {})))
+
+    flat = flatten(defaults)
+    task = str(next((layer["task"] for layer in reversed(layers) if "task" in layer), flat["task"]))
+    suite = task.partition("_")[0]
+    if suite not in suites or suite == task:
+        raise ValueError(
+            f"task {task!r} does not begin with a suite; {unknown('suite', suite, suites)} (for example atari_pong, gym_CartPole-v1)"
+        )
+    flat.update(flatten(suites[suite]))
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in flat:
+                homes = [name for name in suites if key in suites[name]]
+                hint = f"; it is a setting of the {', '.join(homes)} suite, and the task is {task!r}" if homes else ""
+                raise ValueError(unknown("setting", key, [*flat, "configs"]) + hint)
+            flat[key] = _coerce(key, value, flat[key])
+    for key, value in flat.items():
+        _check_range(key, value)
+    return _nest(flat)
+
+
+def _nest(flat: dict) -> Config:
+    root = Config()
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        node = root
+        for name in path:
+            node = node.setdefault(name, Config())
+        node[last] = value
+    return root
+
+
+def _coerce(key: str, value, default):
+    """`value` in the type of `default`; strings are read as YAML where another type is wanted."""
+    kind = type(default)
+    if isinstance(value, str) and kind is not str:
+        value = _read(value, kind)
+    if kind is list and isinstance(value, (list, tuple)):
+        return [_coerce(key, part, default[0]) for part in value]
+    if type(value) is kind or (default is None and isinstance(value, (str, type(None)))):
+        return value
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    if kind is float and type(value) is int and abs(value) < 2**1000:  # beyond, it is no float
+        return float(value)
+    if kind is str and type(value) in (int, float):
+        return str(value)
+    wanted = "one name" if default is None else f"of type {kind.__name__}, such as {show(default)}"
+    raise ValueError(f"setting {key!r} is {value!r}; it must be {wanted}")
+
+
+def _read(text: str, kind: type):
+    """A value as people write it, for a setting of this type."""
+    if text.strip() in ("None", "null"):
+        return None
+    if kind is type(None):
+        return text  # a name or a path
+    if kind is list:
+        text = text.strip().translate(str.maketrans("()", "[]"))
+        text = text if text.startswith("[") else f"[{text}]"
+    try:
+        return load_yaml(text)
+    except (YAMLError, ValueError, KeyError):
+        return text  # of the wrong type then, which the caller reports
+
+
+def _check_range(key: str, value) -> None:
+    if key == "size":
+        if len(value) != 2 or any(type(side) is not int or side < 1 or side % 16 for side in value):
+            raise ValueError(f"setting 'size' is {value}; it must be height and width in pixels, multiples of 16, such as [64, 64]")
+        return
+    if key.endswith(("cnn_keys", "mlp_keys")):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(
+                f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, '$^' none"
+            ) from error
+    if key == "precision" and value not in PRECISIONS:
+        raise ValueError(f"setting 'precision' is {value!r}; allowed are {', '.join(PRECISIONS)}")
+    if type(value) not in (int, float):
+        return
+    at_least, at_most = AT_LEAST.get(key, 0), AT_MOST.get(key, math.inf)
+    if not at_least <= value <= at_most or value == math.inf or (key in ABOVE_ZERO and value == 0):
+        lower = "above 0" if key in ABOVE_ZERO else f"at least {at_least}"
+        raise ValueError(f"setting {key!r} is {value}; it must be {lower}" + (f" and at most {at_most}" if key in AT_MOST else ""))
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """A message that names the nearest known name; if none is near, all of them (for settings, where they are listed)."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"unknown {kind} {name!r}; did you mean {close[0]!r}?"
+    if kind == "setting":
+        return f"unknown setting {name!r}; --help lists all"
+    return f"unknown {kind} {name!r}; known are {', '.join(known)}"
+
+
+def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
+    """Splits a command line into presets (after --configs) and overrides by name, strings or lists of them; the last one counts.
+
+    Raises:
+        ValueError: for a word that belongs to no flag, or a flag without a value.
+    """
+    words, flags, presets = list(argv), {}, []
+    while words:
+        flag = words.pop(0)
+        if not flag.startswith("--") or len(flag) < 3:
+            raise ValueError(f"unexpected word {flag!r}; settings are given as --name value")
+        name, equals, value = flag[2:].partition("=")
+        values = [value] if equals else []
+        while not equals and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if not values:
+            raise ValueError(f"setting --{name} has no value; booleans are given as --{name} true")
+        if name == "configs":
+            presets += values
+        else:
+            flags[name] = values[0] if len(values) == 1 else values
+    return presets or ["defaults"], flags
