@@ -28,7 +28,7 @@ import offline
 import runs
 import settings
 import tools
-import weights
+from checkpoints import fitting
 from collect import Collector, Finished
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
@@ -249,7 +249,7 @@ class Dreamer(nn.Module):
         """
         if not strict or assign:
             raise ValueError("an agent's weights are loaded whole and copied: leave strict and assign out")
-        weights.load(self, state_dict)
+        fitting.load(self, state_dict)
         return _IncompatibleKeys([], [])
 
     def load_checkpoint(self, checkpoint: dict) -> dict[str, str]:
@@ -268,8 +268,8 @@ class Dreamer(nn.Module):
             raise ValueError(
                 f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; {' and '.join(missing)} is none"
             )
-        found = weights.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
-        self.updates = weights.updates_of(self)
+        found = fitting.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+        self.updates = fitting.updates_of(self)
         return found
 
 

@@ -1,5 +1,7 @@
 """Settings: order, types, names, presets."""
 
+import pathlib
+
 import pytest
 import torch
 

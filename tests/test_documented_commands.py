@@ -15,7 +15,6 @@ import torch
 
 import compare
 import dreamer
-import dreamerv3_torch
 import evaluate
 import latent_report
 import record
@@ -23,6 +22,8 @@ import run_page
 import settings
 import tools
 from benchmarks import draw
+from checkpoints import __main__ as export
+from checkpoints import dreamerv3_torch
 from envs import OPTIONAL
 from old_files import DATA
 
@@ -92,7 +93,7 @@ def workplace(tmp_path_factory) -> pathlib.Path:
             command = f"python dreamer.py --configs defaults {presets} --task {task} --logdir {logdir}"
             assert dreamer.main(shortened(command)) == 0
         shutil.copytree("logdir/flat_pong/train_eps", "logdir/old_pong/train_eps")
-        assert dreamerv3_torch.main(["logdir/flat_pong/latest.pt", "logdir/old_pong/latest.pt"]) == 0
+        assert export.main(["logdir/flat_pong/latest.pt", "logdir/old_pong/latest.pt"]) == 0
         for name, seed in (("recorded", 0), ("held_out", 1)):
             assert record.main(shortened(f"python record.py --task gym_CartPole-v1 --episodes 9 --seed {seed} --out {name}")) == 0
     for name in ("run", "learning/two_levels-0"):

@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys

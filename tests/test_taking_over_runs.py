@@ -15,9 +15,10 @@ from gymnasium import spaces
 
 import checkpoints
 import dreamer
-import dreamerv3_torch
 import runs
 import tools
+from checkpoints import __main__ as export
+from checkpoints import dreamerv3_torch
 from dreamer import Dreamer
 from old_files import DATA, KINDS, NAMES, Payload, batch, checkpoint, levels, make_agent, same, stored_settings
 
@@ -299,10 +300,10 @@ def test_the_export_command_writes_a_file_that_loads_and_refuses_two_levels(tmp_
                 "random_state": checkpoints.random_state(np.random.default_rng()),
             },
         )
-    assert dreamerv3_torch.main([str(tmp_path / "flat.pt"), str(tmp_path / "out.pt")]) == 0
+    assert export.main([str(tmp_path / "flat.pt"), str(tmp_path / "out.pt")]) == 0
     assert same(dict(torch.load(tmp_path / "out.pt")["agent_state_dict"]), dict(checkpoint("atari")["agent_state_dict"]))
-    assert dreamerv3_torch.main([str(tmp_path / "flat.pt"), str(tmp_path / "out.pt")]) == 2
-    assert dreamerv3_torch.main([str(tmp_path / "split.pt"), str(tmp_path / "other.pt")]) == 2
+    assert export.main([str(tmp_path / "flat.pt"), str(tmp_path / "out.pt")]) == 2
+    assert export.main([str(tmp_path / "split.pt"), str(tmp_path / "other.pt")]) == 2
     assert not (tmp_path / "other.pt").exists()
     errors = capsys.readouterr().err
     assert "exists" in errors and "only flat agents can be exported" in errors

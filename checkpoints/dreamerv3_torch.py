@@ -1,22 +1,15 @@
 """Checkpoints of dreamerv3-torch: read into this program's names, and written so that it can read them.
 
-    python dreamerv3_torch.py logdir/run/latest.pt exported.pt [--compiled]
-
 It stores the same tensors under the same names, but modules that several attributes share are stored once for each of them,
 modules that were compiled have `_orig_mod` in their names, and optimizers go by the path on which they were found.
 """
 
-import argparse
-import pathlib
-import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import checkpoints
 from console import first
-from storage import files
 
 # The parameters that an optimizer trains, by the last attributes of its name; they lie below the module that owns it.
 TRAINS = {"_model_opt._opt": "", "_actor_opt._opt": "actor.", "_value_opt._opt": "value.", "_expl_opt._opt": "_networks."}
@@ -237,28 +230,3 @@ def _adam(optimizer: dict) -> dict:
     own = {"lr": group["lr"], **ADAM, "eps": group["eps"], "params": list(group["params"])}
     state = {number: {key: slots[key].detach().cpu().contiguous() for key in MOMENTS} for number, slots in optimizer["state"].items()}
     return {"state": state, "param_groups": [own]}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Writes a flat run's checkpoint as dreamerv3-torch does; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Writes a flat agent's checkpoint as dreamerv3-torch does.")
-    parser.add_argument("checkpoint", help="a flat run's latest.pt, or its folder")
-    parser.add_argument("output", type=pathlib.Path, help="the file to write, for example latest.pt in a folder for dreamerv3-torch")
-    parser.add_argument("--compiled", action="store_true", help="for a run with its setting compile: True, its default")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.output.exists():
-            raise ValueError(f"{arguments.output} exists; give another name")
-        checkpoint = checkpoints.load(checkpoints.locate(arguments.checkpoint), "Give another file")
-        exported = export(checkpoint, arguments.compiled)
-        with files.replacing(arguments.output.expanduser()) as file:
-            torch.save(exported, file)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {arguments.output}: {len(exported['agent_state_dict'])} names, {len(exported['optims_state_dict'])} optimizers.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

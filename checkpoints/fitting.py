@@ -6,12 +6,12 @@ import re
 import torch
 from torch import nn
 
-import dreamerv3_torch
 import models
+from checkpoints import dreamerv3_torch
 from console import first, warn
 
 
-def load(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> dict[str, str]:
+def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> dict[str, str]:
     """Takes up weights, and optimizer states if they are given; those of a flat agent are converted for one with two levels.
 
     Everything is checked and converted before anything changes.

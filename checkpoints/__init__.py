@@ -1,0 +1,5 @@
+"""Checkpoints: this program's own and dreamerv3-torch's, read without running code, and fitted to an agent."""
+
+from checkpoints.files import AGENT, RUN, VERSION, load, locate, previous, random_state, restore_random_state, save
+
+__all__ = ["AGENT", "RUN", "VERSION", "load", "locate", "previous", "random_state", "restore_random_state", "save"]
