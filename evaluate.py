@@ -26,9 +26,9 @@ from agents import Data, add_import_flag, check_modules, decode, observe, play, 
 from collect import Finished, play_episodes
 from dreamer import Dreamer
 from envs import make_envs
-from intervals import bootstrap_interval
 from models import WorldModel
 from networks import State
+from pages.intervals import bootstrap_interval
 from storage import disk
 
 ENVS = 5  # play at the same time

@@ -21,13 +21,13 @@ import torch
 from matplotlib.figure import Figure
 
 import console
-import pages
 from agents import Data, add_import_flag, check_modules, decode, play, read_agent, seen
 from dreamer import Dreamer
 from envs import EnvBatch, atari, make_envs
 from latent_measures import BEFORE, HORIZON, UNTRAINED, Measured, choices_to_resample, measure
 from models import WorldModel
 from networks import State
+from pages import web
 
 DRAWN_NUMBERS, DRAWN_IMAGES, DRAWN_VARIABLES, DRAWN_STEPS = 4, 8, 12, 150  # at most, in figures
 
@@ -196,10 +196,7 @@ TWO_LEVELS = {  # what captions say besides
 def tables(numbers: dict) -> dict[str, str]:
     """The tables of a report as HTML, by what they are of."""
     untrained = {f"{name}, untrained": row for name, row in numbers["levels_untrained"].items()}
-    found = {
-        "codes": pages.number_table({**numbers["levels"], **untrained}),
-        "reconstructions": pages.number_table(numbers["reconstruction"]),
-    }
+    found = {"codes": web.number_table({**numbers["levels"], **untrained}), "reconstructions": web.number_table(numbers["reconstruction"])}
     steps = (1, 5, 15, HORIZON)
     rows = {
         f"{key}: {what}, {levels} drawn": {f"step {step}": row[what][step - 1] for step in steps}
@@ -208,7 +205,7 @@ def tables(numbers: dict) -> dict[str, str]:
         for what in ("error", "spread")
     }
     if rows:
-        found["spread"] = pages.number_table(rows)
+        found["spread"] = web.number_table(rows)
     trained, shares = numbers["probes"]["trained"], numbers["probes"]["untrained"]
     cell = "{share:.2f} ({low:.2f} to {high:.2f}), {untrained:.2f}"
     cells = [
@@ -216,7 +213,7 @@ def tables(numbers: dict) -> dict[str, str]:
         for variable in next(iter(trained.values()))
     ]
     if cells:
-        found["probes"] = pages.text_table(["", *trained], cells)
+        found["probes"] = web.text_table(["", *trained], cells)
     return found
 
 
@@ -233,7 +230,7 @@ def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str
     elif (count := len(next(iter(numbers["probes"]["trained"].values())))) > DRAWN_VARIABLES:
         parts.append(f"<p>The figure has the first {DRAWN_VARIABLES} of {count} variables.</p>")
     parts.append('<p class="faint">More on how to read this is in docs/latents.md, all numbers are in report.json.</p>')
-    return pages.document(title, f"<p>{html.escape(about)}</p>{''.join(parts)}")
+    return web.document(title, f"<p>{html.escape(about)}</p>{''.join(parts)}")
 
 
 def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str, modules: Collection[str] = ()) -> pathlib.Path:

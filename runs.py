@@ -14,7 +14,6 @@ import torch
 
 import checkpoints
 import console
-import curves
 import nonfinite
 import offline
 import settings
@@ -22,6 +21,7 @@ import tools
 import writers
 from collect import play_episodes
 from envs import EnvBatch, make_envs
+from pages import curves
 from storage import files
 from storage.disk import Disk
 from storage.lock import Lock

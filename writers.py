@@ -10,9 +10,9 @@ import secrets
 import types
 
 import console
-import curves
 import settings
-from run_page import RunPage
+from pages import curves
+from pages.run_page import RunPage
 
 
 def check(config: settings.Config) -> None:

@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pages import comparison
+
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import compare
-import curves
 from benchmarks import exploring, learning, results, worldmodel
 from benchmarks.synthetic import Switches
+from pages import curves
 
 T = TypeVar("T")
 
@@ -73,13 +74,13 @@ def evaluations(result: dict) -> curves.Curve:
 
 
 def learning_figure(plan: dict, found: dict) -> Figure:
-    """Evaluation return against frames, a panel for each task, drawn as `compare.draw_seeds` says."""
-    figure, axes = compare.panels(len(found))
+    """Evaluation return against frames, a panel for each task, drawn as `comparison.draw_seeds` says."""
+    figure, axes = comparison.panels(len(found))
     for axis, (task, variants) in zip(axes, found.items()):
         settings = plan["tasks"][task]
         for number, variant in enumerate(plan["variants"]):
             if variants[variant]:
-                compare.draw_seeds(axis, [evaluations(result) for result in variants[variant].values()], f"C{number}", variant)
+                comparison.draw_seeds(axis, [evaluations(result) for result in variants[variant].values()], f"C{number}", variant)
         if "random" in variants:
             axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", label="random policy")
         if "learned" in settings:
@@ -189,7 +190,7 @@ def worldmodel_results() -> dict[str, dict[str, dict[int, dict]]]:
 def worldmodel_figure(found: dict) -> Figure:
     """A row for each data: the bound by updates, the open-loop error by steps, and of two levels what it is more than their reference's.
 
-    Seeds, means and ranges are drawn as `compare.draw_seeds` says.
+    Seeds, means and ranges are drawn as `comparison.draw_seeds` says.
     """
     figure = Figure(figsize=(13, 3.1 * len(found) + 0.6), layout="constrained")
     colors = dict(zip(worldmodel.VARIANTS, [*(f"C{number}" for number in range(10)), "gold"], strict=True))
@@ -198,11 +199,11 @@ def worldmodel_figure(found: dict) -> Figure:
         errors = {variant: {seed: np.array(result["open_loop"]) for seed, result in seeds.items()} for variant, seeds in variants.items()}
         for variant, seeds in variants.items():
             bounds = [curves.Curve(*np.array(result["bounds"]).T) for result in seeds.values()]
-            compare.draw_seeds(by_updates, bounds, colors[variant], variant)
-            compare.draw_seeds(by_steps, [by_horizon(error) for error in errors[variant].values()], colors[variant], variant)
+            comparison.draw_seeds(by_updates, bounds, colors[variant], variant)
+            comparison.draw_seeds(by_steps, [by_horizon(error) for error in errors[variant].values()], colors[variant], variant)
         for variant, reference in two_levels(variants).items():
             differences = [by_horizon(ours - theirs) for ours, theirs in paired(errors[variant], errors[reference])]
-            compare.draw_seeds(from_reference, differences, colors[variant], variant)
+            comparison.draw_seeds(from_reference, differences, colors[variant], variant)
         steps = np.arange(1, worldmodel.HORIZON + 1)
         if env := switches(worldmodel.DATA[name].settings["task"]):
             by_steps.plot(steps, env.least_open_loop(steps), color="black", linestyle="--", linewidth=0.8)
@@ -322,12 +323,12 @@ def exploring_results() -> dict[str, dict[int, dict]]:
 
 
 def exploring_figure(found: dict[str, dict[int, dict]]) -> Figure:
-    """Cells reached against frames, drawn as `compare.draw_seeds` says."""
-    figure, (axis,) = compare.panels(1)
+    """Cells reached against frames, drawn as `comparison.draw_seeds` says."""
+    figure, (axis,) = comparison.panels(1)
     for number, (variant, seeds) in enumerate(found.items()):
         reached = [np.array(result["reached"], float) for result in seeds.values()]
         steps = exploring.EVERY * np.arange(1, len(reached[0]) + 1)
-        compare.draw_seeds(axis, [curves.Curve(steps, values) for values in reached], f"C{number}", variant)
+        comparison.draw_seeds(axis, [curves.Curve(steps, values) for values in reached], f"C{number}", variant)
     axis.axhline(exploring.CELLS, color="black", linestyle="--", linewidth=0.8, label="all cells")
     axis.set(title="Grid-v0", xlabel="frames", ylabel="cells reached", xlim=(0, None))
     axis.legend(fontsize=7)

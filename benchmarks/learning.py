@@ -24,10 +24,10 @@ from ruamel.yaml import YAML
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import curves
 import settings
 import tools
 from benchmarks import results
+from pages import curves
 
 PLAN = HERE / "plan.yaml"
 RANDOM_EPISODES = 100

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 import settings
-from intervals import bootstrap_interval
+from pages.intervals import bootstrap_interval
 from storage import files
 
 HERE = pathlib.Path(__file__).parent

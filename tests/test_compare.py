@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import compare
-import curves
 import settings
 import tools
+from pages import comparison, curves
 
 
 def write_run(folder: pathlib.Path, returns: dict[int, float], presets: tuple[str, ...] = (), **overrides) -> pathlib.Path:
@@ -27,8 +27,8 @@ def write_run(folder: pathlib.Path, returns: dict[int, float], presets: tuple[st
 
 def groups_of(*folders: pathlib.Path | str, by: list[str] | None = None) -> dict[str, dict[str, int]]:
     """{task: {label: runs}} as the command would group them."""
-    runs = compare.read_runs(compare.find_runs(map(str, folders)), "eval/return", None)
-    return {task: {group.label: len(group.runs) for group in groups} for task, groups in compare.group_runs(runs, by).items()}
+    runs = comparison.read_runs(comparison.find_runs(map(str, folders)), "eval/return", None)
+    return {task: {group.label: len(group.runs) for group in groups} for task, groups in comparison.group_runs(runs, by).items()}
 
 
 # Reading
@@ -119,8 +119,8 @@ def test_names_are_a_few_settings_and_the_rest_is_told_besides(tmp_path):
     write_run(tmp_path / "d", {1000: 1.0}, ("small", "hdreamer"), model_lr=0.5, **{"actor.lr": 0.25, "critic.lr": 0.25})
     labels = groups_of(tmp_path)["gym_CartPole-v1"]
     assert len(labels) == 4 and all(label.count(",") <= 2 for label in labels)
-    runs = compare.read_runs(compare.find_runs([str(tmp_path)]), "eval/return", None)
-    for group in compare.group_runs(runs)["gym_CartPole-v1"]:
+    runs = comparison.read_runs(comparison.find_runs([str(tmp_path)]), "eval/return", None)
+    for group in comparison.group_runs(runs)["gym_CartPole-v1"]:
         told = {**dict(part.rsplit(" ", 1) for part in group.label.split(", ")[1:]), **group.besides}
         assert {"model_lr", "actor.lr", "critic.lr"} <= told.keys() and "units" not in told
 
@@ -143,12 +143,12 @@ def test_sizes_of_latents_are_grouped_by_whatever_they_are_called(tmp_path):
 def test_updates_of_runs_on_recorded_episodes_are_not_called_frames(tmp_path):
     write_run(tmp_path / "online", {100: 1.0})
     write_run(tmp_path / "offline", {60: 1.0}, offline_traindir="recorded")
-    runs = compare.read_runs(compare.find_runs([str(tmp_path / "offline"), str(tmp_path / "online")]), "eval/return", None)
-    tasks = compare.group_runs(runs, ["offline_traindir"])
-    assert compare.final_table(tasks).splitlines()[0].endswith("frames or updates")
+    runs = comparison.read_runs(comparison.find_runs([str(tmp_path / "offline"), str(tmp_path / "online")]), "eval/return", None)
+    tasks = comparison.group_runs(runs, ["offline_traindir"])
+    assert comparison.final_table(tasks).splitlines()[0].endswith("frames or updates")
     offline = {task: [group for group in groups if group.runs[0].unit == "update"] for task, groups in tasks.items()}
-    assert compare.final_table(offline).splitlines()[0].endswith("  updates")
-    assert compare.draw(offline, "eval/return").axes[0].get_xlabel() == "updates"
+    assert comparison.final_table(offline).splitlines()[0].endswith("  updates")
+    assert comparison.draw(offline, "eval/return").axes[0].get_xlabel() == "updates"
 
 
 def test_a_run_from_before_a_setting_existed_has_its_default(tmp_path):

@@ -18,18 +18,18 @@ import dreamer
 import evaluate
 import latent_report
 import record
-import run_page
 import settings
 import tools
 from benchmarks import draw
 from checkpoints import __main__ as export
-from checkpoints import dreamerv3_torch
 from envs import OPTIONAL
 from old_files import DATA
+from pages import __main__ as run_page_command
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-MAINS = {module.__name__: module.main for module in (compare, dreamer, dreamerv3_torch, evaluate, latent_report, record, run_page)}
+MAINS = {module.__name__: module.main for module in (compare, dreamer, evaluate, latent_report, record)}
+MAINS |= {"checkpoints": export.main, "pages": run_page_command.main}
 RUN = "logdir/20261128-002237-gym_CartPole-v1"  # the example on many pages
 
 # Flags that come after those of the page, so these hold.
@@ -52,8 +52,10 @@ EVERY = [command for page in PAGES for command, _ in documented(page)]
 
 
 def script_of(command: str) -> str:
-    """The script that a command runs, without .py; empty for other programs."""
-    return command.split()[1].removesuffix(".py") if command.startswith("python ") else ""
+    """The script or package that a command runs, without .py; empty for other programs."""
+    return (
+        command.removeprefix("python -m ").removeprefix("python ").split()[0].removesuffix(".py") if command.startswith("python ") else ""
+    )
 
 
 def suite_of(command: str) -> str:
@@ -62,7 +64,7 @@ def suite_of(command: str) -> str:
 
 def shortened(command: str) -> list[str]:
     """The arguments of a command of one of MAINS, for the least that it can do."""
-    words = shlex.split(command)[2:]
+    words = shlex.split(command.replace("python -m ", "python "))[2:]
     script = script_of(command)
     if script == "record" and "--steps" in words:
         return [*words, "--steps", "60"]

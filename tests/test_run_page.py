@@ -11,17 +11,15 @@ import time
 import numpy as np
 import pytest
 
-import charts
 import console
-import curves
 import dreamer
 import latent_report
-import pages
-import run_page
 import settings
 import tools
 import writers
-from curves import Curve
+from pages import __main__ as run_page_command
+from pages import charts, curves, run_page, web
+from pages.curves import Curve
 
 
 class Parsed(html.parser.HTMLParser):
@@ -101,7 +99,7 @@ def test_nothing_comes_from_outside_and_a_finished_run_is_not_loaded_anew(traine
     assert not page.all("script") and not [attrs for attrs in page.all("meta") if "http-equiv" in attrs]
     run_page.write(trained, run_page.read_settings(trained), training=True)
     assert {"http-equiv": "refresh", "content": "60"} in parsed(trained).all("meta")
-    assert run_page.main([str(trained)]) == 0
+    assert run_page_command.main([str(trained)]) == 0
     assert not [attrs for attrs in parsed(trained).all("meta") if "http-equiv" in attrs]
 
 
@@ -109,7 +107,7 @@ def test_a_run_of_dreamerv3_torch_has_a_page(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 400, "train_return": -21.0}\n{"step": 800, "eval_return": 3.5, "image_loss": NaN}\n{"st'
     )
-    assert run_page.main([str(tmp_path)]) == 0
+    assert run_page_command.main([str(tmp_path)]) == 0
     page = parsed(tmp_path)
     assert "evaluation 3.5" in page.text and "training -21" in page.text and "800" in page.text and " nan" in page.text
     assert str(tmp_path / "report" / "index.html") in capsys.readouterr().out
@@ -140,13 +138,13 @@ def test_a_run_on_recorded_episodes_counts_updates(tmp_path):
 @pytest.mark.parametrize("folder", ["missing", "empty"])
 def test_a_folder_without_a_run_is_refused(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert run_page.main([str(tmp_path / folder)]) == 2
+    assert run_page_command.main([str(tmp_path / folder)]) == 2
     assert re.fullmatch(r"error: .* holds no run: there is no metrics.jsonl; give the folder of a run\n", capsys.readouterr().err)
 
 
 def test_tables_show_texts_as_they_are():
-    text = pages.text_table(["a&b"], [["<script>"]]) + pages.number_table({"<x>": {"y": 0.25}, "z": {}})
-    assert [cell for cell in Parsed(pages.document("<title>", text)).texts if cell.strip()] == [
+    text = web.text_table(["a&b"], [["<script>"]]) + web.number_table({"<x>": {"y": 0.25}, "z": {}})
+    assert [cell for cell in Parsed(web.document("<title>", text)).texts if cell.strip()] == [
         "<title>",
         "<title>",
         "a&b",

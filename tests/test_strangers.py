@@ -13,7 +13,6 @@ import torch
 
 import agents
 import checkpoints
-import curves
 import evaluate
 import latent_report
 import offline
@@ -25,6 +24,7 @@ import writers
 from benchmarks.reliability import fuzz, mutations
 from envs.spaces import space_of
 from old_files import DATA, Payload
+from pages import curves
 from storage import archives
 from storage.episodes import load_episode, save_episode
 from test_replay import episode, make

@@ -21,14 +21,13 @@ import torch
 
 import agents
 import checkpoints
-import curves
 import dreamer
 import offline
-import run_page
 import runs
 import settings
 import tools
 from benchmarks.reliability import mutations
+from pages import curves, run_page
 from replay import Replay
 
 SECONDS, BYTES = 20, 2 * 10**9  # that one file may take

@@ -1,25 +1,18 @@
-"""A web page of a run: curves, latest videos, settings. Training keeps it up to date; for any other run, also of dreamerv3-torch,
-
-    python run_page.py logdir/20261128-002237-gym_CartPole-v1
-
-writes report/index.html into its folder. The page needs no server and nothing from outside.
+"""A web page of a run: curves, latest videos, settings. Training keeps it up to date; `python -m pages` writes it
+for any other run, also of dreamerv3-torch. The page needs no server and nothing from outside.
 """
 
-import argparse
 import datetime
 import html
 import pathlib
 import re
-import sys
 import time
 import urllib.parse
 
-import charts
 import console
-import curves
-import pages
 import settings
-from curves import Curve
+from pages import charts, curves, web
+from pages.curves import Curve
 from storage import files
 
 SECONDS_BETWEEN_PAGES = 60.0
@@ -115,7 +108,7 @@ def page(logdir: pathlib.Path, stored: dict, training: bool) -> str:
         f"<h2>{heading}</h2>{content}\n" for heading, content in sections.items() if content
     )
     title = str(stored.get("task", logdir.resolve().name))
-    return pages.document(title, body, style=STYLE, reload_seconds=int(SECONDS_BETWEEN_PAGES) if training else None)
+    return web.document(title, body, style=STYLE, reload_seconds=int(SECONDS_BETWEEN_PAGES) if training else None)
 
 
 def summary(logdir: pathlib.Path, stored: dict, found: dict[str, Curve], end: int, training: bool) -> str:
@@ -176,27 +169,7 @@ def about_settings(logdir: pathlib.Path, stored: dict) -> dict[str, str]:
         for row in curves.read_rows(logdir / "config_changes.jsonl")[0]
     ]
     return {
-        "Settings that differ from the defaults": pages.text_table(["setting", "", "default"], differing),
-        "Settings changed on the way": pages.text_table([curves.unit(stored), "setting", "from", "to"], changes) if changes else "",
-        "All settings": pages.text_table(["setting", ""], [list(pair) for pair in settings.shown(stored).items()]),
+        "Settings that differ from the defaults": web.text_table(["setting", "", "default"], differing),
+        "Settings changed on the way": web.text_table([curves.unit(stored), "setting", "from", "to"], changes) if changes else "",
+        "All settings": web.text_table(["setting", ""], [list(pair) for pair in settings.shown(stored).items()]),
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logdir", type=pathlib.Path, help="folder of a run")
-    options = parser.parse_args(argv)
-    try:
-        if not (options.logdir / "metrics.jsonl").exists():
-            raise ValueError(f"{options.logdir} holds no run: there is no metrics.jsonl; give the folder of a run")
-        path = write(options.logdir, read_settings(options.logdir))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"The page: {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 import console
-import curves
-from curves import Band, Curve
+from pages import curves
+from pages.curves import Band, Curve
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 340, 8, 166  # of the plot inside
