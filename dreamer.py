@@ -8,6 +8,7 @@ lists them.
 
 import contextlib
 import copy
+import os
 import pathlib
 import shlex
 import shutil
@@ -32,8 +33,8 @@ from checkpoints import fitting
 from collect import Collector, Finished
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
-from envs.gym import register
-from envs.spaces import ActionCodec, as_batch, describe_space
+from envs.gym import modules_of, register
+from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from envs.workers import EnvironmentFailed
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
@@ -271,6 +272,65 @@ class Dreamer(nn.Module):
         found = fitting.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
         self.updates = fitting.updates_of(self)
         return found
+
+
+def load_agent(path: str | os.PathLike, device: str = "auto") -> Dreamer:
+    """The agent of a run, ready to act: `action, state = agent.act(obs, state)`.
+
+    Args:
+        path: the folder of a run, or a checkpoint file; nothing else is read.
+        device: where it computes, as the setting `device`.
+    Raises:
+        ValueError: if there is no agent, or one that cannot be built from the file alone.
+    """
+    return read_agent(path, device)[0]
+
+
+def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, dict]:
+    """As `load_agent`; and the checkpoint that the agent comes from."""
+    file = checkpoints.locate(os.fspath(path))
+    checkpoint = checkpoints.load(file, "Give the folder of a run that dreamer.py has trained, or a checkpoint in it")
+    stored = checkpoint.get("config")
+    if not settings.holds_settings(stored):
+        raise ValueError(
+            f"{file} holds no settings, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
+            f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}"
+        )
+    config = settings.load_config(overrides={**settings.flatten(stored), "device": device, "compile": False})
+    spaces = _spaces(checkpoint, config)
+    _check_size(spaces, config, checkpoint["agent_state_dict"])
+    agent = Dreamer(*spaces, config)
+    agent.load_state_dict(checkpoint["agent_state_dict"])
+    agent.exploring, agent.updates = False, int(checkpoint.get("updates", 0))
+    return agent, checkpoint
+
+
+def _check_size(spaces: tuple, config: settings.Config, weights: dict) -> None:
+    """Raises ValueError if the settings in a file mean an agent far larger than the weights in it; it would take all memory."""
+    config = copy.deepcopy(config)
+    config.device = "meta"
+    try:
+        with torch.device("meta"):
+            agent = Dreamer(*spaces, config)
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"the settings in the checkpoint mean no agent ({str(error).splitlines()[0]}); it is damaged") from error
+    needed = sum(tensor.numel() for tensor in agent.state_dict().values())
+    held = sum(tensor.numel() for tensor in weights.values() if torch.is_tensor(tensor)) if isinstance(weights, dict) else 0
+    if needed > 2 * held:
+        raise ValueError(f"the settings in the checkpoint mean an agent of {needed:,} numbers, and it holds {held:,}; it is damaged")
+
+
+def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
+    """Observation and action space; checkpoints of the first versions do not hold them, their environment does."""
+    if isinstance(stored := checkpoint.get("spaces"), dict):
+        return space_of(stored.get("observation")), space_of(stored.get("action"))
+    if modules := modules_of(config.task, config.get("import")):
+        raise ValueError(
+            f"the checkpoint holds no spaces, and to find them in its environment, {', '.join(sorted(modules))} would be imported, which "
+            "the checkpoint names; continue its run for one step, which stores them"
+        )
+    with contextlib.closing(make_envs(config, 1, training=False)) as envs:
+        return envs.obs_space, envs.act_space
 
 
 class Training(Run):

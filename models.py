@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import encoders
 import heads
-import latents
 import lookup
 import networks
 from envs.spaces import RESERVED
@@ -212,7 +211,7 @@ class WorldModel(nn.Module):
     def _latent_metrics(self, post: State, prior: State) -> Metrics:
         metrics = {}
         if self._config.debug_hierarchical:
-            metrics = latents.level_statistics(self.dynamics, post, prior)
+            metrics = networks.level_statistics(self.dynamics, post, prior)
         elif len(self.dynamics.levels) > 1:
             metrics = {f"kl_{name}": kl for name, kl in self.dynamics.kl_per_level(post, prior).items()}
         return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}

@@ -20,10 +20,10 @@ import console
 import exploration
 import settings
 import tools
-from agents import check_modules, read_agent
 from collect import Collector, play_episodes
+from dreamer import read_agent
 from envs import EnvBatch, make_envs
-from envs.gym import modules_of
+from envs.gym import check_modules, modules_of
 from envs.spaces import ActionCodec
 
 POLICIES = ("random", "sampled", "most_likely")

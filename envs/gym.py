@@ -3,7 +3,7 @@
 import copy
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import gymnasium
 import numpy as np
@@ -50,6 +50,15 @@ def make(name: str, count: int, config):
 def modules_of(task: str, module: str | None) -> set[str]:
     """The modules that are imported for a task's environment: that of the setting `import`, and what stands before a colon in its id."""
     return {name for name in (module, task.partition("_")[2].rpartition(":")[0]) if name}
+
+
+def check_modules(config, named: Collection[str]) -> None:
+    """Raises ValueError if the environment needs modules that the user has not named: no file decides what is imported."""
+    if missing := sorted(modules_of(config.task, config.get("import")) - set(named)):
+        raise ValueError(
+            f"the environment {config.task} is in the module {', '.join(missing)}, and a file does not decide what is imported; if you "
+            f"trust it, add {' '.join(f'--import {name}' for name in missing)}"
+        )
 
 
 def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:

@@ -10,14 +10,14 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 
-import agents
 import evaluate
 import exploration
-from agents import load_agent
 from collect import Finished, play_episodes
+from dreamer import load_agent
 from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from old_files import DATA
+from play import film
 
 
 def observations(agent, count: int) -> dict[str, np.ndarray]:
@@ -34,7 +34,7 @@ def observations(agent, count: int) -> dict[str, np.ndarray]:
 
 
 def test_an_agent_loads_from_a_folder_or_a_file_without_an_environment(trained, monkeypatch):
-    monkeypatch.setattr(agents, "make_envs", None)
+    monkeypatch.setattr(dreamer, "make_envs", None)
     obs = observations(trained.agent, 3)
     torch.manual_seed(1)
     expected, _ = trained.agent.act(obs)
@@ -196,7 +196,7 @@ def test_a_dream_follows_the_actions_from_the_last_look(trained, monkeypatch):
         post = {key: value[None] for key, value in dynamics.initial(21).items()}
         post["deter"] = torch.randn_like(post["deter"])
         data = {"action": np.eye(num_actions, dtype=np.float32)[np.random.default_rng(0).integers(num_actions, size=(1, 21))]}
-        dreams = evaluate.dream_along(model, data, post)
+        dreams = film.dream_along(model, data, post)
         for start, end in ((0, 8), (8, 16), (16, 21)):
             state = {key: value[:, start] for key, value in post.items()}
             torch.testing.assert_close({key: value[:, start] for key, value in dreams.items()}, state)
@@ -230,11 +230,11 @@ def test_the_score_of_a_suite_is_printed_and_written_too(trained, tmp_path, caps
 def test_a_video_has_a_column_for_each_view():
     rng = np.random.default_rng(0)
     views = {title: {"image": rng.random((4, 64, 48, channels))} for title, channels in (("seen", 3), ("reconstruction", 3), ("dream", 3))}
-    frames = np.stack(list(evaluate.image_frames(views, ["image"])))
-    scale, band = 3, evaluate.BAND + evaluate.MARGIN
-    assert frames.shape == (4, 64 * scale + band, 3 * (48 * scale + evaluate.MARGIN), 3)
+    frames = np.stack(list(film.image_frames(views, ["image"])))
+    scale, band = 3, film.BAND + evaluate.MARGIN
+    assert frames.shape == (4, 64 * scale + band, 3 * (48 * scale + film.MARGIN), 3)
     for column, title in enumerate(views):
-        tile = frames[:, band:, column * (48 * scale + evaluate.MARGIN) :][:, :, : 48 * scale]
+        tile = frames[:, band:, column * (48 * scale + film.MARGIN) :][:, :, : 48 * scale]
         np.testing.assert_array_equal(tile[:, ::scale, ::scale], views[title]["image"])
 
 

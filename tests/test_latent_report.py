@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import agents
 import dreamer
-import latent_measures
 import latent_report
-import latents
-import probes
 import tools
 from envs import EnvBatch, atari, make_envs
 from networks import RSSM, HierarchicalRSSM
+from play import measures, playing, probes
 
 COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
 
@@ -114,15 +111,15 @@ def test_information_of_known_codes():
     rssm = RSSM(stoch=3, discrete=4, unimix_ratio=0.0, **COMMON)
     index = torch.cartesian_prod(*[torch.arange(4)] * 3).repeat(10, 1)  # 640 steps, 64 different codes
     codes = torch.nn.functional.one_hot(index, 4).float()
-    assert latents.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(64), abs=1e-3)
+    assert measures.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(64), abs=1e-3)
     coins = torch.zeros(640, 3, 4)  # every step has the same uniform code
-    assert latents.information(rssm, {"logit": coins, "stoch": codes})["flat"] == pytest.approx(0.0, abs=1e-3)
+    assert measures.information(rssm, {"logit": coins, "stoch": codes})["flat"] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_information_is_at_most_the_logarithm_of_the_steps():
     rssm = RSSM(stoch=30, discrete=8, unimix_ratio=0.0, **COMMON)
     codes = torch.nn.functional.one_hot(torch.randint(8, (100, 30)), 8).float()
-    assert latents.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(100), abs=1e-3)
+    assert measures.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(100), abs=1e-3)
 
 
 def test_a_bottom_that_repeats_the_chance_of_the_top_tells_nothing():
@@ -134,7 +131,7 @@ def test_a_bottom_that_repeats_the_chance_of_the_top_tells_nothing():
     post = {key: value[:, 0] for key, value in post.items()}
     torch.testing.assert_close(post["deter"], blind["deter"][:, 0].expand(300, -1))  # steps differ in what is drawn alone
     assert post["logit_bottom"].std(0).mean() > 0.5
-    found = latents.information(rssm, post)
+    found = measures.information(rssm, post)
     assert found == {"top": pytest.approx(0.0, abs=1e-4), "bottom": pytest.approx(0.0, abs=1e-4)}
 
 
@@ -160,7 +157,7 @@ def test_likelihoods_of_codes_are_those_of_posteriors_with_another_top():
 
 
 def share(error: np.ndarray, truth: np.ndarray) -> float:
-    return latent_measures.share_of_variance(error, latent_measures.variance_of(truth))
+    return measures.share_of_variance(error, measures.variance_of(truth))
 
 
 def test_the_share_of_a_vector_is_the_median_of_its_numbers_that_change():
@@ -168,22 +165,22 @@ def test_the_share_of_a_vector_is_the_median_of_its_numbers_that_change():
     truth = rng.normal(size=(2000, 5)) * [1.0, 100.0, 0.0, 1e-3, 1.0] + [0.0, 7.0, 5.0, 0.0, 0.0]
     error = np.tile([0.5, 20.0, 9.0, 9.0, 0.3], (2000, 1))
     assert share(error, truth) == pytest.approx((0.25 + 0.09) / 2, rel=0.1)  # of 0.04, 0.09, 0.25 and a huge one
-    assert latent_measures.variance_of(np.full((50, 3), 0.1, np.float32)) is None
+    assert measures.variance_of(np.full((50, 3), 0.1, np.float32)) is None
 
 
 def test_the_share_of_an_image_is_that_of_all_pixels():
     truth = np.zeros((100, 4, 4, 1))
     truth[::2, :2] = 1.0  # half of the pixels have a variance of 1/4
     assert share(np.full(truth.shape, 0.5), truth) == pytest.approx(0.25 / 0.125)
-    assert latent_measures.variance_of(np.full((50, 4, 4, 3), 0.3, np.float32)) is None
+    assert measures.variance_of(np.full((50, 4, 4, 3), 0.3, np.float32)) is None
 
 
 def test_error_and_spread_of_known_dreams():
     rng = np.random.default_rng(0)
-    came = rng.normal(size=(400, latent_measures.HORIZON, 2))
-    dreams = came[:, None] + 1.0 + 0.5 * rng.normal(size=(400, latent_measures.DREAMS, latent_measures.HORIZON, 2))
+    came = rng.normal(size=(400, measures.HORIZON, 2))
+    dreams = came[:, None] + 1.0 + 0.5 * rng.normal(size=(400, measures.DREAMS, measures.HORIZON, 2))
     still = np.ones_like(came)
-    found = latent_measures.measure_dreams({"vector": came, "still": still}, {"top": {"vector": dreams, "still": still[:, None]}})["top"]
+    found = measures.measure_dreams({"vector": came, "still": still}, {"top": {"vector": dreams, "still": still[:, None]}})["top"]
     assert list(found) == ["vector"]  # of what never changes there is no share
     np.testing.assert_allclose(np.mean(found["vector"]["error"]), 1.25, rtol=0.05)
     np.testing.assert_allclose(np.mean(found["vector"]["spread"]), 0.25, rtol=0.05)
@@ -192,14 +189,14 @@ def test_error_and_spread_of_known_dreams():
 def test_dreams_start_where_the_episode_goes_on_and_do_not_overlap():
     first = np.zeros((2, 100), bool)
     first[:, 0] = first[0, 40] = True
-    starts = latent_measures.starts_of_dreams({"is_first": first}, np.random.default_rng(0))
+    starts = measures.starts_of_dreams({"is_first": first}, np.random.default_rng(0))
     whole = {(0, time) for time in (*range(5, 10), *range(45, 70))} | {(1, time) for time in range(5, 70)}
     assert {tuple(start) for start in starts.tolist()} <= whole
     assert {env for env, _ in starts} == {0, 1}
     for env in (0, 1):
-        assert (np.diff(np.sort(starts[starts[:, 0] == env, 1])) >= latent_measures.HORIZON).all()
-    assert len(latent_measures.starts_of_dreams({"is_first": first[:, :35]}, np.random.default_rng(0))) == 0
-    assert len(latent_measures.starts_of_dreams({"is_first": first[:, :36]}, np.random.default_rng(0))) == 2
+        assert (np.diff(np.sort(starts[starts[:, 0] == env, 1])) >= measures.HORIZON).all()
+    assert len(measures.starts_of_dreams({"is_first": first[:, :35]}, np.random.default_rng(0))) == 0
+    assert len(measures.starts_of_dreams({"is_first": first[:, :36]}, np.random.default_rng(0))) == 2
 
 
 def test_a_dream_has_the_actions_that_came_after_its_start(monkeypatch):
@@ -209,9 +206,9 @@ def test_a_dream_has_the_actions_that_came_after_its_start(monkeypatch):
     place = action.cumsum(1)
     dynamics = types.SimpleNamespace(W=torch.zeros(1), levels={"flat": None})
     dynamics.imagine_with_action = lambda action, state, sample: {"deter": state["deter"][:, None] + action.cumsum(1)}
-    monkeypatch.setattr(latent_measures, "decode", lambda model, state: {"vector": state["deter"].numpy()})
+    monkeypatch.setattr(measures, "decode", lambda model, state: {"vector": state["deter"].numpy()})
     starts = np.array([[0, 5], [1, 44], [0, 40]])
-    came, predicted = latent_measures.dream(
+    came, predicted = measures.dream(
         types.SimpleNamespace(dynamics=dynamics), {"action": action, "vector": place}, {"deter": torch.tensor(place)}, starts
     )
     np.testing.assert_array_equal(came["vector"], [place[env, time + 1 : time + 31] for env, time in starts])
@@ -226,7 +223,7 @@ def test_known_are_vectors_states_and_reward_but_no_events():
     data = {key: np.ones((2, 3, 2), np.float32) for key in ("place", "log_state_place", "log_state_room", "log_wins", "action")}
     data |= {"image": np.ones((2, 3, 4, 4, 1), np.uint8), "reward": np.ones((2, 3), np.float32), "is_first": np.ones((2, 3), bool)}
     names = [f"{name}[{index}]" for name in ("place", "log_state_place", "room") for index in range(2)]
-    assert list(latent_measures.state_variables(data, "gym_Mine-v0")) == [*names, "reward"]
+    assert list(measures.state_variables(data, "gym_Mine-v0")) == [*names, "reward"]
 
 
 def test_the_reward_that_first_steps_have_is_not_probed():
@@ -234,7 +231,7 @@ def test_the_reward_that_first_steps_have_is_not_probed():
     first = np.zeros((4, 50), bool)
     first[:, ::10] = True
     features = {"h": [np.concatenate([first[..., None], rng.normal(size=(4, 50, 2))], -1)]}
-    found = latent_measures.measure_probes(features, {"reward": 1.0 - first, "place": features["h"][0][..., 1]}, first)
+    found = measures.measure_probes(features, {"reward": 1.0 - first, "place": features["h"][0][..., 1]}, first)
     assert list(found["h"]) == ["place"] and found["h"]["place"]["share"] > 0.99
 
 
@@ -268,7 +265,7 @@ def test_resampled_levels_come_from_their_prior_and_the_others_stay():
 def test_levels_from_the_prior_are_called_what_they_are():
     rssm = hierarchical()
     post = rssm.filter(torch.randn(50, 2, 7), torch.randn(50, 2, 3), torch.zeros(50, 2))
-    choices = latent_measures.choices_to_resample(types.SimpleNamespace(dynamics=rssm))
+    choices = measures.choices_to_resample(types.SimpleNamespace(dynamics=rssm))
     drawn = {
         name: {level for level in rssm.levels if not torch.equal(rssm.resample(post, levels)["stoch_" + level], post["stoch_" + level])}
         for name, levels in choices.items()
@@ -364,7 +361,7 @@ def test_playing_again_with_the_seed_gives_the_same(trained):
     records = []
     for _ in range(2):
         agent, envs, _ = latent_report.make_player(trained.logdir, 4, "cpu")
-        records.append(agents.play(agent, envs, 20, seed=3))
+        records.append(playing.play(agent, envs, 20, seed=3))
         envs.close()
         torch.rand(7)
     for key, value in records[0].items():
@@ -372,13 +369,13 @@ def test_playing_again_with_the_seed_gives_the_same(trained):
 
 
 def test_chunks_of_a_sequence_are_observed_as_a_whole(trained, monkeypatch):
-    monkeypatch.setattr(agents, "CHUNK", 7)
+    monkeypatch.setattr(playing, "CHUNK", 7)
     agent, envs, _ = latent_report.make_player(trained.logdir, 4, "cpu")
-    data = agents.play(agent, envs, 40, seed=0)
+    data = playing.play(agent, envs, 40, seed=0)
     envs.close()
     observe = agent._wm.dynamics.observe
     monkeypatch.setattr(agent._wm.dynamics, "observe", lambda *args: observe(*args, sample=False))
-    post, _ = agents.observe(agent._wm, data)
+    post, _ = playing.observe(agent._wm, data)
     whole = agent._wm.preprocess(data)
     expected, _ = observe(agent._wm.encoder(whole), whole["action"], whole["is_first"], sample=False)
     torch.testing.assert_close(post["deter"], expected["deter"].detach(), atol=1e-4, rtol=0.0)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import latents
+import networks
 from networks import RSSM, HierarchicalRSSM
 
 COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
@@ -25,8 +25,8 @@ def test_statistics_of_known_codes():
     coins = torch.zeros(batch, time, 3, 2)
     post = {"logit_top": top, "logit_bottom": coins + 3.0}
     prior = {"logit_top": torch.zeros_like(top), "logit_bottom": coins}
-    found = {name: float(value) for name, value in latents.level_statistics(rssm, post, prior).items()}
-    assert found.keys() == {f"{name}_{level}" for name in latents.STATISTICS for level in ("top", "bottom")}
+    found = {name: float(value) for name, value in networks.level_statistics(rssm, post, prior).items()}
+    assert found.keys() == {f"{name}_{level}" for name in networks.STATISTICS for level in ("top", "bottom")}
     expected = {
         "kl_top": 2 * math.log(4),
         "prior_entropy_top": 2 * math.log(4),
@@ -48,7 +48,7 @@ def test_statistics_of_known_codes():
 def test_gaussian_latents_have_kl_and_entropies_only():
     rssm = RSSM(stoch=4, discrete=0, **COMMON)
     post, prior = rssm.observe(torch.randn(2, 3, 7), torch.zeros(2, 3, 3), torch.zeros(2, 3))
-    found = latents.level_statistics(rssm, post, prior)
+    found = networks.level_statistics(rssm, post, prior)
     assert found.keys() == {"kl_flat", "prior_entropy_flat", "post_entropy_flat"}
     torch.testing.assert_close(found["kl_flat"], rssm.kl_per_level(post, prior)["flat"].mean())
 

@@ -26,7 +26,13 @@ RUN = [
     "--envs",
     "2",
 ]
-HOLD = "import pathlib, sys, time; from storage.lock import Lock; lock = Lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+HOLD = """
+import pathlib, sys, time
+from storage.lock import Lock
+lock = Lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(100)
+"""
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:

@@ -20,9 +20,8 @@ import offline
 import record
 import replay
 import tools
-from agents import load_agent, play
 from collect import Collector
-from dreamer import Dreamer
+from dreamer import Dreamer, load_agent, play
 from envs import make_envs
 from old_files import DATA, same
 from storage.episodes import load_episode

@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 import dreamer
 import tools
-from agents import load_agent
+from dreamer import load_agent
 from envs import make_envs
 from envs.check import STEPS, check
 

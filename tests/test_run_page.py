@@ -13,13 +13,13 @@ import pytest
 
 import console
 import dreamer
-import latent_report
 import settings
 import tools
 import writers
 from pages import __main__ as run_page_command
 from pages import charts, curves, run_page, web
 from pages.curves import Curve
+from play import report
 
 
 class Parsed(html.parser.HTMLParser):
@@ -156,7 +156,7 @@ def test_tables_show_texts_as_they_are():
     ]
     nothing = {"trained": {"h": {}}, "untrained": {"h": {}}}
     numbers = {"levels": {"top": {"kl": 1.0}}, "levels_untrained": {"top": {"kl": 2.0}}, "reconstruction": {}, "probes": nothing}
-    text = latent_report.page("<title>", "about", numbers, [])
+    text = report.page("<title>", "about", numbers, [])
     assert text.count("<title>") == 1 and "top, untrained" in text and "nothing is probed" in text
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import agents
 import checkpoints
+import dreamer
 import evaluate
 import latent_report
 import offline
@@ -187,7 +187,7 @@ def test_settings_of_an_agent_far_larger_than_its_weights_are_refused_before_it_
     torch.save(checkpoint, tmp_path / "latest.pt")
     before = fuzz.peak_bytes()
     with pytest.raises(ValueError, match="mean an agent of [0-9,]+ numbers|at most 1000"):
-        agents.load_agent(tmp_path, "cpu")
+        dreamer.load_agent(tmp_path, "cpu")
     assert fuzz.peak_bytes() - before < 100e6
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_does_not_decide_what_is_imported(trained, tmp_path):
     checkpoint["config"] = settings.plain(settings.load_config(["debug"], {"task": "gym_some_module:Own-v0"}))
     torch.save(checkpoint, tmp_path / "latest.pt")
     with pytest.raises(ValueError, match="some_module would be imported"):
-        agents.load_agent(tmp_path, "cpu")
+        dreamer.load_agent(tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("changed", [{"import": "not_mine"}, {"task": "gym_not_mine:Own-v0"}], ids=str)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import agents
 import checkpoints
 import dreamer
 import offline
@@ -78,7 +77,7 @@ class Fuzz:
         self.flags = [*flags, "--time_limit", "30"]
         with quiet():
             assert dreamer.main([*self.flags, "--steps", "120", "--logdir", str(self.good)]) == 0
-        self.agent = agents.load_agent(self.good, "cpu")
+        self.agent = dreamer.load_agent(self.good, "cpu")
         self.memory = Replay(self.agent.obs_space, self.agent.codec.size, capacity=200, streams=2, batch_size=2, batch_length=8)
         self.config = settings.load_config(*settings.parse_flags(self.flags))
         self.sources = {
@@ -141,7 +140,7 @@ class Fuzz:
         def take_up():
             self.agent.load_checkpoint(checkpoints.load(run / "latest.pt"))
 
-        return [take_up, lambda: agents.load_agent(run, "cpu"), lambda: runs.stored_config(run)]
+        return [take_up, lambda: dreamer.load_agent(run, "cpu"), lambda: runs.stored_config(run)]
 
     def _episode(self, run: pathlib.Path) -> list[Callable]:
         def learn():

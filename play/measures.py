@@ -4,21 +4,21 @@ Shapes: N environments, T steps, M sampled steps, H steps of a prediction.
 """
 
 import itertools
+import math
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 import console
-import latents
-import probes
-from agents import Data, decode, observe, seen
-from dreamer import Dreamer
 from envs import atari
 from envs.spaces import STATE_PREFIX, is_summed
 from models import WorldModel
-from networks import State
+from networks import RSSM, STATISTICS, State, level_statistics
+from play import probes
+from play.playing import Data, decode, observe, seen
 
 SAMPLES = 1024  # steps that codes and reconstructions are measured on
 DRAWS = 8  # of levels from their prior, for the mean of what is decoded
@@ -57,15 +57,36 @@ def subsets(levels: Collection[str]) -> Iterator[tuple[str, ...]]:
 @torch.no_grad()
 def measure_levels(model: WorldModel, post: State, prior: State, rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Statistics of each level, see latents.py."""
-    statistics = {name: float(value) for name, value in latents.level_statistics(model.dynamics, post, prior).items()}
+    statistics = {name: float(value) for name, value in level_statistics(model.dynamics, post, prior).items()}
     chosen = sampled_steps(post, rng)
-    information = latents.information(model.dynamics, {key: value.flatten(0, 1)[chosen] for key, value in post.items()})
+    told = information(model.dynamics, {key: value.flatten(0, 1)[chosen] for key, value in post.items()})
     found = {}
     for name, level in model.dynamics.levels.items():
         found[name] = {"categoricals": level.stoch, "classes": level.discrete}
-        found[name] |= {key: statistics[f"{key}_{name}"] for key in latents.STATISTICS if f"{key}_{name}" in statistics}
-        if name in information:
-            found[name] |= {"information": information[name], "information_limit": float(np.log(len(chosen)))}
+        found[name] |= {key: statistics[f"{key}_{name}"] for key in STATISTICS if f"{key}_{name}" in statistics}
+        if name in told:
+            found[name] |= {"information": told[name], "information_limit": float(np.log(len(chosen)))}
+    return found
+
+
+@torch.no_grad()
+def information(dynamics: RSSM, post: State) -> dict[str, float]:
+    """Nats that the code of each categorical level tells about the step that it was drawn for, beyond what the levels above tell.
+
+    From lower bounds of the mutual information between a step and the codes of a level and all above it, of at most ln N for N steps: the
+    mean of ln q(z_i | step i) - ln mean_j q(z_i | step j) (Poole et al. 2019, with the posterior as critic). The first level has its
+    bound; a further one has what the bound grows by. So what the bottom only repeats of the top, or of the top's chance, counts
+    for nothing.
+
+    Args:
+        post: posterior states of N steps, (N, ...).
+    """
+    found, log_likelihood, told = {}, 0.0, 0.0
+    for name, level in dynamics.levels.items():
+        if level.discrete:
+            log_likelihood = log_likelihood + dynamics.code_likelihoods(name, post)  # (N codes, N steps)
+            bound = float((log_likelihood.diagonal() - log_likelihood.logsumexp(1)).mean() + math.log(len(log_likelihood)))
+            found[name], told = bound - told, bound
     return found
 
 
@@ -207,7 +228,7 @@ def measure_probes(features: dict[str, list[np.ndarray]], variables: dict[str, n
     return found
 
 
-def measure_untrained(networks: list[Dreamer], data: Data, variables: dict, rng: np.random.Generator) -> tuple[dict, dict]:
+def measure_untrained(networks: list[nn.Module], data: Data, variables: dict, rng: np.random.Generator) -> tuple[dict, dict]:
     """Of untrained networks the statistics of the first one's levels, and mean shares that probes predict."""
     found = []
     for number, agent in enumerate(networks):
@@ -232,7 +253,7 @@ class Measured(NamedTuple):
     dreams: dict[str, dict]
 
 
-def measure(agent: Dreamer, untrained: list[Dreamer], data: Data, task: str, seed: int) -> Measured:
+def measure(agent: nn.Module, untrained: list[nn.Module], data: Data, task: str, seed: int) -> Measured:
     """All numbers of the report."""
     model, rng = agent._wm, np.random.default_rng(seed)
     torch.manual_seed(seed)

@@ -1,0 +1,87 @@
+"""Lets a trained agent play, and shows what its world model makes of that.
+
+Shapes: N environments, T steps.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import nn
+
+import console
+from envs import EnvBatch
+from models import WorldModel, autocast
+from networks import State
+
+Data = dict[str, np.ndarray]
+CHUNK = 64  # steps that are encoded at a time
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --import, as `modules`: the names for `check_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="what the environment is in, if it is one of your own; imported",
+    )
+
+
+def play(agent: nn.Module, envs: EnvBatch, steps: int, seed: int, *, sample: bool = True, one_episode: bool = False) -> Data:
+    """Lets the agent act; arrays (N, T, ...) of observations and the actions that led to them.
+
+    Args:
+        steps: T at most.
+        sample: sampled actions or the most likely ones.
+        one_episode: stop where all environments are at the end of one.
+    """
+    agent.act_in(envs.act_space)
+    torch.manual_seed(seed)
+    record, state = [], None
+    obs, action = envs.reset(seed), np.zeros((envs.count, agent.codec.size), np.float32)
+    with console.Progress("play", steps * envs.count, "steps") as progress:
+        for step in range(steps):
+            record.append({**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), action)})
+            if one_episode and obs["is_last"].all():
+                break
+            actions, state = agent.act(obs, state, training=sample)
+            action = state["action"].cpu().numpy()
+            envs.send(actions)
+            obs = envs.recv()
+            progress.update((step + 1) * envs.count)
+    return {key: np.stack([step[key] for step in record], 1) for key in record[0]}
+
+
+@torch.no_grad()
+def observe(model: WorldModel, data: Data) -> tuple[State, State]:
+    """Posterior and prior (N, T, ...) of what was played, on the CPU."""
+    state, chunks = None, []
+    for start in range(0, data["action"].shape[1], CHUNK):
+        with autocast(model._config):
+            part = model.preprocess({key: value[:, start : start + CHUNK] for key, value in data.items()})
+            post, prior = model.dynamics.observe(model.encoder(part), part["action"], part["is_first"], state)
+        state = {key: value[:, -1] for key, value in post.items()}
+        chunks.append([{key: value.cpu() for key, value in states.items()} for states in (post, prior)])
+    return tuple({key: torch.cat([chunk[number][key] for chunk in chunks], 1) for key in chunks[0][number]} for number in (0, 1))
+
+
+@torch.no_grad()
+def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
+    """Predicted observations (..., ...), images in [0, 1]."""
+    shape = state["deter"].shape[:-1]
+    flat = {key: value.flatten(0, len(shape) - 1) for key, value in state.items()}
+    parts = []
+    for chunk in range(0, len(flat["deter"]), 512):
+        feat = model.dynamics.get_feat({key: value[chunk : chunk + 512].to(model.dynamics.W.device) for key, value in flat.items()})
+        with autocast(model._config):
+            parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
+    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return {key: value.reshape(*shape, *value.shape[1:]) for key, value in found.items()}
+
+
+def seen(data: Data, predicted: dict[str, np.ndarray]) -> Data:
+    """The observations of the same keys as the predicted ones, images in [0, 1]."""
+    return {key: data[key] / np.float32(255.0) if data[key].dtype == np.uint8 else data[key] for key in predicted}
