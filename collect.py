@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 import console
-import tools
 from envs import EnvBatch
 from envs.spaces import ActionCodec, is_summed
 from replay import Replay
@@ -150,14 +149,7 @@ class Collector:
 
 
 def play_episodes(
-    policy,
-    envs: EnvBatch,
-    episodes: int,
-    seed: int,
-    stop: tools.StopSignal | bool = False,
-    *,
-    sample: bool = False,
-    directory: pathlib.Path | None = None,
+    policy, envs: EnvBatch, episodes: int, seed: int, stop=False, *, sample: bool = False, directory: pathlib.Path | None = None
 ) -> list[Finished]:
     """Plays episodes with a policy that is not exploring, with its most likely actions or with sampled ones.
 

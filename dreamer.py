@@ -24,9 +24,6 @@ from torch.nn.modules.module import _IncompatibleKeys
 import checkpoints
 import console
 import exploration
-import nonfinite
-import offline
-import runs
 import settings
 import tools
 from checkpoints import fitting
@@ -39,10 +36,11 @@ from envs.workers import EnvironmentFailed
 from heads import MLP
 from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
 from replay import Replay
-from runs import Run
 from settings.help import help_text
 from storage.disk import free_space
 from storage.episodes import old_episodes, stored_steps
+from training import folder, nonfinite, offline, run
+from training.run import Run
 
 
 class Dreamer(nn.Module):
@@ -250,7 +248,7 @@ class Dreamer(nn.Module):
         """
         if not strict or assign:
             raise ValueError("an agent's weights are loaded whole and copied: leave strict and assign out")
-        fitting.load(self, state_dict)
+        fitting.load_into(self, state_dict)
         return _IncompatibleKeys([], [])
 
     def load_checkpoint(self, checkpoint: dict) -> dict[str, str]:
@@ -269,7 +267,7 @@ class Dreamer(nn.Module):
             raise ValueError(
                 f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; {' and '.join(missing)} is none"
             )
-        found = fitting.load(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+        found = fitting.load_into(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
         self.updates = fitting.updates_of(self)
         return found
 
@@ -371,7 +369,7 @@ class Training(Run):
             (
                 "environments",
                 f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
-                f"{runs.describe_spaces(self.envs.obs_space, self.envs.act_space)}",
+                f"{run.describe_spaces(self.envs.obs_space, self.envs.act_space)}",
             ),
             ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
             ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
@@ -381,7 +379,7 @@ class Training(Run):
         """Loads the episodes that belong to what was taken up, and starts the environments."""
         directory = self.logdir / "train_eps"
         if self.origin:
-            runs.take_over_episodes(self.origin.parent / "train_eps", directory)
+            folder.take_over_episodes(self.origin.parent / "train_eps", directory)
         loaded_steps = self.replay.load(directory)
         on_disk = {path.name: steps for path, steps in stored_steps(directory).items()}
         # A run that was killed may not have come to remove them all.
@@ -553,7 +551,7 @@ class OfflineTraining(Run):
         config, recording = self.config, self.recording
         held_out = [("held out", str(self.held_out))] if self.held_out else []
         return [
-            ("recorded", f"{recording}; {runs.describe_spaces(recording.obs_space, recording.act_space)}"),
+            ("recorded", f"{recording}; {run.describe_spaces(recording.obs_space, recording.act_space)}"),
             *held_out,
             ("environments", f"none to train, {self.eval_envs.count if self.eval_envs else 'none'} to evaluate"),
             ("replay", f"{len(self.replay):,} of {sum(recording.lengths.values()):,} steps, {self.replay.nbytes:,} bytes"),

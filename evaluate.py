@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 import console
-import tools
 from collect import Finished, play_episodes
 from dreamer import Dreamer, read_agent
 from envs import make_envs
@@ -25,7 +24,7 @@ from envs.gym import check_modules
 from pages.intervals import bootstrap_interval
 from play.film import FPS, film
 from play.playing import add_import_flag, play
-from storage import disk
+from storage import disk, gif
 
 ENVS = 5  # play at the same time
 
@@ -62,7 +61,7 @@ def record_video(agent: Dreamer, path: pathlib.Path, steps: int, seed: int, samp
         data = play(agent, envs, steps, seed, sample=sample, one_episode=True)
     frames = film(agent._wm, data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tools.encode_gif(frames, FPS))
+    path.write_bytes(gif.encode_gif(frames, FPS))
     return len(frames)
 
 

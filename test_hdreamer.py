@@ -17,11 +17,11 @@ import torch
 
 import checkpoints
 import dreamer
-import runs
 import settings
 import tools
 from envs import make_envs
 from storage.episodes import load_episode
+from training import folder
 
 
 def run(logdir: pathlib.Path, preset: str, *flags: str) -> list[dict]:
@@ -135,7 +135,7 @@ def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch
         return []
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(runs, "play_episodes", play_until_stopped)
+        stopped.setattr(run, "play_episodes", play_until_stopped)
         rows = run(tmp_path / "run", "defaults", *flags)
     assert not any("eval/return" in row for row in rows)
     rows = run(tmp_path / "run", "defaults", *flags)
@@ -170,19 +170,19 @@ def test_the_checkpoint_before_the_last_one_is_an_earlier_one(tmp_path):
 
 def test_a_run_that_never_had_weights_or_episodes_binds_nobody(tmp_path):
     (tmp_path / "config.yaml").write_text("task: atari_pong\ndyn_deter: 7\n")
-    assert runs.stored_config(tmp_path) == {}
+    assert folder.stored_config(tmp_path) == {}
 
 
 def test_a_folder_for_runs_that_points_nowhere_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logdir").symlink_to(tmp_path / "unmounted")
     with pytest.raises(ValueError, match="--logdir"):
-        runs.open_logdir(tools.load_config())
+        folder.open_logdir(tools.load_config())
 
 
 def test_two_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {runs.new_logdir("atari_pong") for _ in range(5)}
+    folders = {folder.new_logdir("atari_pong") for _ in range(5)}
     assert len(folders) == 5 and all(folder.is_dir() for folder in folders)
 
 

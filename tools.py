@@ -1,101 +1,15 @@
 """Logging, schedules, devices and seeding."""
 
-import contextlib
 import ctypes
-import io
-import json
-import multiprocessing
 import os
-import pathlib
 import random
 import re
-import signal
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 
-import console
 from settings import Config, load_config  # noqa: F401 -- tools.load_config is where users look for it
-
-
-class Logger:
-    """Collects metrics and writes their means to metrics.jsonl, TensorBoard and the console.
-
-    Args:
-        logdir: folder of the run.
-        unit: what a step of the log is, for the console.
-        more: writers beside these, see writers.py.
-        disk: what writes the files, a `disk.Disk`.
-    """
-
-    def __init__(self, logdir: pathlib.Path, unit: str = "frame", more: Sequence = (), disk=None):
-        from events import EventFile
-        from storage.disk import Disk
-
-        self.logdir, self._unit, self._more = logdir, unit, more
-        self._values = {}
-        self._disk = disk or Disk()
-        self._events = EventFile(logdir, self._disk)
-
-    def add(self, metrics: dict, prefix: str = "") -> None:
-        """Collects numbers or scalar tensors by name until the next `write`."""
-        for key, value in metrics.items():
-            self._values.setdefault(f"{prefix}/{key}" if prefix else key, []).append(value)
-
-    @property
-    def pending(self) -> bool:
-        """Whether something was collected since the last `write`."""
-        return bool(self._values)
-
-    def write(self, step: int) -> dict[str, float]:
-        """Writes the means of all that was collected, at this step, and returns them."""
-        means = {key: _mean(values) for key, values in self._values.items()}
-        self._values = {}
-        if means:
-            self._disk.append("metrics", self.logdir / "metrics.jsonl", f"{json.dumps({'step': step, **means})}\n".encode())
-            self._events.scalars(step, means)
-            console.say(console.metrics_lines(step, means, self._unit))
-            for writer in self._more:
-                writer.scalars(step, means)
-        return means
-
-    def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
-        """Writes a video (T, H, W, C) in [0, 1] as an animated GIF, into the logdir and TensorBoard; returns its path."""
-        gif = encode_gif(frames, fps)
-        path = self.logdir / "videos" / f"{file_name(name)}_{step:09d}.gif"
-        self._disk.write("videos", path, gif)
-        self._events.video(name, gif, frames.shape[1:3], step)
-        for writer in self._more:
-            writer.video(name, path, step)
-        return path
-
-    def close(self) -> None:
-        for writer in self._more:
-            writer.close()
-
-
-def file_name(text: str) -> str:
-    """A text as a part of a file's name, which stays in its folder whatever the text."""
-    return re.sub(r"[^\w.+-]", "_", text)[:100]
-
-
-def encode_gif(frames: np.ndarray, fps: int) -> bytes:
-    """A video (T, H, W, C) in [0, 1], of one channel or three, as an animated GIF."""
-    frames = (255 * frames).round().astype(np.uint8)
-    frames = frames.repeat(3, -1) if frames.shape[-1] == 1 else frames
-    first, *rest = [Image.fromarray(frame) for frame in frames[..., :3]]
-    buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)
-    return buffer.getvalue()
-
-
-def _mean(values: list) -> float:
-    if torch.is_tensor(values[0]):
-        return torch.stack([value.float() for value in values]).mean().item()
-    return float(np.mean(values))
 
 
 class Every:
@@ -144,39 +58,6 @@ class Speed:
         rates = {name: (count - self._counts[name]) / (now - self._time) for name, count in counts.items()}
         self._counts, self._time = counts, now
         return rates
-
-
-class StopSignal:
-    """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager."""
-
-    def __init__(self):
-        self._requested_at = None
-
-    def __bool__(self) -> bool:
-        return self._requested_at is not None
-
-    def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _) -> None:
-        if self._requested_at is None:
-            self._requested_at = time.monotonic()
-            self._tell("Stopping after this update; all is saved first (Ctrl-C again: stop at once).")
-        elif time.monotonic() - self._requested_at > 0.5:  # some programs send a signal twice in a row
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            self._tell("Stopped at once; what was collected since the last checkpoint may be lost.")
-            os._exit(128 + number)
-
-    def _tell(self, text: str) -> None:
-        # A signal may come in the middle of another print, so this goes straight to the file.
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{text}\n".encode())
 
 
 class UpdateBudget:

@@ -13,8 +13,6 @@ import time
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 60.0
-RATES = {"time/fps": "frames/s", "time/updates_per_second": "updates/s", "time/updates": "updates"}
-NBSP = "\u00a0"
 
 
 class _Tolerant:
@@ -132,52 +130,6 @@ class Progress:
 def number(value: float) -> str:
     """Three digits, or all before the point with separators."""
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-
-
-def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> str:
-    """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal."""
-    levels = [level for level in ("flat", "top", "bottom") if f"train/prior_entropy_{level}" in means]
-    groups = [
-        f"{unit} {step:,}",
-        _pairs("", {name: means[f"episode/{name}"] for name in ("return", "length") if f"episode/{name}" in means}),
-        _pairs("cut off", {name: means[f"cut_off/{name}"] for name in ("return", "length") if f"cut_off/{name}" in means}),
-        _pairs("eval", {name: means[f"eval/{name}"] for name in ("return", "length", "score", "success") if f"eval/{name}" in means}),
-        _pairs("held out", _losses(means, "eval/", levels)),
-        _pairs("loss", _losses(means, "train/", levels)),
-        _pairs("not finite, share of updates skipped", _skipped(means)),
-        " ".join(f"{number(means[key])}{NBSP}{rate}" for key, rate in RATES.items() if means.get(key)),
-    ]
-    lines = [" | ".join(group for group in groups if group)]
-    for level in levels:
-        found = {name: value for name, value in means.items() if name.startswith("train/") and name.endswith(f"_{level}")}
-        found = {name.removeprefix("train/").removesuffix(f"_{level}"): value for name, value in found.items()}
-        lines.append("    " + _pairs(f"{level} latents:", found))
-    if sys.stdout.isatty():
-        width = max(20, shutil.get_terminal_size().columns)
-        lines = [textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False) for line in lines]
-    return "\n".join(lines).replace(NBSP, " ")
-
-
-def _losses(means: dict[str, float], prefix: str, levels: list[str]) -> dict[str, float]:
-    """Losses by short names, without those that others sum up, and those of the levels that have a line of their own."""
-    hidden = ("model_loss", "dyn_loss", "rep_loss", *(f"kl_{level}" for level in levels))
-    found = {key.removeprefix(prefix): value for key, value in means.items() if key.startswith(prefix)}
-    return {
-        key.removesuffix("_loss"): value
-        for key, value in found.items()
-        if (key.endswith("_loss") or key.startswith("kl")) and key not in hidden
-    }
-
-
-def _skipped(means: dict[str, float]) -> dict[str, float]:
-    """Shares of updates that were skipped, of optimizers that have skipped any."""
-    ending = "_skipped"
-    return {key.removeprefix("train/").removesuffix(ending): value for key, value in means.items() if key.endswith(ending) and value}
-
-
-def _pairs(title: str, values: dict[str, float]) -> str:
-    """Names and values, which a line break must not part; empty if there are none."""
-    return " ".join([title, *(f"{name}{NBSP}{number(value)}" for name, value in values.items())]).strip() if values else ""
 
 
 def first(texts: list[str], separator: str = ", ", count: int = 3) -> str:

@@ -43,7 +43,7 @@ OPEN_LOOP = (
 
 
 class RunPage:
-    """The page of a run that trains, a writer of `tools.Logger`.
+    """The page of a run that trains, a writer of `logs.Logger`.
 
     Args:
         logdir: folder of the run.

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 
 
@@ -40,3 +41,8 @@ def link(path: pathlib.Path, other: pathlib.Path) -> None:
         os.replace(partial, other)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def file_name(text: str) -> str:
+    """A text as a part of a file's name, which stays in its folder whatever the text."""
+    return re.sub(r"[^\w.+-]", "_", text)[:100]

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 
+import dreamer
 import evaluate
 import exploration
 from collect import Finished, play_episodes

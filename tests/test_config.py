@@ -5,10 +5,10 @@ import pathlib
 import pytest
 import torch
 
-import console
 import settings
 import tools
 from settings import help
+from training import logs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -294,14 +294,14 @@ def test_console_lines_show_statistics_of_the_latents_and_nothing_that_looks_lik
         "episode/length": 5.0,
         "time/fps": 0.0,
     }
-    assert console.metrics_lines(1234, means).splitlines() == [
+    assert logs.metrics_lines(1234, means).splitlines() == [
         "frame 1,234 | return 1,000 length 5 | loss active_units 1 kl 2",
         "    flat latents: kl 2 prior_entropy 3 post_entropy 1",
     ]
 
 
 def test_logger_writes_means_lines_and_videos(tmp_path):
-    logger = tools.Logger(tmp_path)
+    logger = logs.Logger(tmp_path)
     logger.add({"loss": torch.tensor(1.0)}, "train")
     logger.add({"loss": torch.tensor(4.0), "n": 2}, "train")
     assert logger.write(8) == {"train/loss": 2.5, "train/n": 2.0}

@@ -14,13 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import checkpoints
 import dreamer
 import settings
-import tools
 from benchmarks.reliability import files
 from storage import disk, episodes
 from storage import files as storage_files
 from storage.disk import Disk
 from storage.episodes import load_episode, save_episode
 from test_replay import episode
+from training import logs
 
 CARTPOLE = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "0"]
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(device, fa
 
 
 def test_curves_and_videos_reach_tensorboard_and_wait_for_the_disk(device, tmp_path):
-    logger = tools.Logger(tmp_path)
+    logger = logs.Logger(tmp_path)
     for step in range(4):
         device.fails = "full" if step in (1, 2) else None
         logger.add({"loss": float(step)})

@@ -9,13 +9,13 @@ from gymnasium import spaces
 
 import dreamer
 import exploration
-import runs
 import tools
 from benchmarks import exploring
 from benchmarks.synthetic import Grid
 from dreamer import Dreamer, Training
 from envs.spaces import ActionCodec
 from models import Rollout
+from training import run
 
 OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
 
@@ -220,13 +220,13 @@ def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory
 @pytest.mark.parametrize("sample", [False, True])
 def test_evaluations_play_the_tasks_policy_sampled_if_so_asked(tmp_path, monkeypatch, sample):
     seen = []
-    play = runs.play_episodes
+    play = run.play_episodes
 
     def watched(agent, *args, sample):
         seen.append((agent.exploring, sample))
         return play(agent, *args, sample=sample)
 
-    monkeypatch.setattr(runs, "play_episodes", watched)
+    monkeypatch.setattr(run, "play_episodes", watched)
     overrides = {"task": "gym_CartPole-v1", "device": "cpu", "logdir": str(tmp_path), "steps": 60, "eval_every": 60}
     training = dreamer.Training(
         tools.load_config(["defaults", "debug"], {**overrides, "expl_behavior": "plan2explore", "expl_until": 1000, "eval_sample": sample})

@@ -8,14 +8,13 @@ import torch
 from gymnasium import spaces
 
 import checkpoints
-import console
 import dreamer
-import nonfinite
 import tools
 from dreamer import Dreamer, Training
 from models import Optimizer, update_return_range
 from replay import Replay
 from storage import disk
+from training import logs, nonfinite
 
 BATCH = 10
 
@@ -101,9 +100,9 @@ def test_after_many_updates_in_a_row_the_error_names_input_and_losses():
 
 
 def test_the_console_says_which_share_of_updates_was_skipped_if_any_was():
-    line = console.metrics_lines(5, {"train/model_loss": 1.0, "train/model_skipped": 0.25, "train/actor_skipped": 0.0})
+    line = logs.metrics_lines(5, {"train/model_loss": 1.0, "train/model_skipped": 0.25, "train/actor_skipped": 0.0})
     assert "not finite, share of updates skipped model 0.25" in line and "actor" not in line
-    assert "skipped" not in console.metrics_lines(5, {"train/model_skipped": 0.0})
+    assert "skipped" not in logs.metrics_lines(5, {"train/model_skipped": 0.0})
 
 
 def test_weights_that_are_not_finite_are_named():

@@ -16,7 +16,6 @@ import checkpoints
 import dreamer
 import evaluate
 import exploration
-import offline
 import record
 import replay
 import tools
@@ -25,6 +24,7 @@ from dreamer import Dreamer, load_agent, play
 from envs import make_envs
 from old_files import DATA, same
 from storage.episodes import load_episode
+from training import offline
 
 ROOT = pathlib.Path(__file__).parent.parent
 NO_ENVIRONMENT = ["--task", "gym_Nowhere-v0", "--eval_episode_num", "0"]

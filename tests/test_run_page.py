@@ -14,12 +14,11 @@ import pytest
 import console
 import dreamer
 import settings
-import tools
-import writers
 from pages import __main__ as run_page_command
 from pages import charts, curves, run_page, web
 from pages.curves import Curve
 from play import report
+from training import logs, writers
 
 
 class Parsed(html.parser.HTMLParser):
@@ -218,7 +217,7 @@ def test_ticks_are_round_and_a_handful(low, high):
 
 
 def test_pages_are_written_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
-    logger = tools.Logger(tmp_path, more=[run_page.RunPage(tmp_path)])
+    logger = logs.Logger(tmp_path, more=[run_page.RunPage(tmp_path)])
     written, clock = [], [1000.0]
     monkeypatch.setattr(run_page, "write", lambda logdir, stored, training: written.append(training))
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -251,7 +250,7 @@ def test_a_slow_page_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
 
 def test_a_page_that_fails_is_told_once_and_ends_nothing(tmp_path, capsys):
     (tmp_path / "report").write_text("a file where the folder should be")
-    logger = tools.Logger(tmp_path, more=[writers.Forgiving(run_page.RunPage(tmp_path))])
+    logger = logs.Logger(tmp_path, more=[writers.Forgiving(run_page.RunPage(tmp_path))])
     for step in range(3):
         logger.add({"loss": 1.0})
         logger.write(step)

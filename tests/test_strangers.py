@@ -15,12 +15,8 @@ import checkpoints
 import dreamer
 import evaluate
 import latent_report
-import offline
 import record
-import runs
 import settings
-import tools
-import writers
 from benchmarks.reliability import fuzz, mutations
 from envs.spaces import space_of
 from old_files import DATA, Payload
@@ -28,6 +24,7 @@ from pages import curves
 from storage import archives
 from storage.episodes import load_episode, save_episode
 from test_replay import episode, make
+from training import folder, logs, offline, writers
 
 REPLAY_NAME = "20260101T000000-x-9.npz"
 
@@ -268,9 +265,9 @@ def test_settings_that_are_none_are_refused_in_one_line(text, tmp_path):
 @pytest.mark.parametrize("name", mutations.TRICKS)
 def test_a_name_stays_in_the_folder_of_its_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = tools.Logger(tmp_path).video(f"openl_{name}", np.zeros((2, 8, 8, 3)), 3)
+    path = logs.Logger(tmp_path).video(f"openl_{name}", np.zeros((2, 8, 8, 3)), 3)
     assert path.is_file() and path.parent == tmp_path / "videos"
-    logdir = runs.new_logdir(f"gym_{name}")
+    logdir = folder.new_logdir(f"gym_{name}")
     assert logdir.is_dir() and logdir.resolve().parent == tmp_path / "logdir"
 
 

@@ -15,12 +15,12 @@ from gymnasium import spaces
 
 import checkpoints
 import dreamer
-import runs
 import tools
 from checkpoints import __main__ as export
 from checkpoints import dreamerv3_torch
 from dreamer import Dreamer
 from old_files import DATA, KINDS, NAMES, Payload, batch, checkpoint, levels, make_agent, same, stored_settings
+from training import folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A game of five actions, as the file's, and its episodes' observations.
@@ -198,8 +198,8 @@ def test_episodes_are_linked_through_symlinks_and_onto_themselves(old_run, tmp_p
     for path in stored.iterdir():
         (old_run / "train_eps" / path.name).symlink_to(pathlib.Path("..", "..", "stored", path.name))
     for _ in range(2):
-        runs.take_over_episodes(old_run / "train_eps", tmp_path / "new")
-        runs.take_over_episodes(tmp_path / "new", tmp_path / "new")
+        folder.take_over_episodes(old_run / "train_eps", tmp_path / "new")
+        folder.take_over_episodes(tmp_path / "new", tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in stored.iterdir())
     assert all(path.read_bytes() == (stored / path.name).read_bytes() for path in (tmp_path / "new").iterdir())
 

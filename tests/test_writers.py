@@ -9,7 +9,7 @@ import pytest
 import checkpoints
 import dreamer
 import tools
-import writers
+from training import logs, writers
 
 
 class Error(Exception):
@@ -48,7 +48,7 @@ def config_for(tmp_path, **overrides):
 
 
 def test_metrics_and_videos_are_sent_with_their_frames(wandb, tmp_path):
-    logger = tools.Logger(tmp_path, more=writers.of_run(config_for(tmp_path), tmp_path))
+    logger = logs.Logger(tmp_path, more=writers.of_run(config_for(tmp_path), tmp_path))
     logger.add({"loss": 2.0})
     logger.write(40)
     path = logger.video("openl", np.zeros((3, 8, 8, 3)), 50)
@@ -88,7 +88,7 @@ def test_a_missing_package_is_told_before_anything_is_written(monkeypatch, tmp_p
 
 
 def test_a_run_that_cannot_be_opened_is_an_error_and_one_that_breaks_later_is_not(wandb, tmp_path, capsys):
-    logger = tools.Logger(tmp_path, more=writers.of_run(config_for(tmp_path), tmp_path))
+    logger = logs.Logger(tmp_path, more=writers.of_run(config_for(tmp_path), tmp_path))
 
     def fail(*_, **__):
         raise Error("no API key")

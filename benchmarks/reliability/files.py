@@ -40,6 +40,7 @@ from envs.spaces import ActionCodec
 from exploration import Random
 from replay import Replay
 from storage.episodes import load_episode
+from training import logs
 
 ROOT = pathlib.Path(__file__).parents[2]
 WARNINGS = {kind: f"{kind} cannot be written" for kind in ("the checkpoint", "episodes")}
@@ -63,7 +64,7 @@ def updates(count: int) -> list[int]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         collector = Collector(envs, memory, pathlib.Path(folder), seed=0, training=True)
-        logger = tools.Logger(pathlib.Path(folder))
+        logger = logs.Logger(pathlib.Path(folder))
         for number in range(1, count + 1):
             collector.step(agent)
             logger.add(agent.update(), "train")

@@ -21,13 +21,12 @@ import torch
 
 import checkpoints
 import dreamer
-import offline
-import runs
 import settings
 import tools
 from benchmarks.reliability import mutations
 from pages import curves, run_page
 from replay import Replay
+from training import folder, offline
 
 SECONDS, BYTES = 20, 2 * 10**9  # that one file may take
 TASK = "gym_CartPole-v1"
@@ -140,7 +139,7 @@ class Fuzz:
         def take_up():
             self.agent.load_checkpoint(checkpoints.load(run / "latest.pt"))
 
-        return [take_up, lambda: dreamer.load_agent(run, "cpu"), lambda: runs.stored_config(run)]
+        return [take_up, lambda: dreamer.load_agent(run, "cpu"), lambda: folder.stored_config(run)]
 
     def _episode(self, run: pathlib.Path) -> list[Callable]:
         def learn():
@@ -151,7 +150,7 @@ class Fuzz:
 
     def _config(self, run: pathlib.Path) -> list[Callable]:
         def compare():
-            return settings.changes_of_run(runs.stored_config(run), self.config, run)
+            return settings.changes_of_run(folder.stored_config(run), self.config, run)
 
         def load():
             return settings.load_config(overrides=settings.read_yaml(run / "config.yaml"))

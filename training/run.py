@@ -2,10 +2,6 @@
 
 import contextlib
 import copy
-import datetime
-import filecmp
-import itertools
-import json
 import pathlib
 
 import gymnasium
@@ -14,17 +10,15 @@ import torch
 
 import checkpoints
 import console
-import nonfinite
-import offline
 import settings
 import tools
-import writers
 from collect import play_episodes
 from envs import EnvBatch, make_envs
 from pages import curves
 from storage import files
 from storage.disk import Disk
 from storage.lock import Lock
+from training import folder, logs, nonfinite, offline, stop, writers
 
 
 class Run:
@@ -57,21 +51,21 @@ class Run:
             config.logdir = str(self.logdir)
             if self.logdir.is_dir():
                 self._lock(opened)
-            changes = settings.changes_of_run(stored_config(self.logdir), config, self.logdir)
+            changes = settings.changes_of_run(folder.stored_config(self.logdir), config, self.logdir)
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
         writers.check(config)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
         tools.allow_tf32()
-        self.stop = tools.StopSignal()
+        self.stop = stop.StopSignal()
         return changes
 
     def _lock(self, opened: contextlib.ExitStack) -> None:
         try:
             self.lock = opened.enter_context(contextlib.closing(Lock(self.logdir)))
         except OSError as error:
-            raise cannot_write(error) from error
+            raise folder.cannot_write(error) from error
 
     def open(self, opened: contextlib.ExitStack) -> None:
         """Makes `agent`, `replay` and `eval_envs`; `opened` closes what must be closed. Nothing is written yet."""
@@ -106,7 +100,7 @@ class Run:
         self.step, self.last_eval, self.saved = 0, 0, None
         self.disk = Disk()
         checkpoint, found = self.take_up_agent()
-        self.logdir = open_logdir(config)
+        self.logdir = folder.open_logdir(config)
         config.logdir = str(self.logdir)
         if self.lock is None:
             self._lock(opened)
@@ -117,18 +111,18 @@ class Run:
         self.begin(checkpoint)
         if self.origin or not checkpoint:
             self.last_eval = self.clock  # evaluations of another run do not count
-        self.logger = tools.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir), self.disk)
+        self.logger = logs.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir), self.disk)
         self.should_eval = tools.Every(config.eval_every, self.last_eval)
         self.should_save = tools.Timer(config.checkpoint_every)
         self.should_log = tools.Every(config.log_every, self.clock)
         self.log_timer = tools.Timer(60.0)
         self.speed = tools.Speed(**self.rates())
         if self.origin == self.logdir / "latest.pt":
-            console.say(f"The file itself is kept as {keep_original(self.origin)}.")
+            console.say(f"The file itself is kept as {folder.keep_original(self.origin)}.")
         if self.origin:
             self.save()
         # Last, since from now on these settings bind whoever continues the run.
-        store_config(self.logdir, config, changes, self.clock)
+        folder.store_config(self.logdir, config, changes, self.clock)
         if changes:
             console.say(console.table("Settings that change from here on", _arrows(changes)))
 
@@ -331,77 +325,3 @@ def describe_spaces(obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space
     """What is observed and done, for the summary."""
     observations = ", ".join(f"{key} {space.shape} {space.dtype}" for key, space in obs_space.spaces.items())
     return f"observations {observations}; actions {act_space}"
-
-
-def new_logdir(task: str) -> pathlib.Path:
-    """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
-    parent = pathlib.Path("logdir")
-    parent.mkdir(exist_ok=True)
-    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{tools.file_name(task)}"
-    for number in itertools.count(1):
-        logdir = parent / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            logdir.mkdir()
-            return logdir
-
-
-def open_logdir(config: settings.Config) -> pathlib.Path:
-    """The folder of the settings, made if it is not there, or a new one if they name none.
-
-    Raises:
-        ValueError: if it cannot be written.
-    """
-    try:
-        logdir = pathlib.Path(config.logdir) if config.logdir else new_logdir(config.task)
-        logdir.mkdir(parents=True, exist_ok=True)
-        probe = logdir / ".writable"
-        try:
-            probe.write_bytes(bytes(4096))  # a full disk still takes empty files
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(error) from error
-    return logdir
-
-
-def cannot_write(error: OSError) -> ValueError:
-    return ValueError(f"cannot write into the folder of the run: {error}; give another one with --logdir")
-
-
-def keep_original(path: pathlib.Path) -> pathlib.Path:
-    """Gives a checkpoint of dreamerv3-torch a second name beside it, under which it stays; returns that."""
-    for number in itertools.count(1):
-        kept = path.with_name(f"{path.stem}.dreamerv3-torch{'' if number == 1 else f'-{number}'}{path.suffix}")
-        if not kept.exists():
-            files.link(path, kept)
-            return kept
-        if filecmp.cmp(path, kept, shallow=False):
-            return kept
-
-
-def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Links the episodes of another run into a folder."""
-    for path in sorted(source.glob("*.npz")):
-        directory.mkdir(parents=True, exist_ok=True)
-        files.link(path, directory / path.name)
-
-
-def stored_config(logdir: pathlib.Path) -> dict:
-    """The settings of the run in this folder; empty if it holds neither weights nor episodes."""
-    weights = logdir / "latest.pt"
-    if not weights.exists() and not any(logdir.glob("train_eps/*.npz")):
-        return {}
-    if (logdir / "config.yaml").exists():
-        return settings.read_yaml(logdir / "config.yaml")
-    stored = checkpoints.load(weights).get("config") if weights.exists() else None
-    return stored if settings.holds_settings(stored) else {}
-
-
-def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:
-    """Writes config.yaml, and what differs from the one before into config_changes.jsonl."""
-    now = datetime.datetime.now().isoformat(timespec="seconds")
-    for name, before, after in changes:
-        with open(logdir / "config_changes.jsonl", "a") as file:
-            file.write(json.dumps({"time": now, "step": step, "setting": name, "from": before, "to": after}) + "\n")
-    with files.replacing(logdir / "config.yaml") as file:
-        settings.write_yaml(config, file)

@@ -1,6 +1,6 @@
 """Where metrics and videos go beside metrics.jsonl, TensorBoard and the console.
 
-A writer of `tools.Logger` has `scalars(step, means)`, `video(name, path, step)` and `close()`; steps count what `curves.unit` says.
+A writer of `logs.Logger` has `scalars(step, means)`, `video(name, path, step)` and `close()`; steps count what `curves.unit` says.
 """
 
 import importlib

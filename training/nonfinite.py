@@ -2,14 +2,11 @@
 
 import io
 import pathlib
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from storage.disk import Disk
-
-if TYPE_CHECKING:
-    from dreamer import Dreamer
 
 LIMIT = 10  # updates in a row that an optimizer may skip
 LOOK_EVERY = 10  # updates between two looks: on a GPU each look waits for it
@@ -34,7 +31,7 @@ class NonFinite(ArithmeticError):
         return f"{super().__str__()} Skipped updates have not changed what is trained.{kept}"
 
 
-def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:
+def check(agent: nn.Module, batch: dict[str, np.ndarray]) -> None:
     """Looks at the agent's optimizers.
 
     Args:
@@ -49,7 +46,7 @@ def check(agent: "Dreamer", batch: dict[str, np.ndarray]) -> None:
         raise NonFinite(f"loss or gradient was not finite in the optimizer {where}. {_findings(agent, batch)}", batch)
 
 
-def _findings(agent: "Dreamer", batch: dict[str, np.ndarray]) -> str:
+def _findings(agent: nn.Module, batch: dict[str, np.ndarray]) -> str:
     """Which inputs, losses and weights are not finite; if no input is, their ranges."""
     arrays = {key: np.asarray(value, np.float32) for key, value in batch.items()}
     inputs = {key: int((~np.isfinite(value)).sum()) for key, value in arrays.items()}
@@ -64,7 +61,7 @@ def _findings(agent: "Dreamer", batch: dict[str, np.ndarray]) -> str:
     ])  # fmt: skip
 
 
-def weights_not_finite(agent: "Dreamer") -> list[str]:
+def weights_not_finite(agent: nn.Module) -> list[str]:
     """Names of the agent's tensors with NaN or infinity; an agent that has any is not worth being saved."""
     return [name for name, value in agent.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
 

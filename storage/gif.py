@@ -1,0 +1,16 @@
+"""Videos as animated GIFs."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def encode_gif(frames: np.ndarray, fps: int) -> bytes:
+    """A video (T, H, W, C) in [0, 1], of one channel or three, as an animated GIF."""
+    frames = (255 * frames).round().astype(np.uint8)
+    frames = frames.repeat(3, -1) if frames.shape[-1] == 1 else frames
+    first, *rest = [Image.fromarray(frame) for frame in frames[..., :3]]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)
+    return buffer.getvalue()

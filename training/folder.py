@@ -1,0 +1,86 @@
+"""The folder of a run: where it is, which settings it keeps, what it takes over from another one."""
+
+import contextlib
+import datetime
+import filecmp
+import itertools
+import json
+import pathlib
+
+import checkpoints
+import settings
+from storage import files
+
+
+def new_logdir(task: str) -> pathlib.Path:
+    """A new folder logdir/<date>-<task>, with a number behind it if another run has just taken that name."""
+    parent = pathlib.Path("logdir")
+    parent.mkdir(exist_ok=True)
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{files.file_name(task)}"
+    for number in itertools.count(1):
+        logdir = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            logdir.mkdir()
+            return logdir
+
+
+def open_logdir(config: settings.Config) -> pathlib.Path:
+    """The folder of the settings, made if it is not there, or a new one if they name none.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        logdir = pathlib.Path(config.logdir) if config.logdir else new_logdir(config.task)
+        logdir.mkdir(parents=True, exist_ok=True)
+        probe = logdir / ".writable"
+        try:
+            probe.write_bytes(bytes(4096))  # a full disk still takes empty files
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(error) from error
+    return logdir
+
+
+def cannot_write(error: OSError) -> ValueError:
+    return ValueError(f"cannot write into the folder of the run: {error}; give another one with --logdir")
+
+
+def keep_original(path: pathlib.Path) -> pathlib.Path:
+    """Gives a checkpoint of dreamerv3-torch a second name beside it, under which it stays; returns that."""
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.stem}.dreamerv3-torch{'' if number == 1 else f'-{number}'}{path.suffix}")
+        if not kept.exists():
+            files.link(path, kept)
+            return kept
+        if filecmp.cmp(path, kept, shallow=False):
+            return kept
+
+
+def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Links the episodes of another run into a folder."""
+    for path in sorted(source.glob("*.npz")):
+        directory.mkdir(parents=True, exist_ok=True)
+        files.link(path, directory / path.name)
+
+
+def stored_config(logdir: pathlib.Path) -> dict:
+    """The settings of the run in this folder; empty if it holds neither weights nor episodes."""
+    weights = logdir / "latest.pt"
+    if not weights.exists() and not any(logdir.glob("train_eps/*.npz")):
+        return {}
+    if (logdir / "config.yaml").exists():
+        return settings.read_yaml(logdir / "config.yaml")
+    stored = checkpoints.load(weights).get("config") if weights.exists() else None
+    return stored if settings.holds_settings(stored) else {}
+
+
+def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:
+    """Writes config.yaml, and what differs from the one before into config_changes.jsonl."""
+    now = datetime.datetime.now().isoformat(timespec="seconds")
+    for name, before, after in changes:
+        with open(logdir / "config_changes.jsonl", "a") as file:
+            file.write(json.dumps({"time": now, "step": step, "setting": name, "from": before, "to": after}) + "\n")
+    with files.replacing(logdir / "config.yaml") as file:
+        settings.write_yaml(config, file)

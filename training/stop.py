@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+
+
+class StopSignal:
+    """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager."""
+
+    def __init__(self):
+        self._requested_at = None
+
+    def __bool__(self) -> bool:
+        return self._requested_at is not None
+
+    def __enter__(self) -> "StopSignal":
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _) -> None:
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
+            self._tell("Stopping after this update; all is saved first (Ctrl-C again: stop at once).")
+        elif time.monotonic() - self._requested_at > 0.5:  # some programs send a signal twice in a row
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            self._tell("Stopped at once; what was collected since the last checkpoint may be lost.")
+            os._exit(128 + number)
+
+    def _tell(self, text: str) -> None:
+        # A signal may come in the middle of another print, so this goes straight to the file.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{text}\n".encode())
