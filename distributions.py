@@ -113,43 +113,38 @@ class OneHot:
         return _sum_events(self.probs * (self.log_probs - other.log_probs), self.event_dims)
 
 
+def bounded(action: Tensor) -> Tensor:
+    """Actions (..., A) pulled back onto [-1, 1] by a constant factor, which leaves their gradient's direction unchanged."""
+    return action / action.detach().abs().clamp(min=1.0)
+
+
 class Normal:
-    """Independent Gaussians; the last `event_dims` dimensions form one event.
+    """Independent Gaussians; the last `event_dims` dimensions form one event."""
 
-    With `bound`, samples and mode are pulled back onto [-bound, bound] by a constant factor, which leaves their gradient's
-    direction unchanged; log-probability and entropy stay those of the unbounded Gaussian.
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor | float, event_dims: int = 1, bound: float | None = None):
+    def __init__(self, mean: Tensor, std: Tensor | float, event_dims: int = 1):
         self.loc = mean.float()
         self.std = std.float() if torch.is_tensor(std) else torch.full_like(self.loc, std)
         self.event_dims = event_dims
-        self.bound = bound
 
     def detach(self) -> "Normal":
         """The same distribution as a constant."""
-        return Normal(self.loc.detach(), self.std.detach(), self.event_dims, self.bound)
-
-    def _bounded(self, x: Tensor) -> Tensor:
-        if self.bound is None:
-            return x
-        return x * (self.bound / x.detach().abs().clamp(min=self.bound))
+        return Normal(self.loc.detach(), self.std.detach(), self.event_dims)
 
     @property
     def mean(self) -> Tensor:
-        return self._bounded(self.loc)
+        return self.loc
 
     @property
     def mode(self) -> Tensor:
-        return self.mean
+        return self.loc
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
         noise = torch.randn_like(self.loc) if noise is None else noise
-        return self._bounded(self.loc + self.std * noise)
+        return self.loc + self.std * noise
 
     def greedy_sample(self) -> Tensor:
         """As `sample`, but always the mode."""
-        return self.mode
+        return self.loc
 
     def log_prob(self, x: Tensor) -> Tensor:
         assert x.shape == self.loc.shape, (x.shape, self.loc.shape)
@@ -252,6 +247,10 @@ class SymlogDisc:
 
     @property
     def mean(self) -> Tensor:
+        """symexp of the expectation in symlog space, (..., 1), as in Hafner et al. 2023.
+
+        This is not the expectation of the scalar: uncertain values shrink. 2 with probability 0.1 and else 0 reads as 0.12, not 0.2.
+        """
         # Bins are symmetric about zero: the sum over differences of opposite ones rounds less, and is exactly 0 where they agree.
         probs, half = torch.softmax(self._logits, -1), self.BINS // 2
         difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
@@ -259,7 +258,7 @@ class SymlogDisc:
 
     @property
     def mode(self) -> Tensor:
-        """The same as `mean`: the field reads predictions off this distribution by its expectation in symlog space."""
+        """The same as `mean`."""
         return self.mean
 
     def sample(self) -> Tensor:

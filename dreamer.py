@@ -28,17 +28,21 @@ import settings
 import tools
 from checkpoints import fitting
 from collect import Collector, Finished
+from distributions import bounded
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
 from envs.gym import modules_of, register
 from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from envs.workers import EnvironmentFailed
 from heads import MLP
-from models import ImagBehavior, Metrics, Optimizer, WorldModel, autocast
+from layers import choose_library
+from models import ImagBehavior, WorldModel
+from optim import Metrics, Optimizer
 from replay import Replay
 from settings.help import help_text
 from storage.disk import free_space
 from storage.episodes import old_episodes, stored_steps
+from tools import autocast
 from training import folder, nonfinite, offline, run
 from training.run import Run
 
@@ -69,6 +73,7 @@ class Dreamer(nn.Module):
         super().__init__()
         self._config = config = copy.deepcopy(config)
         config.device = self.device = tools.pick_device(config.device)
+        choose_library()
         self._dataset = dataset
         self.obs_space = gymnasium.spaces.Dict({key: space for key, space in obs_space.spaces.items() if not key.startswith("log_")})
         self.act_space, self.codec = act_space, ActionCodec(act_space)
@@ -125,7 +130,7 @@ class Dreamer(nn.Module):
         explores = training and self.exploring and self._expl_behavior is not None
         behavior = self._expl_behavior if explores else self._task_behavior
         policy = behavior.actor(self._wm.dynamics.get_feat(latent))
-        action = policy.sample() if training else policy.mode
+        action = bounded(policy.sample() if training else policy.mode)
         return self.codec.decode(action.cpu().numpy()), {**latent, "action": action}
 
     def act_in(self, act_space: gymnasium.Space) -> None:

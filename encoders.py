@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import distributions as dists
-import lookup
 from heads import MLP
-from layers import NORM_EPS, LayerNorm, activation, init_hidden, init_output
+from layers import NORM_EPS, LayerNorm, Linear, activation, init_hidden, init_output
 
 VECTOR_DISTS = ("symlog_mse", "mse", "normal", "binary")
 
@@ -61,18 +60,23 @@ class ChannelNorm(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Stack of stride-2 convolutions with doubling depth; images (..., H, W, C) in [0, 1] -> (..., outdim)."""
+    """Stack of stride-2 convolutions with doubling depth; images (..., H, W, C) in [0, 1] -> (..., outdim).
 
-    def __init__(self, size: tuple[int, int], channels: int, *, depth: int, kernel_size: int, minres: int, act: str, norm: bool):
+    Args:
+        size, channels: (H, W) and C.
+        config: settings of the encoder.
+    """
+
+    def __init__(self, size: tuple[int, int], channels: int, config):
         super().__init__()
-        stages = conv_stages(size, minres)
+        stages, kernel = conv_stages(size, config.minres), config.kernel_size
         layers = []
         for stage in range(stages):
-            out = depth * 2**stage
-            layers.append(nn.Conv2d(channels, out, kernel_size, 2, _same_padding(kernel_size), bias=False))
-            if norm:
+            out = config.cnn_depth * 2**stage
+            layers.append(nn.Conv2d(channels, out, kernel, 2, _same_padding(kernel), bias=False))
+            if config.norm:
                 layers.append(ChannelNorm(out))
-            layers.append(activation(act))
+            layers.append(activation(config.act))
             channels = out
         # Images arrive with channels last, so weights in that layout spare a transposition of every activation.
         self.layers = nn.Sequential(*layers).apply(init_hidden).to(memory_format=torch.channels_last)
@@ -85,44 +89,36 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Mirror of `ConvEncoder`: features (..., F) -> images (..., H, W, C), centred at 0.5."""
+    """Mirror of `ConvEncoder`: features (..., F) -> images (..., H, W, C), centred at 0.5.
 
-    def __init__(
-        self,
-        feat_size: int,
-        size: tuple[int, int],
-        channels: int,
-        *,
-        depth: int,
-        kernel_size: int,
-        minres: int,
-        act: str,
-        norm: bool,
-        cnn_sigmoid: bool,
-        outscale: float,
-    ):
+    Args:
+        feat_size: size F of a feature.
+        size, channels: (H, W) and C.
+        config: settings of the decoder.
+    """
+
+    def __init__(self, feat_size: int, size: tuple[int, int], channels: int, config):
         super().__init__()
-        stages = conv_stages(size, minres)
-        self._start = (size[0] >> stages, size[1] >> stages, depth * 2 ** (stages - 1))  # (h, w, c)
-        self._sigmoid = cnn_sigmoid
-        self._linear_layer = nn.Linear(feat_size, math.prod(self._start)).apply(init_hidden)
+        stages, kernel = conv_stages(size, config.minres), config.kernel_size
+        self._start = (size[0] >> stages, size[1] >> stages, config.cnn_depth * 2 ** (stages - 1))  # (h, w, c)
+        self._sigmoid = config.cnn_sigmoid
+        self._linear_layer = Linear(feat_size, math.prod(self._start)).apply(init_hidden)
         layers = []
         inp = self._start[-1]
         for stage in reversed(range(1, stages)):
-            out = depth * 2 ** (stage - 1)
-            layers.append(nn.ConvTranspose2d(inp, out, kernel_size, 2, _same_padding(kernel_size), bias=False))
-            if norm:
+            out = config.cnn_depth * 2 ** (stage - 1)
+            layers.append(nn.ConvTranspose2d(inp, out, kernel, 2, _same_padding(kernel), bias=False))
+            if config.norm:
                 layers.append(ChannelNorm(out))
-            layers.append(activation(act))
+            layers.append(activation(config.act))
             inp = out
         self.layers = nn.Sequential(*layers).apply(init_hidden)
-        self.layers.append(nn.ConvTranspose2d(inp, channels, kernel_size, 2, _same_padding(kernel_size)))
-        init_output(self.layers[-1], outscale)
+        self.layers.append(nn.ConvTranspose2d(inp, channels, kernel, 2, _same_padding(kernel)))
+        init_output(self.layers[-1], config.outscale)
         self.layers.to(memory_format=torch.channels_last)
 
-    def forward(self, feat: Tensor, ones: lookup.Ones | None = None) -> Tensor:
-        x = lookup.linear(feat, self._linear_layer.weight, ones) + self._linear_layer.bias
-        x = x.unflatten(-1, self._start).flatten(0, -4)  # (N, h, w, c)
+    def forward(self, feat: Tensor) -> Tensor:
+        x = self._linear_layer(feat).unflatten(-1, self._start).flatten(0, -4)  # (N, h, w, c)
         x = self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = x.unflatten(0, feat.shape[:-1])
         return torch.sigmoid(x) if self._sigmoid else x + 0.5
@@ -133,46 +129,34 @@ class MultiEncoder(nn.Module):
 
     Args:
         shapes: shape of every observation key, without batch and time.
-        mlp_keys, cnn_keys: regular expressions that select vectors and images.
+        config: settings of the encoder, the section `encoder`.
     """
 
-    def __init__(
-        self,
-        shapes: dict[str, tuple[int, ...]],
-        *,
-        mlp_keys: str,
-        cnn_keys: str,
-        act: str,
-        norm: bool,
-        cnn_depth: int,
-        kernel_size: int,
-        minres: int,
-        mlp_layers: int,
-        mlp_units: int,
-        symlog_inputs: bool,
-    ):
+    def __init__(self, shapes: dict[str, tuple[int, ...]], config):
         super().__init__()
-        self._images = image_groups(select_keys(shapes, cnn_keys, 3))
-        self._vectors = select_keys(shapes, mlp_keys, 1)
+        self._images = image_groups(select_keys(shapes, config.cnn_keys, 3))
+        self._vectors = select_keys(shapes, config.mlp_keys, 1)
         if not self._images and not self._vectors:
-            raise ValueError(f"no observation is encoded: cnn_keys {cnn_keys!r} and mlp_keys {mlp_keys!r} match none of {shapes}")
+            raise ValueError(
+                f"no observation is encoded: cnn_keys {config.cnn_keys!r} and mlp_keys {config.mlp_keys!r} match none of {shapes}"
+            )
         self.outdim = 0
         for index, (size, channels) in enumerate(self._images.items()):
-            cnn = ConvEncoder(size, sum(channels.values()), depth=cnn_depth, kernel_size=kernel_size, minres=minres, act=act, norm=norm)
+            cnn = ConvEncoder(size, sum(channels.values()), config)
             self.add_module(_cnn_name(index), cnn)
             self.outdim += cnn.outdim
         if self._vectors:
             self._mlp = MLP(
                 sum(shape[0] for shape in self._vectors.values()),
                 None,
-                mlp_layers,
-                mlp_units,
+                config.mlp_layers,
+                config.mlp_units,
                 name="Encoder",
-                act=act,
-                norm=norm,
-                symlog_inputs=symlog_inputs,
+                act=config.act,
+                norm=config.norm,
+                symlog_inputs=config.symlog_inputs,
             )
-            self.outdim += mlp_units
+            self.outdim += config.mlp_units
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -192,57 +176,36 @@ class MultiEncoder(nn.Module):
 
 
 class MultiDecoder(nn.Module):
-    """Predicts images and vectors from features: (..., F) -> {key: distribution}. Arguments as in `MultiEncoder`.
+    """Predicts images and vectors from features: (..., F) -> {key: distribution}.
 
-    `ones` says where features have the ones of their latents, see `RSSM.ones`.
+    Args:
+        feat_size: size F of a feature.
+        shapes: shape of every observation key, without batch and time.
+        config: settings of the decoder, the section `decoder`.
     """
 
-    def __init__(
-        self,
-        feat_size: int,
-        shapes: dict[str, tuple[int, ...]],
-        *,
-        mlp_keys: str,
-        cnn_keys: str,
-        act: str,
-        norm: bool,
-        cnn_depth: int,
-        kernel_size: int,
-        minres: int,
-        mlp_layers: int,
-        mlp_units: int,
-        cnn_sigmoid: bool,
-        image_dist: str,
-        vector_dist: str,
-        outscale: float,
-    ):
+    def __init__(self, feat_size: int, shapes: dict[str, tuple[int, ...]], config):
         super().__init__()
-        self._image_dist = image_dist
-        self._images = image_groups(select_keys(shapes, cnn_keys, 3))
-        self._vectors = select_keys(shapes, mlp_keys, 1)
-        if vector_dist not in VECTOR_DISTS:
-            raise ValueError(f"decoder.vector_dist is {vector_dist!r}; allowed are {', '.join(VECTOR_DISTS)}")
-        if image_dist not in ("mse", "normal"):
-            raise ValueError(f"decoder.image_dist is {image_dist!r}; allowed are 'mse' and 'normal'")
+        self._image_dist = config.image_dist
+        self._images = image_groups(select_keys(shapes, config.cnn_keys, 3))
+        self._vectors = select_keys(shapes, config.mlp_keys, 1)
+        if config.vector_dist not in VECTOR_DISTS:
+            raise ValueError(f"decoder.vector_dist is {config.vector_dist!r}; allowed are {', '.join(VECTOR_DISTS)}")
+        if config.image_dist not in ("mse", "normal"):
+            raise ValueError(f"decoder.image_dist is {config.image_dist!r}; allowed are 'mse' and 'normal'")
         for index, (size, channels) in enumerate(self._images.items()):
-            self.add_module(
-                _cnn_name(index),
-                ConvDecoder(
-                    feat_size,
-                    size,
-                    sum(channels.values()),
-                    depth=cnn_depth,
-                    kernel_size=kernel_size,
-                    minres=minres,
-                    act=act,
-                    norm=norm,
-                    cnn_sigmoid=cnn_sigmoid,
-                    outscale=outscale,
-                ),
-            )
+            self.add_module(_cnn_name(index), ConvDecoder(feat_size, size, sum(channels.values()), config))
         if self._vectors:
             self._mlp = MLP(
-                feat_size, self._vectors, mlp_layers, mlp_units, name="Decoder", act=act, norm=norm, dist=vector_dist, outscale=outscale
+                feat_size,
+                self._vectors,
+                config.mlp_layers,
+                config.mlp_units,
+                name="Decoder",
+                act=config.act,
+                norm=config.norm,
+                dist=config.vector_dist,
+                outscale=config.outscale,
             )
 
     def input_layers(self) -> list[nn.Linear]:
@@ -255,15 +218,15 @@ class MultiDecoder(nn.Module):
         """Keys of the images that are predicted."""
         return [key for channels in self._images.values() for key in channels]
 
-    def forward(self, feat: Tensor, ones: lookup.Ones | None = None) -> dict:
+    def forward(self, feat: Tensor) -> dict:
         predictions = {}
         for index, channels in enumerate(self._images.values()):
-            images = getattr(self, _cnn_name(index))(feat, ones).split(list(channels.values()), -1)
+            images = getattr(self, _cnn_name(index))(feat).split(list(channels.values()), -1)
             for key, image in zip(channels, images):
                 is_mse = self._image_dist == "mse"
                 predictions[key] = dists.MSE(image, 3) if is_mse else dists.Normal(image, 1.0, 3)
         if self._vectors:
-            predictions.update(self._mlp(feat, ones))
+            predictions.update(self._mlp(feat))
         return predictions
 
 

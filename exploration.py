@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import distributions as dists
 from envs.spaces import ActionCodec
 from heads import MLP
-from models import ImagBehavior, Metrics, Optimizer, Rollout, WorldModel, autocast
+from models import ImagBehavior, Rollout, WorldModel
 from networks import State
+from optim import Metrics, Optimizer
+from tools import autocast
 
 BEHAVIORS = ("greedy", "random", "plan2explore")
 
@@ -144,9 +146,7 @@ class Plan2Explore(nn.Module):
         if config.disag_action_cond:  # what is done at a step is stored with the next one
             inputs = torch.cat([inputs, data["action"][:, 1 : feat.shape[1] - offset + 1]], -1)
         target = self._target(world_model, post, feat, data)
-        ones = world_model.dynamics.ones(post)
-        ones = None if ones is None else ones.at((slice(None), slice(None, -offset)))
-        log_probs = torch.stack([network(inputs, ones).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
+        log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
         episode = data["is_first"].cumsum(1)
         same = (episode[:, offset:] == episode[:, :-offset]).float()
         return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
@@ -172,12 +172,11 @@ class Plan2Explore(nn.Module):
         Returns:
             (H, N, 1); the first one, which no return counts, is that of the second with `disag_action_cond`.
         """
-        config, inputs, ones = self._config, rollout.feat, rollout.ones
+        config, inputs = self._config, rollout.feat
         if config.disag_action_cond:
             before = torch.arange(-1, len(inputs) - 1, device=inputs.device).clamp(min=0)
             inputs = torch.cat([rollout.feat[:-1], rollout.action], -1).index_select(0, before)
-            ones = None if ones is None else ones.at(before)
-        predictions = torch.stack([network(inputs, ones).mode for network in self._networks])  # (M, H, N, n)
+        predictions = torch.stack([network(inputs).mode for network in self._networks])  # (M, H, N, n)
         disagreement = predictions.std(0).mean(-1, keepdim=True)
         reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)
         if config.expl_extr_scale:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import distributions as dists
-import lookup
-from layers import NORM_EPS, LayerNorm, activation, after_first, init_hidden, init_output
+from layers import NORM_EPS, LayerNorm, Linear, activation, init_hidden, init_output
 
 
 class MLP(nn.Module):
@@ -50,7 +49,7 @@ class MLP(nn.Module):
         self._symlog_inputs = symlog_inputs
         self.layers = nn.Sequential()
         for index in range(layers):
-            self.layers.add_module(f"{name}_linear{index}", nn.Linear(inp_dim, units, bias=False))
+            self.layers.add_module(f"{name}_linear{index}", Linear(inp_dim, units, bias=False))
             if norm:
                 self.layers.add_module(f"{name}_norm{index}", LayerNorm(units, eps=NORM_EPS))
             self.layers.add_module(f"{name}_act{index}", activation(act))
@@ -64,9 +63,9 @@ class MLP(nn.Module):
             taken = [key for key in self._shape if hasattr(nn.ModuleDict, key)]
             if taken:
                 raise ValueError(f"the observation keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
-            layer = nn.ModuleDict({key: nn.Linear(inp_dim, self._out_size(shape)) for key, shape in self._shape.items()})
+            layer = nn.ModuleDict({key: Linear(inp_dim, self._out_size(shape)) for key, shape in self._shape.items()})
         else:
-            layer = nn.Linear(inp_dim, self._out_size(self._shape))
+            layer = Linear(inp_dim, self._out_size(self._shape))
         return layer.apply(lambda module: init_output(module, outscale))
 
     def _out_size(self, shape: tuple[int, ...]) -> int:
@@ -81,24 +80,22 @@ class MLP(nn.Module):
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         return linear[:1] if len(self.layers) else linear
 
-    def hidden(self, x: Tensor, ones: lookup.Ones | None = None) -> Tensor:
-        """Output of the hidden blocks, (..., units); `ones` says where x has its ones, if it begins with one-hot vectors."""
-        if ones is None or self._symlog_inputs or not len(self.layers):
-            return self.layers(dists.symlog(x) if self._symlog_inputs else x)
-        return after_first(self.layers, lookup.linear(x, self.layers[0].weight, ones))
+    def hidden(self, x: Tensor) -> Tensor:
+        """Output of the hidden blocks, (..., units)."""
+        return self.layers(dists.symlog(x) if self._symlog_inputs else x)
 
-    def stats(self, x: Tensor, ones: lookup.Ones | None = None) -> Tensor:
-        """The parameters of a single output's distribution, (..., inp_dim) -> (..., n); `ones` as in `hidden`."""
-        return self.mean_layer(self.hidden(x, ones))
+    def stats(self, x: Tensor) -> Tensor:
+        """The parameters of a single output's distribution, (..., inp_dim) -> (..., n)."""
+        return self.mean_layer(self.hidden(x))
 
-    def forward(self, x: Tensor, ones: lookup.Ones | None = None):
-        """(..., inp_dim) -> a distribution, a dict of them, or hidden features; `ones` as in `hidden`."""
+    def forward(self, x: Tensor):
+        """(..., inp_dim) -> a distribution, a dict of them, or hidden features."""
         if self._shape is None:
-            return self.hidden(x, ones)
+            return self.hidden(x)
         elif isinstance(self._shape, dict):
-            x = self.hidden(x, ones)
+            x = self.hidden(x)
             return {key: self.dist(layer(x)) for key, layer in self.mean_layer.items()}
-        return self.dist(self.stats(x, ones))
+        return self.dist(self.stats(x))
 
     def dist(self, out: Tensor):
         """The distribution with parameters from `stats`."""
@@ -127,56 +124,40 @@ def _positive(name: str, value, allowed: str) -> float:
 class ActionHead(MLP):
     """The policy: features (..., F) -> a distribution over action vectors (..., A).
 
+    Samples of continuous actions are not bounded: they enter dynamics and environment through `distributions.bounded`, and their
+    log-probability is that of the sample itself.
+
     Args:
+        inp_dim: size F of a feature.
         size: length A of an action vector.
         classes: class counts of the discrete parts of an action (concatenated one-hots), or None for continuous actions.
-        dist: onehot (discrete) or normal (continuous, samples bounded to [-1, 1]).
-        std: "learned", or a fixed standard deviation; learned ones lie between `min_std` and `max_std`.
-        unimix_ratio: uniform share in discrete policies.
+        config: settings of the actor, the section `actor`.
+        units, act, norm: of the hidden layers.
     """
 
     DISTS = ("onehot", "normal")
 
-    def __init__(
-        self,
-        inp_dim: int,
-        size: int,
-        layers: int,
-        units: int,
-        *,
-        classes: tuple[int, ...] | None,
-        dist: str,
-        std,
-        min_std: float,
-        max_std: float,
-        unimix_ratio: float,
-        act: str,
-        norm: bool,
-        outscale: float,
-    ):
-        super().__init__(inp_dim, (size,), layers, units, name="Actor", act=act, norm=norm, dist=dist, outscale=outscale)
-        if (dist == "onehot") != (classes is not None):
-            kind = "continuous" if classes is None else "discrete"
-            raise ValueError(
-                f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', '{'normal' if classes is None else 'onehot'}' or another task"
-            )
-        self._classes = classes
-        if dist == "normal":
-            self._std = std if std == "learned" else _positive("actor.std", std, "'learned' or a positive number")
-        self._min_std, self._max_std = min_std, max_std
-        self._unimix_ratio = unimix_ratio
-        if dist == "normal" and std == "learned":
-            self.std_layer = self._output_layer(units if layers else inp_dim, outscale)
+    def __init__(self, inp_dim: int, size: int, classes: tuple[int, ...] | None, config, *, units: int, act: str, norm: bool):
+        kind, fitting = ("continuous", "normal") if classes is None else ("discrete", "onehot")
+        dist = fitting if config.dist == "auto" else config.dist
+        super().__init__(inp_dim, (size,), config.layers, units, name="Actor", act=act, norm=norm, dist=dist, outscale=config.outscale)
+        if dist != fitting:
+            raise ValueError(f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', {fitting!r} or another task")
+        self._classes, self._config = classes, config
+        if dist == "normal" and config.std == "learned":
+            self.std_layer = self._output_layer(units if config.layers else inp_dim, config.outscale)
+        elif dist == "normal":
+            self._std = _positive("actor.std", config.std, "'learned' or a positive number")
 
-    def stats(self, feat: Tensor, ones: lookup.Ones | None = None) -> dict[str, Tensor]:
+    def stats(self, feat: Tensor) -> dict[str, Tensor]:
         """The distribution's parameters by name, which can be stacked over time: `logit`, or `mean` and `std`, each (..., A)."""
-        x = self.hidden(feat, ones)
+        x, config = self.hidden(feat), self._config
         mean = self.mean_layer(x)
         if self._dist == "onehot":
             return {"logit": mean}
-        if self._std == "learned":
+        if config.std == "learned":
             share = torch.sigmoid(self.std_layer(x).float() + 2.0)
-            std = self._min_std + (self._max_std - self._min_std) * share
+            std = config.min_std + (config.max_std - config.min_std) * share
         else:
             std = torch.full_like(mean, self._std)
         return {"mean": torch.tanh(mean.float()), "std": std}
@@ -184,6 +165,6 @@ class ActionHead(MLP):
     def dist(self, stats: dict[str, Tensor]):
         """The distribution with parameters from `stats`."""
         if self._dist == "normal":
-            return dists.Normal(stats["mean"], stats["std"], bound=1.0)
-        parts = [dists.OneHot(logit, self._unimix_ratio) for logit in stats["logit"].split(self._classes, -1)]
+            return dists.Normal(stats["mean"], stats["std"])
+        parts = [dists.OneHot(logit, self._config.unimix_ratio) for logit in stats["logit"].split(self._classes, -1)]
         return parts[0] if len(parts) == 1 else dists.Joint(parts)

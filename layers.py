@@ -1,14 +1,18 @@
-"""The blocks that all networks are made of: initialisation, normalisation, hidden layers, the GRU.
+"""The blocks that all networks are made of: initialisation, products, normalisation, hidden layers, the GRU.
 
 Parameter names and shapes are those of dreamerv3-torch, so that checkpoints carry over.
 """
 
+import contextlib
+import functools
 import itertools
 import math
+import time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 NORM_EPS = 1e-3
 
@@ -62,6 +66,120 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+# Products
+
+
+_onednn = False  # whether oneDNN forms large float32 products on this processor
+
+
+@functools.cache
+def choose_library() -> None:
+    """Times PyTorch's own product (MKL on most computers) and oneDNN's on the CPU, some 20 ms, and lets `linear` take the faster one.
+
+    The two round differently, so where operations must repeat exactly nothing is timed and PyTorch's own is taken.
+    """
+    global _onednn
+    x, weight, seconds = torch.ones(1024, 512), torch.ones(512, 512), {}
+    for product in 5 * (F.linear, _onednn_linear):
+        start = time.perf_counter()
+        product(x, weight, None)
+        seconds[product] = min(time.perf_counter() - start, seconds.get(product, math.inf))
+    _onednn = 1.2 * seconds[_onednn_linear] < seconds[F.linear] and not torch.are_deterministic_algorithms_enabled()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, (..., in), (out, in) -> (..., out): every product of the networks."""
+    if _weights is not None and torch.is_grad_enabled():
+        y = _weights.product(x, weight)
+        return y if bias is None else y + bias
+    rows = x.shape[:-1].numel()
+    large = rows >= 256 and rows % 16 == 0 and x.device.type == "cpu" and product_dtype(x) == torch.float32
+    return (_onednn_linear if _onednn and large else F.linear)(x, weight, bias)
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` as a 1x1 convolution, which PyTorch gives to oneDNN if it has several images; 16 suit one thread and many."""
+    images = x.reshape(16, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (16, in, 1, rows / 16), channels last
+    y = F.conv2d(images, weight[..., None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose product is `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+_weights = None  # the `_StepWeights` of the recurrence that is running
+
+
+@contextlib.contextmanager
+def weight_gradients_once():
+    """Within this, every weight of `linear` gets its gradient once for all steps of a recurrence, as a single product.
+
+    Left to autograd, every step forms a gradient from a handful of rows and adds it to the sum, which reads and writes the whole
+    weight T times; and with autocast every step keeps its own bfloat16 copy of the weight until then.
+    """
+    global _weights
+    _weights = _StepWeights()
+    try:
+        yield
+    finally:
+        _weights = None
+
+
+class _StepWeights:
+    """The weights of a recurrence, each as a constant in the products' precision with the list that its gradient is formed from."""
+
+    def __init__(self):
+        self._constants = {}
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if id(weight) not in self._constants:
+            steps = []
+            self._constants[id(weight)] = weight, _Constant.apply(weight, product_dtype(weight), steps), steps
+        _, constant, steps = self._constants[id(weight)]
+        return _StepProduct.apply(x.to(constant.dtype), constant, steps)
+
+
+class _Constant(torch.autograd.Function):
+    """A weight (out, in) in another precision; its backward comes after those of all products and forms the gradient of their sum."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, dtype: torch.dtype, steps: list) -> Tensor:
+        ctx.steps, ctx.dtype = steps, weight.dtype
+        return weight.to(dtype) if weight.dtype != dtype else weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _) -> tuple[Tensor, None, None]:
+        grads, inputs = (torch.cat(rows) for rows in zip(*ctx.steps))  # (T B, out), (T B, in)
+        ctx.steps.clear()
+        return (grads.t() @ inputs).to(ctx.dtype), None, None
+
+
+class _StepProduct(torch.autograd.Function):
+    """y = x W^T with the gradient dx = dy W; what the weight's gradient needs is left to `_Constant`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, steps: list) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.steps = steps
+        return F.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        if ctx.needs_input_grad[1]:
+            ctx.steps.append((grad.flatten(0, -2), x.flatten(0, -2)))
+        return grad @ weight, None, None
+
+
+# Blocks
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm whose statistics and parameter gradients are float32 whatever the input's precision.
 
@@ -72,40 +190,19 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(full_precision(x)).to(x.dtype)
 
 
-def after_first(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """What the layers behind the first one make of its output x; a slice of them would be a new module at every call."""
-    for layer in itertools.islice(layers, 1, None):
-        x = layer(x)
-    return x
-
-
 class HiddenBlock(nn.Sequential):
-    """Linear without bias, layer norm, activation, on two inputs side by side: (..., a + b) -> (..., out).
+    """Linear without bias, layer norm, activation: (..., in) -> (..., out)."""
 
-    In a recurrence the second input is often known beforehand for all steps. So its share of the linear product can be formed
-    once, and then each step only adds the first input's.
-    """
-
-    def __init__(self, a_size: int, b_size: int, out_size: int, act: str, norm: bool):
-        layers = [nn.Linear(a_size + b_size, out_size, bias=False)]
-        if norm:
-            layers.append(LayerNorm(out_size, eps=NORM_EPS))
-        super().__init__(*layers, activation(act))
-        self._a_size = a_size
+    def __init__(self, inp_size: int, out_size: int, act: str, norm: bool):
+        norms = [LayerNorm(out_size, eps=NORM_EPS)] if norm else []
+        super().__init__(Linear(inp_size, out_size, bias=False), *norms, activation(act))
         self.apply(init_hidden)
 
-    @property
-    def step_weight(self) -> Tensor:
-        """The first input's part of the weight, (out, a)."""
-        return self[0].weight[:, : self._a_size]
-
-    def share(self, b: Tensor) -> Tensor:
-        """The second input's share of the product, (..., b) -> (..., out)."""
-        return F.linear(b, self[0].weight[:, self._a_size :])
-
-    def finish(self, x: Tensor) -> Tensor:
-        """The block's output from the whole product, (..., out) -> (..., out)."""
-        return after_first(self, x)
+    def after_product(self, x: Tensor) -> Tensor:
+        """The block's output from its linear product, (..., out) -> (..., out)."""
+        for layer in itertools.islice(self, 1, None):  # a slice of a Sequential would be a new module at every call
+            x = layer(x)
+        return x
 
 
 class GRUCell(nn.Module):
@@ -116,19 +213,15 @@ class GRUCell(nn.Module):
     def __init__(self, inp_size: int, size: int, norm: bool = True):
         super().__init__()
         self.layers = nn.Sequential()
-        self.layers.add_module("GRU_linear", nn.Linear(inp_size + size, 3 * size, bias=False))
+        self.layers.add_module("GRU_linear", Linear(inp_size + size, 3 * size, bias=False))
         if norm:
             self.layers.add_module("GRU_norm", LayerNorm(3 * size, eps=NORM_EPS))
         self.layers.apply(init_hidden)
 
-    @property
-    def weight(self) -> Tensor:
-        """(3 D, hidden + D)."""
-        return self.layers[0].weight
-
-    def finish(self, gates: Tensor, deter: Tensor) -> Tensor:
-        """The new state (B, D) from the product of weight and [x, deter], (B, 3 D); gates and state are float32."""
-        gates = after_first(self.layers, full_precision(gates))
+    def forward(self, x: Tensor, deter: Tensor) -> Tensor:
+        """(B, hidden), (B, D) -> (B, D); the gates and the new state are float32."""
+        gates = full_precision(self.layers[0](torch.cat([x, deter], -1)))
+        gates = self.layers[1](gates) if len(self.layers) > 1 else gates
         reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate, torch.sigmoid(update + self.UPDATE_BIAS))

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 import encoders
 import heads
-import lookup
 import networks
+import settings
+from distributions import bounded
 from envs.spaces import RESERVED
 from networks import State
+from optim import Metrics, Optimizer
+from tools import autocast
 
-Metrics = dict[str, Tensor]
 GRADIENTS = ("reinforce", "dynamics")  # what a policy may follow
 SCALAR_DISTS = ("symlog_disc", "symlog_mse", "mse", "normal")  # for rewards and values
 
@@ -29,84 +31,16 @@ def _check_scalar_dist(name: str, dist: str) -> None:
         raise ValueError(f"{name} is {dist!r}; allowed are {', '.join(SCALAR_DISTS)}")
 
 
-def autocast(config) -> torch.autocast:
-    """Runs products and convolutions in bfloat16 if `precision` says so.
-
-    Weights are cast at every use: with a cached copy, the gradients of all steps of a recurrence would add up in bfloat16.
-    """
-    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
-
-
-class Optimizer:
-    """Adam with clipping of the global gradient norm, on the parameters that it is given and on no others.
-
-    A step whose loss or gradient is not finite changes nothing but is counted.
-
-    Args:
-        name: prefix of the metrics.
-        params: the parameters to train.
-        lr, eps, clip, weight_decay: learning rate, Adam's epsilon, largest gradient norm, decoupled decay per unit of learning rate.
-    Attributes:
-        skipped_in_a_row: how many steps have been skipped since the last one that was not; a scalar tensor.
-    """
-
-    def __init__(self, name: str, params, *, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
-        self._name = name
-        self._params = list(params)
-        self._clip = clip
-        device = self._params[0].device.type
-        self._fused = device in ("cpu", "cuda")
-        self._opt = torch.optim.AdamW(self._params, lr=lr, eps=eps, weight_decay=weight_decay, fused=self._fused)
-        self.skipped_in_a_row = torch.zeros((), device=self._params[0].device)
-
-    def step(self, loss: Tensor, retain_graph: bool = False) -> Metrics:
-        """Descends a scalar loss; gradients are formed for this optimizer's parameters alone."""
-        self._opt.zero_grad(set_to_none=True)
-        loss.backward(inputs=self._params, retain_graph=retain_graph)
-        norm = nn.utils.clip_grad_norm_(self._params, self._clip)
-        skip = (~(loss.detach().isfinite() & norm.isfinite())).float()
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * skip
-        self._step_unless(skip)
-        self._opt.zero_grad(set_to_none=True)  # nothing reads gradients until the next step, and they are as large as the weights
-        return {f"{self._name}_loss": loss.detach(), f"{self._name}_grad_norm": norm.detach(), f"{self._name}_skipped": skip}
-
-    def _step_unless(self, skip: Tensor) -> None:
-        if self._fused:  # the kernel itself looks, as for `torch.amp.GradScaler`, so that nothing waits for a GPU
-            self._opt.found_inf = skip
-            self._opt.step()
-        elif not skip:
-            self._opt.step()
-
-    def state_dict(self) -> dict:
-        return self._opt.state_dict()
-
-    def load_moments(self, moments: list[dict[str, Tensor] | None]) -> None:
-        """Takes up copies of step count and moments of every parameter, None for those that have none yet.
-
-        Learning rate, epsilon and decay stay as they were given to this optimizer.
-        """
-        state = {}
-        for number, (parameter, slots) in enumerate(zip(self._params, moments, strict=True)):
-            if slots is not None:
-                # The fused step walks through parameter and moments in the order of memory, which must be the same.
-                state[number] = {
-                    key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in slots.items()
-                }
-        self._opt.load_state_dict({"state": state, "param_groups": self._opt.state_dict()["param_groups"]})
-
-
 class Rollout(NamedTuple):
     """What a policy imagined.
 
     Attributes:
         feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
-        ones: where they have the ones of their latents; None where products are not looked up, see `RSSM.ones`.
         stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
         action: what it did there, (H - 1, N, A).
     """
 
     feat: Tensor
-    ones: lookup.Ones | None
     stats: dict[str, Tensor]
     action: Tensor
 
@@ -124,26 +58,17 @@ class WorldModel(nn.Module):
         super().__init__()
         self._config = config
         shapes = {key: space.shape for key, space in obs_space.spaces.items() if key not in RESERVED and not key.startswith("log_")}
-        self.encoder = encoders.MultiEncoder(shapes, **config.encoder)
+        self.encoder = encoders.MultiEncoder(shapes, config.encoder)
         self.dynamics = make_dynamics(config, num_actions, self.encoder.outdim)
         feat_size = self.dynamics.feat_size
         _check_scalar_dist("reward_head.dist", config.reward_head.dist)
         mlp = dict(units=config.units, act=config.act, norm=config.norm)
+        reward, cont = config.reward_head, config.cont_head
         self.heads = nn.ModuleDict(
             {
-                "decoder": encoders.MultiDecoder(feat_size, shapes, **config.decoder),
-                "reward": heads.MLP(
-                    feat_size,
-                    (1,),
-                    config.reward_head.layers,
-                    name="Reward",
-                    dist=config.reward_head.dist,
-                    outscale=config.reward_head.outscale,
-                    **mlp,
-                ),
-                "cont": heads.MLP(
-                    feat_size, (1,), config.cont_head.layers, name="Cont", dist="binary", outscale=config.cont_head.outscale, **mlp
-                ),
+                "decoder": encoders.MultiDecoder(feat_size, shapes, config.decoder),
+                "reward": heads.MLP(feat_size, (1,), reward.layers, name="Reward", dist=reward.dist, outscale=reward.outscale, **mlp),
+                "cont": heads.MLP(feat_size, (1,), cont.layers, name="Cont", dist="binary", outscale=cont.outscale, **mlp),
             }
         )
         unknown = set(config.grad_heads) - set(self.heads)
@@ -192,9 +117,9 @@ class WorldModel(nn.Module):
         post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], sample=sample)
         kl_loss, kl, dyn_loss, rep_loss = self.dynamics.kl_loss(post, prior, config.kl_free, config.dyn_scale, config.rep_scale)
         losses = {}
-        feat, ones = self.dynamics.get_feat(post), self.dynamics.ones(post)  # (B, T, F)
+        feat = self.dynamics.get_feat(post)  # (B, T, F)
         for name, head in self.heads.items():
-            prediction = head(feat if name in config.grad_heads else feat.detach(), ones)
+            prediction = head(feat if name in config.grad_heads else feat.detach())
             prediction = prediction if isinstance(prediction, dict) else {name: prediction}
             losses.update({key: -dist.log_prob(data[key]) for key, dist in prediction.items()})  # each (B, T)
         total = kl_loss
@@ -218,7 +143,7 @@ class WorldModel(nn.Module):
 
     def reward(self, rollout: Rollout) -> Tensor:
         """Predicted rewards (H, N, 1) of imagined states, whatever is done there."""
-        return self.heads["reward"](rollout.feat, rollout.ones).mode
+        return self.heads["reward"](rollout.feat).mode
 
     def latent_readers(self) -> list[nn.Linear]:
         """Every layer whose first inputs are latents."""
@@ -284,21 +209,15 @@ def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
         num_actions=num_actions,
         embed=embed,
     )
+    sizes = settings.level_sizes(config)
     if config.hierarchical_mode:
+        (top, top_classes), (bottom, bottom_classes) = sizes["top"], sizes["bottom"]
         return networks.HierarchicalRSSM(
-            stoch_top=config.dyn_stoch_top,
-            discrete_top=config.dyn_discrete_top,
-            stoch_bottom=config.dyn_stoch_bottom,
-            discrete_bottom=config.dyn_discrete_bottom,
-            **common,
+            stoch_top=top, discrete_top=top_classes, stoch_bottom=bottom, discrete_bottom=bottom_classes, **common
         )
+    stoch, discrete = sizes["flat"]
     return networks.RSSM(
-        stoch=config.dyn_stoch,
-        discrete=config.dyn_discrete,
-        mean_act=config.dyn_mean_act,
-        std_act=config.dyn_std_act,
-        min_std=config.dyn_min_std,
-        **common,
+        stoch=stoch, discrete=discrete, mean_act=config.dyn_mean_act, std_act=config.dyn_std_act, min_std=config.dyn_min_std, **common
     )
 
 
@@ -337,9 +256,9 @@ def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Te
         returns: returns of any shape.
     Source: Hafner et al. 2023, "Actor learning".
     """
-    levels = torch.linspace(0.05, 0.95, 2, device=returns.device)  # made there: a list would be copied there, and waited for
+    levels = torch.linspace(0.05, 0.95, 2, device=returns.device)  # a Python list would force a copy to the GPU and a sync
     percentiles = torch.quantile(returns.detach().float().flatten(), levels)
-    ema.lerp_(torch.where(percentiles.isfinite(), percentiles, ema), 1.0 - decay)  # what is not finite would stay for ever
+    ema.lerp_(torch.where(percentiles.isfinite(), percentiles, ema), 1.0 - decay)  # a NaN would never leave the average
     return (ema[1] - ema[0]).clamp(min=1.0)
 
 
@@ -405,33 +324,9 @@ class ImagBehavior(nn.Module):
             raise ValueError(f"imag_horizon is {config.imag_horizon}; it counts the replayed state too and must be at least 2")
         _check_scalar_dist("critic.dist", config.critic.dist)
         actor, critic = config.actor, config.critic
-        dist = ("onehot" if discrete else "normal") if actor.dist == "auto" else actor.dist
-        self.actor = heads.ActionHead(
-            feat_size,
-            num_actions,
-            actor.layers,
-            config.units,
-            classes=action_classes,
-            dist=dist,
-            std=actor.std,
-            min_std=actor.min_std,
-            max_std=actor.max_std,
-            unimix_ratio=actor.unimix_ratio,
-            act=config.act,
-            norm=config.norm,
-            outscale=actor.outscale,
-        )
-        self.value = heads.MLP(
-            feat_size,
-            (1,),
-            critic.layers,
-            config.units,
-            name="Value",
-            act=config.act,
-            norm=config.norm,
-            dist=critic.dist,
-            outscale=critic.outscale,
-        )
+        layers = dict(units=config.units, act=config.act, norm=config.norm)
+        self.actor = heads.ActionHead(feat_size, num_actions, action_classes, actor, **layers)
+        self.value = heads.MLP(feat_size, (1,), critic.layers, name="Value", dist=critic.dist, outscale=critic.outscale, **layers)
         if critic.slow_target:
             self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("ema_vals", torch.zeros(2))
@@ -450,18 +345,16 @@ class ImagBehavior(nn.Module):
             start: states of (N, ...), the replayed ones; their latents must be samples, not averages.
             horizon: number of states H, the replayed one included.
         """
-        state, feats, ones, stats, actions = start, [dynamics.get_feat(start)], [dynamics.ones(start)], [], []
+        state, feats, stats, actions = start, [dynamics.get_feat(start)], [], []
         for _ in range(horizon - 1):
             # The policy's input is a constant: its gradient comes from what the action changes, not from what led to it.
-            stats.append(self.actor.stats(feats[-1].detach(), ones[-1]))
+            stats.append(self.actor.stats(feats[-1].detach()))
             policy = self.actor.dist(stats[-1])
             with torch.set_grad_enabled(self.gradient == "dynamics"):
-                actions.append(policy.sample() if sample else policy.mode)
-                state = dynamics.img_step(state, actions[-1], sample, ones[-1])
+                actions.append(bounded(policy.sample() if sample else policy.mode))
+                state = dynamics.img_step(state, actions[-1], sample)
                 feats.append(dynamics.get_feat(state))
-                ones.append(dynamics.ones(state))
-        all_ones = None if ones[0] is None else lookup.Ones(torch.stack([step.index for step in ones]), ones[0].size)
-        return Rollout(torch.stack(feats), all_ones, networks.stack_states(stats, 0), torch.stack(actions))
+        return Rollout(torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions))
 
     def latent_readers(self) -> list[nn.Linear]:
         """Every layer whose first inputs are latents."""
@@ -496,11 +389,11 @@ class ImagBehavior(nn.Module):
         """
         config = self._config
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
-        feat, ones, stats, action = rollout = self.imagine(world_model.dynamics, start, config.imag_horizon)
-        value_stats = self.value.stats(feat, ones)
+        feat, stats, action = rollout = self.imagine(world_model.dynamics, start, config.imag_horizon)
+        value_stats = self.value.stats(feat)
         with torch.set_grad_enabled(self.gradient == "dynamics"):
             reward = (reward_of or world_model.reward)(rollout)  # (H, N, 1)
-            discount = config.discount * world_model.heads["cont"](feat, ones).mean
+            discount = config.discount * world_model.heads["cont"](feat).mean
             value = self.value.dist(value_stats).mode  # (H, N, 1)
         returns = lambda_return(reward, value, discount, config.discount_lambda)  # (H - 1, N, 1)
         weight = imagination_weight(start_cont.flatten(0, 1), discount)[:-1]
@@ -517,8 +410,7 @@ class ImagBehavior(nn.Module):
             entropy_scale=config.actor.entropy,
         )
         with torch.no_grad():
-            seen = None if ones is None else ones.at(slice(None, -1))
-            slow = self._slow_value(feat.detach()[:-1], seen).mode if config.critic.slow_target else None
+            slow = self._slow_value(feat.detach()[:-1]).mode if config.critic.slow_target else None
         value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
         with torch.no_grad():
             metrics = dict(

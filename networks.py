@@ -4,7 +4,8 @@ Shapes: B batch, T time, A action, E embedding, D deter, S categoricals, K class
 flat model are those of dreamerv3-torch, so that checkpoints carry over.
 """
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
-import lookup
-from layers import GRUCell, HiddenBlock, activation, init_hidden, init_output
-from recurrence import StepProducts
+from layers import GRUCell, HiddenBlock, Linear, activation, init_hidden, init_output, linear, weight_gradients_once
 
 State = dict[str, Tensor]
 
@@ -41,7 +40,7 @@ def stack_states(steps: list[State], dim: int) -> State:
 
 
 class Level(NamedTuple):
-    """Sizes of one group of latents and the ending of its keys in a state ("logit" + suffix)."""
+    """Sizes of one group of latents, and the ending of its keys in a state ("logit" + suffix)."""
 
     stoch: int
     discrete: int
@@ -50,6 +49,10 @@ class Level(NamedTuple):
     @property
     def size(self) -> int:
         return self.stoch * max(self.discrete, 1)
+
+    @property
+    def keys(self) -> list[str]:
+        return [name + self.suffix for name in (("stoch", "logit") if self.discrete else ("stoch", "mean", "std"))]
 
 
 def _note_levels(rssm: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:
@@ -72,7 +75,8 @@ class RSSM(nn.Module):
         act, norm: activation name, and whether layers are normalised.
         mean_act, std_act, min_std: output functions of Gaussian latents.
         unimix_ratio: uniform share in every categorical.
-        initial: "learned" or "zeros", the first recurrent state.
+        initial: the state before the first observation: "learned" (deter, with the most likely latents of its prior), or "zeros",
+            which all of it is.
         num_actions: size A of an action vector.
         embed: size E of an embedding.
     """
@@ -101,26 +105,21 @@ class RSSM(nn.Module):
             raise ValueError(f"dyn_mean_act is {mean_act!r}; allowed are {', '.join(MEAN_ACTS)}")
         if std_act not in STD_ACTS:
             raise ValueError(f"dyn_std_act is {std_act!r}; allowed are {', '.join(STD_ACTS)}")
-        self._rec_depth = rec_depth
-        self._mean_act = mean_act
-        self._std_act = std_act
-        self._min_std = min_std
-        self._unimix_ratio = unimix_ratio
-        self._looks_up = True
+        self._rec_depth, self._unimix_ratio, self._compiled = rec_depth, unimix_ratio, False
+        self._mean_act, self._std_act, self._min_std = mean_act, std_act, min_std
         self.levels = self._make_levels(**latent_sizes)
         self.stoch_size = sum(level.size for level in self.levels.values())
-        self.feat_size = self.stoch_size + deter
         self.deter_size = deter
-        self._img_in_layers = HiddenBlock(self.stoch_size, num_actions, hidden, act, norm)
+        self.feat_size = self.stoch_size + deter
+        self._img_in_layers = HiddenBlock(self.stoch_size + num_actions, hidden, act, norm)
         self._cell = GRUCell(hidden, deter, norm)
-        self._img_out_layers = HiddenBlock(deter, 0, hidden, act, norm)
-        self._obs_out_layers = HiddenBlock(deter, embed, hidden, act, norm)
+        self._img_out_layers = HiddenBlock(deter, hidden, act, norm)
+        self._obs_out_layers = HiddenBlock(deter + embed, hidden, act, norm)
         self._make_stat_layers(hidden, act)
-        if initial == "learned":
-            self.W = nn.Parameter(torch.zeros(1, deter))
-        else:
-            self.register_buffer("W", torch.zeros(1, deter), persistent=False)
+        self.W = nn.Parameter(torch.zeros(1, deter)) if initial == "learned" else None
         self.register_state_dict_post_hook(_note_levels)
+
+    # What differs between one and two levels: which there are, and their logits.
 
     def _make_levels(self, *, stoch: int, discrete: int) -> dict[str, Level]:
         if stoch < 1 or discrete < 0 or discrete == 1:
@@ -133,29 +132,38 @@ class RSSM(nn.Module):
     def _make_stat_layers(self, hidden: int, act: str) -> None:
         level = self.levels["flat"]
         size = level.size if level.discrete else 2 * level.stoch
-        self._imgs_stat_layer = nn.Linear(hidden, size)
-        self._obs_stat_layer = nn.Linear(hidden, size)
+        self._imgs_stat_layer = Linear(hidden, size)
+        self._obs_stat_layer = Linear(hidden, size)
         init_output(self._imgs_stat_layer, 1.0)
         init_output(self._obs_stat_layer, 1.0)
 
-    # What differs between one and two levels: how latents follow from the hidden features. `draw` is a function
-    # (level name, statistics) -> latents, `product` one (name, input) -> linear product, see `_products`.
+    def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor | None, x_post: Tensor | None = None) -> Tensor:
+        """What a level's distribution is formed from: of the posterior if its hidden feature is given, else of the prior.
 
-    def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
-        """Prior statistics and latents from deter (..., D)."""
-        stats = self._statistics("flat", self._imgs_stat_layer(self._img_out_layers(deter)))
-        return {**stats, "stoch": draw("flat", stats)}
-
-    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable, product: Callable) -> State:
-        """Posterior statistics and latents from deter (B, D) and the hidden feature x (B, hidden)."""
-        stats = self._statistics("flat", product("stats", x))
-        return {**stats, "stoch": draw("flat", stats)}
-
-    def _stat_layers(self) -> dict[str, nn.Linear]:
-        """The layers of `_posterior_stats`, by the names of their products."""
-        return {"stats": self._obs_stat_layer}
+        Args:
+            name: the level.
+            above: latents of the level above it (..., S, K), None for the first.
+            x_prior, x_post: hidden features (..., hidden) of prior and posterior; a flat posterior needs no prior.
+        Returns:
+            (..., S * K) logits; of Gaussian latents means and deviations before their activations, (..., 2 * S).
+        """
+        return self._imgs_stat_layer(x_prior) if x_post is None else self._obs_stat_layer(x_post)
 
     # What is shared
+
+    def _chain(self, x_prior: Tensor | None, x_post: Tensor | None, noise: dict[str, Tensor] | None, given: State | None = None) -> State:
+        """Statistics and latents of all levels, each given the one above: of the posterior if x_post is given, else of the prior.
+
+        Args:
+            noise: as in `_draw`.
+            given: latents by key that are taken as they are instead of drawn.
+        """
+        above, state = None, {}
+        for name, level in self.levels.items():
+            stats, key = self._statistics(name, self.level_logits(name, above, x_prior, x_post)), "stoch" + level.suffix
+            above = given[key] if given and key in given else self._draw(name, stats, noise)
+            state |= {**stats, key: above}
+        return state
 
     def _statistics(self, name: str, x: Tensor) -> State:
         """Raw network outputs (..., n) as the named statistics of a level."""
@@ -171,98 +179,71 @@ class RSSM(nn.Module):
             return dists.OneHot(state["logit" + level.suffix], self._unimix_ratio, event_dims=2)
         return dists.Normal(state["mean"], state["std"])
 
-    def _sampler(self, noise: Tensor | None, drawn: Collection[str] | None = None) -> Callable:
-        """Draws samples, with `noise` (B, sum of S) for the latents of all levels; without it, the most likely latents.
+    def _draw(self, name: str, stats: State, noise: dict[str, Tensor] | None) -> Tensor:
+        """Latents of a level: a sample if there is noise for it, else the most likely ones, with the gradient that a sample has.
 
-        If `drawn` names levels, only these are samples.
+        Without any noise (None) they have the gradient of the log-probabilities, as dreamerv3-torch's initial state does.
         """
+        dist = self._level_dist(name, stats)
         if noise is None:
-            return self._greedy
-        parts = dict(zip(self.levels, noise.split([level.stoch for level in self.levels.values()], -1)))
+            return dist.mode
+        return dist.sample(noise[name]) if name in noise else dist.greedy_sample()
 
-        def draw(name: str, stats: State) -> Tensor:
-            return self._level_dist(name, stats).sample(parts[name]) if drawn is None or name in drawn else self._greedy(name, stats)
+    def _noise(self, sample: bool | Collection[str], *batch: int) -> dict[str, Tensor]:
+        """Numbers (*batch, S) for each level that is drawn: all of them, none, or those that are named.
 
-        return draw
-
-    def _greedy(self, name: str, stats: State) -> Tensor:
-        """Draws the most likely latents, with the gradient that a sample has."""
-        return self._level_dist(name, stats).greedy_sample()
-
-    def _mode(self, name: str, stats: State) -> Tensor:
-        """Draws the most likely latents, with the gradient of the log-probabilities."""
-        return self._level_dist(name, stats).mode
-
-    def _noise(self, *batch: int) -> Tensor:
-        """One number per latent, (*batch, sum of S): uniform for categoricals, normal for Gaussians."""
-        shape = (*batch, sum(level.stoch for level in self.levels.values()))
+        They are uniform for categoricals and normal for Gaussians.
+        """
+        if sample is False:
+            return {}
+        names = self._check_levels(self.levels if sample is True else sample)
+        sizes = [level.stoch for level in self.levels.values()]
         draw = torch.rand if all(level.discrete for level in self.levels.values()) else torch.randn
-        return draw(shape, device=self.W.device)
+        parts = draw((*batch, sum(sizes)), device=self.device).split(sizes, -1)
+        return {name: part for name, part in zip(self.levels, parts) if name in names}
 
-    def _advance(self, x: Tensor, deter: Tensor, product: Callable) -> Tensor:
-        """One step of the recurrence, (B, D) -> (B, D), from the product x of `_img_in_layers`, (B, hidden)."""
-        x = self._img_in_layers.finish(x)
-        for depth in range(self._rec_depth):
-            deter = self._cell.finish(product(f"cell{depth}", torch.cat([x, deter], -1)), deter)
+    def _advance(self, stoch: Tensor, deter: Tensor, action: Tensor) -> Tensor:
+        """One step of the recurrence: latents (B, stoch_size), deter (B, D) and action (B, A) -> the new deter (B, D)."""
+        x = self._img_in_layers(torch.cat([stoch, dists.bounded(action)], -1))  # (B, hidden)
+        for _ in range(self._rec_depth):
+            deter = self._cell(x, deter)
         return deter
 
-    def _posterior_step(self, stoch: Tensor, deter: Tensor, products: dict, noise: Tensor | None) -> tuple[State, dict]:
-        """The state after an observation, from latents and deter before it, and what the `products` of the step were formed of."""
-        inputs = {}
-
-        def product(name: str, x: Tensor) -> Tensor:
-            if name in inputs:
-                raise ValueError(f"the product {name!r} is formed twice in a step, but its gradient only once; add a layer to _stat_layers")
-            inputs[name] = x
-            share, weight = products[name]
-            return torch.addmm(share, x, weight)
-
-        deter = self._advance(product("img_in", stoch), deter, product)
-        x = self._obs_out_layers.finish(product("obs_out", deter))
-        return {"deter": deter, **self._posterior_stats(deter, x, self._sampler(noise), product)}, inputs
-
-    def _products(self, embed: Tensor, action: Tensor) -> StepProducts:
-        """The products of `_posterior_step`; (B, T, E) embeddings and (B, T, A) actions have shares (T, B, hidden) in them."""
-        cells, stats = [f"cell{depth}" for depth in range(self._rec_depth)], self._stat_layers()
-        none = torch.zeros((), device=embed.device)
-        weights = {
-            "img_in": self._img_in_layers.step_weight,
-            **dict.fromkeys(cells, self._cell.weight),
-            "obs_out": self._obs_out_layers.step_weight,
-            **{name: layer.weight for name, layer in stats.items()},
-        }
-        shares = {
-            "img_in": self._img_in_layers.share(action.transpose(0, 1)),
-            **dict.fromkeys(cells, none),
-            "obs_out": self._obs_out_layers.share(embed.transpose(0, 1)),
-            **{name: none if layer.bias is None else layer.bias for name, layer in stats.items()},
-        }
-        return StepProducts(weights, shares, action.shape[1], len(action))
-
-    def _prior_step(
-        self,
-        stoch: Tensor,
-        deter: Tensor,
-        action_share: Tensor,
-        noise: Tensor | None,
-        ones: lookup.Ones | None = None,
-        drawn: Collection[str] | None = None,
-    ) -> State:
+    def _prior_step(self, stoch: Tensor, deter: Tensor, action: Tensor, noise: dict[str, Tensor]) -> State:
         """The state without an observation, from latents and deter before it."""
-        x = lookup.linear(stoch, self._img_in_layers.step_weight, ones) + action_share
-        deter = self._advance(x, deter, lambda _, x: F.linear(x, self._cell.weight))
-        return {"deter": deter, **self._prior_stats(deter, self._sampler(noise, drawn))}
+        deter = self._advance(stoch, deter, action)
+        return {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise)}
+
+    def _posterior_step(
+        self, stoch: Tensor, deter: Tensor, action: Tensor, embed_share: Tensor, deter_weight: Tensor, noise: dict[str, Tensor]
+    ) -> State:
+        """The state after an observation, from latents and deter before it.
+
+        Args:
+            embed_share: what the embedding adds to the product of the posterior's layer, (B, hidden).
+            deter_weight: that layer's weight for deter, (hidden, D).
+        """
+        deter = self._advance(stoch, deter, action)
+        x_post = self._obs_out_layers.after_product(linear(deter, deter_weight) + embed_share)
+        with torch.no_grad():  # inside the posterior the prior is a constant: only the dynamics loss trains it
+            x_prior = self._img_out_layers(deter) if len(self.levels) > 1 else None
+        return {"deter": deter, **self._chain(x_prior, x_post, noise)}
 
     def compile_steps(self) -> None:
         """Compiles the steps of both recurrences; random numbers are drawn outside, so they stay the same."""
-        self._looks_up = False
+        self._compiled = True
         self._posterior_step = torch.compile(self._posterior_step)
         self._prior_step = torch.compile(self._prior_step)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self._cell.layers[0].weight.device
+
     def initial(self, batch_size: int) -> State:
-        """The state before the first observation: learned (or zero) deter and the most likely latents of its prior."""
-        deter = torch.tanh(self.W)
-        state = {"deter": deter, **self._prior_stats(deter, self._mode)}
+        """The state before the first observation, see `initial` above; a learned one starts at zero, and is between -1 and 1."""
+        deter = torch.zeros(1, self.deter_size, device=self.device) if self.W is None else torch.tanh(self.W)
+        state = {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise=None)}
         return {key: value.expand(batch_size, *value.shape[1:]) for key, value in state.items()}
 
     def observe(
@@ -281,7 +262,7 @@ class RSSM(nn.Module):
         """
         post = self.filter(embed, action, is_first, state, sample)
         # No step needs the prior of the one before, so all are formed at once, at the latents of the posterior.
-        prior = self._prior_stats(post["deter"], lambda name, _: post["stoch" + self.levels[name].suffix])
+        prior = self._chain(self._img_out_layers(post["deter"]), None, noise={}, given=post)
         prior = {key: value for key, value in prior.items() if not key.startswith("stoch")}
         return post, {"deter": post["deter"], **prior}
 
@@ -291,30 +272,29 @@ class RSSM(nn.Module):
         Arguments are those of `observe`; is_first may be None if a state is given and no step starts anew.
         """
         batch, time = action.shape[:2]
-        action = action.float()
-        restart = None  # T times (B, 1): where the initial state takes the place of the one before
+        action, starts = action.float(), None
         if state is None or is_first is not None:
             initial = self.initial(batch)
-            starts = torch.zeros_like(action[..., 0], dtype=torch.bool) if is_first is None else is_first.reshape(batch, time).bool()
+            starts = torch.zeros_like(action[..., :1], dtype=torch.bool) if is_first is None else is_first.reshape(batch, time, 1).bool()
             if state is None:
                 state = initial
                 starts = torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
-            action = torch.where(starts.unsqueeze(-1), 0.0, action)
-            restart = starts.unsqueeze(-1).unbind(1)
+            action = torch.where(starts, 0.0, action)
             first_stoch = self.flat_stoch(initial)
-        products = self._products(embed, action)
-        noise = self._noise(batch, time).unbind(1) if sample else [None] * time
+        noise = self._noise(sample, batch, time)
+        # The embedding's share of the posterior's layer is one product for all steps.
+        deter_weight, embed_weight = self._obs_out_layers[0].weight.split([self.deter_size, embed.shape[-1]], 1)
+        embed_share = linear(embed, embed_weight).unbind(1)  # T times (B, hidden)
 
-        stoch, deter = self.flat_stoch(state), state["deter"]
-        steps = []
-        for t in range(time):
-            if restart:
-                stoch = torch.where(restart[t], first_stoch, stoch)
-                deter = torch.where(restart[t], initial["deter"], deter)
-            step, inputs = self._posterior_step(stoch, deter, products.at(t), noise[t])
-            products.record(inputs)
-            steps.append(step)
-            stoch, deter = self.flat_stoch(step), step["deter"]
+        stoch, deter, steps = self.flat_stoch(state), state["deter"], []
+        with contextlib.nullcontext() if self._compiled else weight_gradients_once():
+            for t in range(time):
+                if starts is not None:
+                    stoch = torch.where(starts[:, t], first_stoch, stoch)
+                    deter = torch.where(starts[:, t], initial["deter"], deter)
+                drawn = {name: part[:, t] for name, part in noise.items()}
+                steps.append(self._posterior_step(stoch, deter, action[:, t], embed_share[t], deter_weight, drawn))
+                stoch, deter = self.flat_stoch(steps[-1]), steps[-1]["deter"]
         return stack_states(steps, 1)
 
     def obs_step(
@@ -324,20 +304,13 @@ class RSSM(nn.Module):
         post, prior = self.observe(embed[:, None], prev_action[:, None], is_first.reshape(-1, 1), prev_state, sample)
         return {k: v[:, 0] for k, v in post.items()}, {k: v[:, 0] for k, v in prior.items()}
 
-    def img_step(
-        self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True, ones: lookup.Ones | None = None
-    ) -> State:
+    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True) -> State:
         """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state.
 
-        `sample` draws latents, False takes the most likely ones, names of levels draw these alone. `ones`, from
-        `ones(prev_state)`, spares products where the latents are samples.
+        `sample` draws latents, False takes the most likely ones, names of levels draw these alone.
         """
-        action_share = self._img_in_layers.share(prev_action)
-        noise = self._noise(len(action_share)) if sample else None
-        drawn = None if isinstance(sample, bool) else sample
-        if drawn is not None:
-            self._check_levels(drawn)
-        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], action_share, noise, ones, drawn)
+        noise = self._noise(sample, len(prev_action))
+        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], prev_action.float(), noise)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool | Collection[str] = True) -> State:
         """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...); `sample` as in `img_step`."""
@@ -347,10 +320,11 @@ class RSSM(nn.Module):
             steps.append(state)
         return stack_states(steps, 1)
 
-    def _check_levels(self, names: Collection[str]) -> None:
+    def _check_levels(self, names: Collection[str]) -> Collection[str]:
         unknown = [names] if isinstance(names, str) else [name for name in names if name not in self.levels]
         if unknown:
             raise ValueError(f"there is no latent level {unknown[0]!r}; give a list of some of {', '.join(self.levels)}")
+        return names
 
     def resample(self, post: State, levels: Collection[str]) -> State:
         """Posterior states whose latents of these levels are drawn from their prior instead, given deter and the level above.
@@ -358,16 +332,9 @@ class RSSM(nn.Module):
         Raises:
             ValueError: for a level that does not exist.
         """
-        self._check_levels(levels)
-        state = dict(post)
-
-        def draw(name: str, stats: State) -> Tensor:
-            if name in levels:
-                state.update({**stats, "stoch" + self.levels[name].suffix: self._level_dist(name, stats).sample()})
-            return state["stoch" + self.levels[name].suffix]
-
-        self._prior_stats(post["deter"], draw)
-        return state
+        noise = self._noise(levels, *post["deter"].shape[:-1])
+        kept = {key: post[key] for name, level in self.levels.items() if name not in levels for key in level.keys}
+        return {**post, **self._chain(self._img_out_layers(post["deter"]), None, noise, given=kept), **kept}
 
     def flat_stoch(self, state: State) -> Tensor:
         """The latents of all levels as one vector, (..., stoch_size)."""
@@ -376,22 +343,6 @@ class RSSM(nn.Module):
             stoch = state["stoch" + level.suffix]
             parts.append(stoch.flatten(-2) if level.discrete else stoch)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-    def ones(self, state: State) -> lookup.Ones | None:
-        """Where the ones of `flat_stoch` are, for a state whose latents are samples; None if they are Gaussian.
-
-        None too where plain products are taken: on a GPU, which multiplies faster than it looks up, and in compiled steps.
-        """
-        if not self._looks_up or state["deter"].device.type != "cpu" or not all(level.discrete for level in self.levels.values()):
-            return None
-        parts, start = [], 0
-        for level in self.levels.values():
-            # A sum and no product of matrices, which autocast would form in bfloat16, where only integers up to 256 are exact.
-            classes = (state["stoch" + level.suffix].detach() * torch.arange(level.discrete)).sum(-1)  # (..., S)
-            classes = classes.long().clamp_(0, level.discrete - 1)  # of NaN, which becomes the least integer, and goes on in logits alone
-            parts.append(classes + torch.arange(start, start + level.size, level.discrete))
-            start += level.size
-        return lookup.Ones(parts[0] if len(parts) == 1 else torch.cat(parts, -1), self.stoch_size)
 
     def get_feat(self, state: State) -> Tensor:
         """What decoder, heads, actor and critic see: latents and deter, (..., F)."""
@@ -409,10 +360,26 @@ class RSSM(nn.Module):
         """Entropy of all latents given the rest of the state, in nats, (...)."""
         return self.get_dist(state).entropy()
 
-    def code_likelihoods(self, name: str, post: State) -> Tensor:
-        """ln q(code of step i | step j, codes of the levels above of step i), (N, N), from posterior states of N steps."""
-        level = self.levels[name]
-        return post["stoch" + level.suffix].flatten(1) @ self._level_dist(name, post).log_probs.flatten(1).T
+    def code_likelihoods(self, post: State, embed: Tensor) -> dict[str, Tensor]:
+        """ln q(code of step i | step j, codes of the levels above of step i), (N, N), of each categorical level.
+
+        Args:
+            post, embed: posterior states and embeddings of N steps, (N, ...).
+        """
+        x_prior = self._img_out_layers(post["deter"])
+        x_post = self._obs_out_layers(torch.cat([post["deter"], embed], -1))
+        above, found = None, {}
+        for name, level in self.levels.items():
+            codes, rows = post["stoch" + level.suffix], []
+            for i in range(len(codes) if level.discrete else 0):
+                if i == 0 or above is not None:  # without a level above, the distributions of all steps j are the same for every i
+                    seen = None if above is None else above[i].expand_as(above)
+                    dist = self._level_dist(name, self._statistics(name, self.level_logits(name, seen, x_prior, x_post)))
+                rows.append(dist.log_prob(codes[i].expand_as(codes)))
+            if rows:
+                found[name] = torch.stack(rows)
+            above = codes
+        return found
 
     def kl_per_level(self, post: State, prior: State) -> dict[str, Tensor]:
         """KL(posterior || prior) of each level by its name, in nats, unclipped, each (...)."""
@@ -464,69 +431,28 @@ class HierarchicalRSSM(RSSM):
 
     def _make_stat_layers(self, hidden: int, act: str) -> None:
         top, bottom = self.levels["top"], self.levels["bottom"]
-        self._imgs_stat_layer = nn.ModuleDict({name: nn.Linear(hidden, level.size) for name, level in self.levels.items()})
-        self._obs_stat_layer = nn.ModuleDict({name: nn.Linear(hidden, level.size) for name, level in self.levels.items()})
+        self._imgs_stat_layer = nn.ModuleDict({name: Linear(hidden, level.size) for name, level in self.levels.items()})
+        self._obs_stat_layer = nn.ModuleDict({name: Linear(hidden, level.size) for name, level in self.levels.items()})
         for layer in (*self._imgs_stat_layer.values(), *self._obs_stat_layer.values()):
             init_output(layer, 1.0)
-        self._top_summary = nn.Sequential(nn.Linear(top.size, top.stoch, bias=False), activation(act)).apply(init_hidden)
+        self._top_summary = nn.Sequential(Linear(top.size, top.stoch, bias=False), activation(act)).apply(init_hidden)
         # With Up = Uq = d = 0 the bottom starts independent of the top, and its posterior as prior + Wqb x_q. Wc must not start at
         # zero too: where every factor of a product is zero, none ever learns.
-        self._top_to_prior = nn.Linear(top.stoch, bottom.size, bias=False)
-        self._top_to_post = nn.Linear(top.stoch, bottom.size, bias=False)
+        self._top_to_prior = Linear(top.stoch, bottom.size, bias=False)
+        self._top_to_post = Linear(top.stoch, bottom.size, bias=False)
         nn.init.zeros_(self._top_to_prior.weight)
         nn.init.zeros_(self._top_to_post.weight)
         self._prior_weight = nn.Parameter(torch.zeros(bottom.size))
 
-    def _bottom_prior(self, x: Tensor, summary: Tensor) -> Tensor:
-        """Logits (..., Sb * Kb) from the hidden feature of the prior (..., hidden) and the top's summary (..., St)."""
-        return self._imgs_stat_layer["bottom"](x) + self._top_to_prior(summary)
-
-    @torch.no_grad()  # Only the dynamics loss trains the prior; inside the posterior it is a constant.
-    def _prior_in_posterior(self, deter: Tensor, summary: Tensor) -> Tensor:
-        """Logits of the bottom prior that the posterior's residual is added to."""
-        return self._bottom_prior(self._img_out_layers(deter), summary)
-
-    def _summarise(self, stoch_top: Tensor) -> Tensor:
-        """(..., St, Kt) -> (..., St)."""
-        return self._top_summary(stoch_top.flatten(-2))
-
-    def _prior_stats(self, deter: Tensor, draw: Callable) -> State:
-        x = self._img_out_layers(deter)
-        top = self._statistics("top", self._imgs_stat_layer["top"](x))
-        top["stoch_top"] = draw("top", top)
-        bottom = self._statistics("bottom", self._bottom_prior(x, self._summarise(top["stoch_top"])))
-        bottom["stoch_bottom"] = draw("bottom", bottom)
-        return {**top, **bottom}
-
-    def _posterior_stats(self, deter: Tensor, x: Tensor, draw: Callable, product: Callable) -> State:
-        top = self._statistics("top", product("top", x))
-        top["stoch_top"] = draw("top", top)
-        summary = self._top_summary[1](product("summary", top["stoch_top"].flatten(-2)))
-        prior = self._prior_in_posterior(deter, summary)
-        logit = torch.addcmul(product("bottom", x) + product("top_to_post", summary), 1.0 + self._prior_weight, prior)
-        bottom = self._statistics("bottom", logit)
-        bottom["stoch_bottom"] = draw("bottom", bottom)
-        return {**top, **bottom}
-
-    def code_likelihoods(self, name: str, post: State) -> Tensor:
+    def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor, x_post: Tensor | None = None) -> Tensor:
         if name == "top":
-            return super().code_likelihoods(name, post)
-        summary, rows = self._summarise(post["stoch_top"]), []
-        for code, own in zip(post["stoch_bottom"], summary):
-            # The bottom posterior of every step, had its top been that of this one: its logits are linear in the summary.
-            change = own - summary
-            logit = post["logit_bottom"].flatten(-2) + (1.0 + self._prior_weight) * self._top_to_prior(change) + self._top_to_post(change)
-            log_probs = self._level_dist(name, self._statistics(name, logit)).log_probs
-            rows.append((code * log_probs).sum((-2, -1)))
-        return torch.stack(rows)
-
-    def _stat_layers(self) -> dict[str, nn.Linear]:
-        return {
-            "top": self._obs_stat_layer["top"],
-            "summary": self._top_summary[0],
-            "bottom": self._obs_stat_layer["bottom"],
-            "top_to_post": self._top_to_post,
-        }
+            return self._imgs_stat_layer["top"](x_prior) if x_post is None else self._obs_stat_layer["top"](x_post)
+        summary = self._top_summary(above.flatten(-2))  # (..., St)
+        if x_post is None:
+            return self._imgs_stat_layer["bottom"](x_prior) + self._top_to_prior(summary)
+        with torch.no_grad():
+            prior = self.level_logits("bottom", above, x_prior)
+        return torch.addcmul(self._obs_stat_layer["bottom"](x_post) + self._top_to_post(summary), 1.0 + self._prior_weight, prior)
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
         """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top.

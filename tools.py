@@ -105,6 +105,14 @@ def pick_device(name: str) -> str:
     return name
 
 
+def autocast(config) -> torch.autocast:
+    """Runs products and convolutions in bfloat16 if `precision` says so.
+
+    Weights are cast at every use: with a cached copy, the gradients of all steps of a recurrence would add up in bfloat16.
+    """
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
+
+
 def describe_device(device: str) -> str:
     """A device for people, with the name of a GPU or the number of threads."""
     if device.startswith("cuda"):

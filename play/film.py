@@ -41,7 +41,7 @@ def film(model: WorldModel, data: Data) -> np.ndarray:
 def dream_along(model: WorldModel, data: Data, post: State) -> State:
     """States (1, T, ...) of dreams that begin at the posterior of every DREAM-th step and then follow the recorded actions."""
     action, parts = torch.as_tensor(data["action"]), []
-    device = model.dynamics.W.device
+    device = model.dynamics.device
     for start in range(0, action.shape[1], DREAM):
         parts.append({key: value[:, start : start + 1] for key, value in post.items()})
         ahead = action[:, start + 1 : start + DREAM].to(device)
@@ -92,6 +92,7 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
             axes.axvline(start, color="0.9", linewidth=1, zorder=0)
         lines += [(axes.plot([], [], label=title, **styles[title])[0], curve) for title, curve in curves.items()]
     figure.axes[-1].set_xlabel(f"step; a dream begins every {DREAM}")
+    figure.axes[-1].locator_params("x", integer=True)
     figure.legend(handles=[line for line, _ in lines[: len(styles)]], loc="outside upper right", ncols=len(styles))
     for step in range(steps):
         for line, curve in lines:

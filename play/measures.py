@@ -56,7 +56,7 @@ def subsets(levels: Collection[str]) -> Iterator[tuple[str, ...]]:
 
 @torch.no_grad()
 def measure_levels(model: WorldModel, post: State, prior: State, rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Statistics of each level, see latents.py."""
+    """Statistics of each level, see `networks.level_statistics`."""
     statistics = {name: float(value) for name, value in level_statistics(model.dynamics, post, prior).items()}
     chosen = sampled_steps(post, rng)
     told = information(model.dynamics, {key: value.flatten(0, 1)[chosen] for key, value in post.items()})
@@ -104,7 +104,7 @@ def measure_reconstructions(model: WorldModel, data: Data, post: State, rng: np.
     as wrong as the mean.
     """
     chosen = sampled_steps(post, rng)
-    post = {key: value.flatten(0, 1)[chosen].to(model.dynamics.W.device) for key, value in post.items()}
+    post = {key: value.flatten(0, 1)[chosen].to(model.dynamics.device) for key, value in post.items()}
     data = {key: value.reshape(-1, *value.shape[2:])[chosen] for key, value in data.items()}
     predicted = decode(model, post)
     truth = seen(data, predicted)
@@ -152,7 +152,7 @@ def dream(model: WorldModel, data: Data, post: State, starts: np.ndarray) -> tup
         what came, (starts, H, ...) by observation key; and predictions (starts, DREAMS, H, ...) by the levels that vary and key.
     """
     ahead = starts[:, 1:] + np.arange(1, HORIZON + 1)  # (starts, H)
-    device = model.dynamics.W.device
+    device = model.dynamics.device
     action = torch.as_tensor(data["action"][starts[:, :1], ahead], device=device).repeat_interleave(DREAMS, 0)
     state = {key: value[starts[:, 0], starts[:, 1]].to(device).repeat_interleave(DREAMS, 0) for key, value in post.items()}
     predicted = {}
@@ -213,7 +213,8 @@ def measure_probes(features: dict[str, list[np.ndarray]], variables: dict[str, n
     First steps of episodes, `first` (N, T), are left out: the reward that they have is none.
 
     Returns:
-        {features: {variable: {"share", "low", "high"}}}, without variables that never change.
+        {features: {variable: {"share", "low", "high"}}}, without variables that never change. Of few environments there is no interval:
+        low and high are None.
     """
     env, time = np.nonzero(~first)
     targets = np.stack([values[env, time] for values in variables.values()], -1)  # (steps, V)
@@ -221,7 +222,7 @@ def measure_probes(features: dict[str, list[np.ndarray]], variables: dict[str, n
     for name, blocks in features.items():
         shares = probes.cross_validated([block[env, time] for block in blocks], targets, env)
         found[name] = {
-            variable: dict(zip(shares._fields, map(float, row)))
+            variable: {key: float(value) if np.isfinite(value) else None for key, value in zip(shares._fields, row)}
             for variable, row in zip(variables, np.stack(shares, -1))
             if np.isfinite(row[0])
         }

@@ -11,7 +11,8 @@ from torch import nn
 
 import console
 from envs import EnvBatch
-from models import WorldModel, autocast
+from models import WorldModel
+from tools import autocast
 from networks import State
 
 Data = dict[str, np.ndarray]
@@ -75,7 +76,7 @@ def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
     flat = {key: value.flatten(0, len(shape) - 1) for key, value in state.items()}
     parts = []
     for chunk in range(0, len(flat["deter"]), 512):
-        feat = model.dynamics.get_feat({key: value[chunk : chunk + 512].to(model.dynamics.W.device) for key, value in flat.items()})
+        feat = model.dynamics.get_feat({key: value[chunk : chunk + 512].to(model.dynamics.device) for key, value in flat.items()})
         with autocast(model._config):
             parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
