@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import models
+import settings
 from checkpoints import dreamerv3_torch
 from console import first, warn
 
@@ -113,7 +114,8 @@ def latent_sizes(stored: dreamerv3_torch.Stored, config) -> list[tuple[int, int]
         return stored.levels
     if two_levels:
         (top, top_entries), (bottom_entries, _) = weights[needed[0]].shape, weights[needed[1]].shape
-        classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.bottom.weight") or config.dyn_discrete_bottom
+        *_, (_, own) = settings.level_sizes(config).values()
+        classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.bottom.weight") or own or 1
         return [(top, top_entries // top), (bottom_entries // classes, classes)]
     inputs, statistics, actions = (weights[needed[0]].shape[1], weights[needed[1]].shape[0], weights[needed[2]].shape[0])
     entries = inputs - actions
@@ -134,12 +136,13 @@ def _classes_from_settings(config, entries: int) -> int:
         return config.dyn_discrete
     if not config.hierarchical_mode:
         return 1
-    if entries % config.dyn_discrete_top == 0:
+    _, classes = settings.level_sizes(config)["top"]
+    if entries % classes == 0:
         warn(
             f"the weights do not say how the {entries} entries of their latent are grouped, and dyn_stoch, dyn_discrete have another "
-            f"product; they are taken for {entries // config.dyn_discrete_top} categoricals of {config.dyn_discrete_top} classes"
+            f"product; they are taken for {entries // classes} categoricals of {classes} classes"
         )
-    return config.dyn_discrete_top
+    return classes
 
 
 def _classes_from_moments(stored: dreamerv3_torch.Stored, name: str) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ruamel.yaml.error import YAMLError
 
 from settings.files import flatten, load_yaml, sections, show
+from settings.levels import CLASSES, COUNTS, RELATIVE, level_sizes, read_share
 from settings.names import current_names
 
 PRECISIONS = ("32", "bf16")
@@ -22,6 +23,7 @@ AT_LEAST = {
             "action_repeat",
             "dataset_size",
             "batch_size",
+            *COUNTS,
             "dyn_deter",
             "dyn_hidden",
             "dyn_rec_depth",
@@ -60,7 +62,13 @@ AT_MOST = {
 
 
 class Config(dict):
-    """Settings whose entries are attributes. Assigning an unknown name is an error, as is reading one."""
+    """Settings whose entries are attributes. Assigning an unknown name is an error, as is reading one.
+
+    Attributes:
+        given: names of the settings that were given one by one, as flags, overrides or assignments, not by presets. No entry.
+    """
+
+    given: frozenset[str] = frozenset()
 
     def __getattr__(self, key: str):
         try:
@@ -69,9 +77,11 @@ class Config(dict):
             raise AttributeError(unknown("setting", key, self)) from None
 
     def __setattr__(self, key: str, value) -> None:
-        value = _coerce(key, value, self.__getattr__(key))
-        _check_range(key, value)
-        self[key] = value
+        self[key] = checked(key, value, self.__getattr__(key))
+        self._note_given({key})
+
+    def _note_given(self, names: Iterable[str]) -> None:
+        object.__setattr__(self, "given", self.given.union(names))
 
 
 def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None = None) -> Config:
@@ -81,7 +91,8 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
         presets: names of sections; "defaults" is always the first, named or not.
         overrides: values by name, nested ones with dots ("encoder.cnn_depth"); strings are read as YAML.
     Raises:
-        ValueError: for an unknown preset, suite or setting, or a value of the wrong type or range.
+        ValueError: for an unknown preset, suite or setting, a value of the wrong type or range, or a share of `dyn_stoch` that is
+            no whole number.
     """
     known = sections()
     defaults, suites = known.pop("defaults"), known.pop("suites")
@@ -109,7 +120,11 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
             flat[key] = _coerce(key, value, flat[key])
     for key, value in flat.items():
         _check_range(key, value)
-    return _nest(flat)
+    if flat["hierarchical_mode"]:
+        level_sizes(flat)
+    config = _nest(flat)
+    config._note_given(layers[-1])
+    return config
 
 
 def _nest(flat: dict) -> Config:
@@ -123,14 +138,29 @@ def _nest(flat: dict) -> Config:
     return root
 
 
+def checked(key: str, value, default):
+    """`value` in the type of the setting, whose default tells it.
+
+    Raises:
+        ValueError: for a value of the wrong type or range.
+    """
+    value = _coerce(key, value, default)
+    _check_range(key, value)
+    return value
+
+
 def _coerce(key: str, value, default):
     """`value` in the type of `default`; strings are read as YAML where another type is wanted."""
-    kind = type(default)
+    if key in COUNTS and (share := read_share(value)):
+        return share
+    kind = int if key in RELATIVE else type(default)
     if isinstance(value, str) and kind is not str:
         value = _read(value, kind)
+    if key in CLASSES and value is None:
+        return None
     if kind is list and isinstance(value, (list, tuple)):
         return [_coerce(key, part, default[0]) for part in value]
-    if type(value) is kind or (default is None and isinstance(value, (str, type(None)))):
+    if type(value) is kind or (kind is type(None) and isinstance(value, str)):
         return value
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
@@ -138,7 +168,7 @@ def _coerce(key: str, value, default):
         return float(value)
     if kind is str and type(value) in (int, float):
         return str(value)
-    wanted = "one name" if default is None else f"of type {kind.__name__}, such as {show(default)}"
+    wanted = RELATIVE.get(key) or ("one name" if default is None else f"of type {kind.__name__}, such as {show(default)}")
     raise ValueError(f"setting {key!r} is {value!r}; it must be {wanted}")
 
 

@@ -3,9 +3,11 @@
 import functools
 import pathlib
 import re
+from collections.abc import Sequence
 
 from settings.files import flatten, holds_settings, plain, sections, show
-from settings.loading import Config
+from settings.levels import CLASSES, COUNTS, SIZES, level_sizes
+from settings.loading import Config, checked
 
 # A continued run keeps these: stored weights would not fit, or weights and episodes would mean something else.
 FIXED = re.compile(
@@ -17,6 +19,9 @@ FIXED = re.compile(
 """,
     re.VERBOSE,
 )
+
+# It keeps these against presets and defaults that say otherwise, and changes them only where they are given one by one.
+KEPT = (*SIZES, "kl_free", "initial")
 
 
 def changes(old: dict, new: dict) -> list[tuple[str, str, str]]:
@@ -39,10 +44,57 @@ def _defaults_of(task: str) -> dict:
     return {**known["suites"].get(task.partition("_")[0], {}), **known["defaults"]}
 
 
+def completed(stored: dict) -> dict:
+    """Every setting of a stored run by name, nested ones with dots; those that came later have their defaults."""
+    return flatten(_defaults_of(str(stored["task"]))) | flatten(stored)
+
+
 def shown(stored: dict) -> dict[str, str]:
     """Every setting of a stored run as text by name; those that came later have their defaults."""
-    flat = flatten(_defaults_of(str(stored["task"]))) | flatten(stored)
-    return {name: show(value) for name, value in flat.items()}
+    return {name: show(value) for name, value in completed(stored).items()}
+
+
+def _resolved(config: dict) -> dict:
+    """Settings with the sizes of the latent as numbers; without those that are not read, since the number of levels decides that.
+
+    Sizes that mean none, in a damaged file, stay as they are.
+    """
+    try:
+        sizes = level_sizes(config)
+    except ValueError:
+        return config
+    found = {name: value for name, value in config.items() if name not in SIZES}
+    for level, (latents, classes) in sizes.items():
+        suffix = "" if level == "flat" else f"_{level}"
+        found |= {f"dyn_stoch{suffix}": latents, f"dyn_discrete{suffix}": classes}
+    return found
+
+
+def keep_stored(config: Config, stored: dict | None, names: Sequence[str] = KEPT) -> str | None:
+    """Puts the stored values of `names` into `config`, where only presets or defaults say otherwise.
+
+    So a run goes on as it began although presets mean something else now. What was given one by one (`config.given`) stays, and
+    nothing is kept if the number of levels differs, which `changes_of_run` refuses.
+
+    Args:
+        config: settings, which are changed.
+        stored: those of the run that goes on, or of the checkpoint that a new one begins with.
+        names: `SIZES` for a new run, which keeps only what the weights need.
+    Returns:
+        a line that says what was kept; None if that is what `config` means anyway.
+    Raises:
+        ValueError: if a stored value is none of its setting.
+    """
+    if not holds_settings(stored) or stored.get("hierarchical_mode") != config.hierarchical_mode:
+        return None
+    unread = () if config.hierarchical_mode else (*COUNTS, *CLASSES)
+    kept = {name: checked(name, stored[name], config[name]) for name in names if name in stored and name not in {*config.given, *unread}}
+    differing = changes(_resolved(plain(config | kept)), _resolved(plain(config)))
+    if not differing:
+        return None
+    config.update(kept)
+    told = ", ".join(f"{name} {old} (now {new})" for name, old, new in sorted(differing, key=lambda change: KEPT.index(change[0])))
+    return f"Kept from the stored run, where presets and defaults say otherwise: {told}"
 
 
 def changes_of_model(stored: dict | None, config: Config, latent: bool = False) -> list[tuple[str, str, str]]:
@@ -54,13 +106,13 @@ def changes_of_model(stored: dict | None, config: Config, latent: bool = False) 
     may_differ = re.compile("task" if latent else r"hierarchical_mode|dyn_(stoch|discrete).*|task")
     return [
         change
-        for change in changes(stored if holds_settings(stored) else {}, plain(config))
+        for change in changes(_resolved(stored if holds_settings(stored) else {}), _resolved(plain(config)))
         if FIXED.fullmatch(change[0]) and not may_differ.fullmatch(change[0]) and "-" not in change[1:]
     ]
 
 
 def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[tuple[str, str, str]]:
-    """What a continued run changes, see `changes`.
+    """What a continued run changes, see `changes`; sizes of the latent count as what they mean, see `level_sizes`.
 
     Raises:
         ValueError: if a fixed setting is among it, or if it learned from recorded episodes and should learn from an environment, or
@@ -73,7 +125,9 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
             f"--from_checkpoint {folder} and another --logdir"
         )
     found = [
-        change for change in changes(stored, plain(config)) if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]
+        change
+        for change in changes(_resolved(stored), _resolved(plain(config)))
+        if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]
     ]
     fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]
     if fixed:

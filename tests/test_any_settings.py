@@ -10,16 +10,18 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import settings
-from settings import files, loading, names
+from settings import files, levels, loading, names
 
 TASK = "gym_CartPole-v1"
 DEFAULTS = settings.flatten(settings.plain(settings.load_config([], {"task": TASK})))
 SECTIONS = files.sections()
+COUNTS, CLASSES = levels.COUNTS, levels.CLASSES  # sizes of latent levels, which may be relative
 # What has few values, or values that depend on others.
-CHOICES = {"task", "size", "precision", "grad_heads"} | {name for name in DEFAULTS if name.endswith(("_keys", "import"))}
+CHOICES = {"task", "size", "precision", "grad_heads", *COUNTS, *CLASSES} | {name for name in DEFAULTS if name.endswith(("_keys", "import"))}
 NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, float)]
 NAMES = [name for name, value in DEFAULTS.items() if type(value) in (str, type(None)) and name not in CHOICES]
 BOOLEANS = [name for name, value in DEFAULTS.items() if type(value) is bool]
+SHARES = st.tuples(st.integers(1, 999_999_999), st.integers(1, 999_999_999)).map(lambda share: f"{share[0]}/{share[1]}")
 WORDS = st.from_regex(r"[A-Za-z][A-Za-z0-9_./-]{0,20}", fullmatch=True).filter(lambda text: text not in ("None", "null"))
 
 
@@ -60,6 +62,8 @@ def valid(draw) -> tuple[str, object]:
             st.tuples(st.sampled_from(BOOLEANS), st.booleans()),
             st.tuples(st.just("size"), st.lists(st.integers(1, 64).map(lambda side: 16 * side), min_size=2, max_size=2)),
             st.tuples(st.just("grad_heads"), st.lists(WORDS, min_size=1, max_size=4)),
+            st.tuples(st.sampled_from(COUNTS), st.one_of(st.integers(1, 10**15), SHARES)),
+            st.tuples(st.sampled_from(CLASSES), st.one_of(st.integers(0, 10**15), st.none())),
         )
     )
 
@@ -73,6 +77,8 @@ def written(value, draw) -> list[str]:
         return draw(st.sampled_from([words, [f"[{', '.join(words)}]"], [f"({','.join(words)})"], [",".join(words)]]))
     if type(value) is int:
         return [draw(st.sampled_from([str(value), f"{value:_}"]))]
+    if value is None:
+        return [draw(st.sampled_from(["None", "null"]))]
     return [repr(value) if isinstance(value, float) else value]
 
 
@@ -115,6 +121,9 @@ def test_any_text_is_a_value_of_the_right_type_or_refused_by_the_name_of_its_set
         assert name in str(error)
     else:
         default = DEFAULTS[name]
+        if name in COUNTS + CLASSES:
+            assert type(found) is int or found == (levels.read_share(found) if name in COUNTS else None)
+            return
         assert type(found) is type(default) or (default is None and type(found) is str)
 
 

@@ -1,6 +1,8 @@
 """Settings: order, types, names, presets."""
 
+import copy
 import pathlib
+import pickle
 
 import pytest
 import torch
@@ -28,20 +30,143 @@ def test_defaults_are_atari_pong_with_ales_settings():
     assert "sticky" not in tools.load_config([], {"task": "gym_CartPole-v1"})
 
 
+# (latents, classes) of top and bottom.
+PRESET_SIZES = {
+    ("default", "hdreamer"): ((32, 32), (32, 32)),
+    ("default", "hdreamer_split"): ((16, 32), (16, 32)),
+    ("default", "hdreamer_asymmetric"): ((16, 16), (48, 48)),
+    ("small", "hdreamer"): ((16, 16), (16, 16)),
+    ("small", "hdreamer_split"): ((8, 16), (8, 16)),
+    ("small", "hdreamer_asymmetric"): ((16, 16), (48, 48)),
+    ("debug", "hdreamer"): ((4, 4), (4, 4)),
+    ("debug", "hdreamer_split"): ((2, 4), (2, 4)),
+    ("debug", "hdreamer_asymmetric"): ((16, 16), (48, 48)),
+}
+
+
+@pytest.mark.parametrize("size, levels", PRESET_SIZES)
+def test_presets_with_two_levels_mean_the_same_in_any_order(size, levels):
+    for presets in [[levels]] if size == "default" else [[size, levels], [levels, size]]:
+        config = tools.load_config(["defaults", *presets])
+        top, bottom = PRESET_SIZES[size, levels]
+        assert settings.level_sizes(config) == {"top": top, "bottom": bottom}
+        assert config.hierarchical_mode and config.kl_free == 1.0
+
+
+@pytest.mark.parametrize("size, flat", [("defaults", (32, 32)), ("small", (16, 16)), ("debug", (4, 4))])
+def test_presets_with_two_levels_differ_from_flat_ones_in_sizes_alone(size, flat):
+    assert settings.level_sizes(tools.load_config([size])) == {"flat": flat}
+    for preset in ("hdreamer", "hdreamer_split", "hdreamer_asymmetric"):
+        one, two = (settings.flatten(tools.load_config(presets)) for presets in ([size], [size, preset]))
+        differing = {name for name in one if one[name] != two[name]}
+        assert differing <= {"hierarchical_mode", *settings.SIZES} - {"dyn_stoch", "dyn_discrete"}
+
+
 @pytest.mark.parametrize(
-    "presets, sizes",
+    "value, stored, latents",
     [
-        (["hdreamer"], (32, 32, 32, 32)),
-        (["hdreamer_asymmetric"], (16, 16, 48, 48)),
-        (["hdreamer_split"], (16, 32, 16, 32)),
-        (["small", "hdreamer"], (8, 16, 8, 16)),
-        (["hdreamer", "small"], (8, 16, 8, 16)),
+        (8, 8, 8), (8.0, 8, 8), ("8", 8, 8), ("1e1", 10, 10), ("1/1", "1/1", 12), ("1/2", "1/2", 6), (" 1 / 2 ", "1/2", 6),
+        ("02/04", "2/4", 6), ("3/2", "3/2", 18), ("5/12", "5/12", 5),
+    ],
+)  # fmt: skip
+def test_latents_of_a_level_are_a_number_or_a_share(value, stored, latents):
+    for name, level in (("dyn_stoch_top", "top"), ("dyn_stoch_bottom", "bottom")):
+        config = tools.load_config(["hdreamer"], {"dyn_stoch": 12, name: value})
+        assert config[name] == stored and type(config[name]) is type(stored)
+        assert settings.level_sizes(config)[level] == (latents, 32)
+        assigned = tools.load_config(["hdreamer"], {"dyn_stoch": 12})
+        setattr(assigned, name, value)
+        assert assigned == config
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0/1", "3/0", "0/0", "a/b", "-1/2", "1/-2", "1/2/3", "1/", "/2", "1.5/2", "0.5", 0.5, "0", 0, -1, True, None, "null", "half", [1, 2],
+     "1" * 10 + "/1"],
+)  # fmt: skip
+def test_other_numbers_of_latents_are_refused_by_name(value):
+    for level in ("top", "bottom"):
+        with pytest.raises(ValueError, match=f"setting 'dyn_stoch_{level}' is .*; it must be (a number, .* or a share .*1/2|at least 1)"):
+            tools.load_config([], {f"dyn_stoch_{level}": value})
+
+
+def test_classes_of_a_level_are_a_number_or_those_of_the_flat_latent():
+    for value, stored, classes in [(None, None, 5), ("null", None, 5), ("None", None, 5), (7, 7, 7), ("7", 7, 7), (7.0, 7, 7)]:
+        config = tools.load_config(["hdreamer"], {"dyn_discrete": 5, "dyn_discrete_top": value})
+        assert config.dyn_discrete_top == stored and settings.level_sizes(config) == {"top": (32, classes), "bottom": (32, 5)}
+    for value in ("1/2", 0.5, "many", -1, True):
+        with pytest.raises(ValueError, match="setting 'dyn_discrete_top' is .*; it must be (a number, .* or null|at least 0)"):
+            tools.load_config([], {"dyn_discrete_top": value})
+
+
+def test_a_share_that_is_no_whole_number_is_refused_where_it_is_read():
+    refused = "'dyn_stoch_top' is 2/4 of dyn_stoch 5, which is no whole number; give dyn_stoch_top as a number, such as 2, or a dyn_stoch "
+    for presets, overrides in [(["hdreamer"], {}), ([], {"hierarchical_mode": True, "dyn_stoch_bottom": "1/5"})]:
+        with pytest.raises(ValueError, match=f"{refused}that is a multiple of 2"):
+            tools.load_config(presets, {"dyn_stoch": 5, "dyn_stoch_top": "2/4", **overrides})
+    config = tools.load_config([], {"dyn_stoch": 5, "dyn_stoch_top": "2/4"})  # one level
+    assert settings.level_sizes(config) == {"flat": (5, 32)}
+    config.hierarchical_mode = True
+    with pytest.raises(ValueError, match=refused):
+        settings.level_sizes(config)
+
+
+def test_sizes_of_stored_settings_are_those_of_the_run(tmp_path):
+    config = tools.load_config(["small", "hdreamer_split"])
+    with open(tmp_path / "config.yaml", "wb") as file:
+        settings.write_yaml(config, file)
+    stored = settings.read_yaml(tmp_path / "config.yaml")
+    assert settings.level_sizes(stored) == settings.level_sizes(config) == {"top": (8, 16), "bottom": (8, 16)}
+    for name, value in (("dyn_stoch_top", "many"), ("dyn_discrete_bottom", [3]), ("dyn_stoch", None)):
+        with pytest.raises(ValueError, match=f"setting '{name}' is"):
+            settings.level_sizes({**stored, name: value})
+
+
+def test_what_was_given_one_by_one_is_known_and_survives_a_copy():
+    config = tools.load_config(["small"], {"task": "gym_X-v0", "encoder": {"cnn_depth": 3}, "step": 5})
+    assert config.given == {"task", "encoder.cnn_depth", "steps"} and "given" not in config
+    copied = copy.deepcopy(config)
+    copied.seed = 3
+    assert copied.given == {"task", "encoder.cnn_depth", "steps", "seed"} and config.given == {"task", "encoder.cnn_depth", "steps"}
+    assert pickle.loads(pickle.dumps(config)).given == config.given and settings.Config().given == frozenset()
+    with pytest.raises(AttributeError, match="unknown setting 'given'"):
+        config.given = frozenset()
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ({"dyn_stoch_top": 4, "dyn_discrete_bottom": 4}, "dyn_discrete_bottom, dyn_stoch_top, since hierarchical_mode is false"),
+        ({"hierarchical_mode": True, "dyn_stoch": 4, "dyn_stoch_top": 2, "dyn_stoch_bottom": 2}, "dyn_stoch, since dyn_stoch_top and"),
+        ({"hierarchical_mode": True, "dyn_discrete": 4, "dyn_discrete_top": 2, "dyn_discrete_bottom": 2}, "dyn_discrete, since dyn_disc"),
+        ({"dyn_mean_act": "tanh5", "dyn_min_std": 0.2}, "dyn_mean_act, dyn_min_std, since the latent is categorical"),
+        ({"dyn_discrete": 0, "unimix_ratio": 0.1}, "unimix_ratio, since dyn_discrete is 0"),
+        ({"critic": {"slow_target": False, "slow_target_update": 3}}, "critic.slow_target_update, since critic.slow_target is false"),
+        ({"expl_until": 9}, "expl_until, since expl_behavior is greedy"),
+        ({"expl_behavior": "random", "disag_log": True, "expl_extr_scale": 1}, "disag_log, expl_extr_scale, since expl_behavior is random"),
+        ({"eval_every": 0, "eval_envs": 3, "video_pred_log": True}, "eval_envs, video_pred_log, since eval_every is 0"),
+        ({"eval_episode_num": 0, "eval_sample": True}, "eval_sample, since eval_episode_num is 0"),
+        ({"offline_traindir": "x", "prefill": 3, "envs": 2}, "envs, prefill, since offline_traindir is given"),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_named_with_the_reason(given, text):
+    (found,) = settings.without_effect(tools.load_config([], given))
+    assert found.startswith(f"without effect: {text}")
+
+
+@pytest.mark.parametrize(
+    "presets, given",
+    [
+        (["small", "debug", "hdreamer_asymmetric", "crafter"], {}),  # presets are not told
+        ([], {"dyn_stoch": 4, "dyn_discrete": 4, "unimix_ratio": 0.1, "critic.slow_target_update": 3, "eval_envs": 2, "prefill": 3}),
+        (["hdreamer"], {"dyn_stoch": 4, "dyn_stoch_top": 3, "dyn_discrete": 4, "dyn_discrete_top": 4}),
+        (["hdreamer_asymmetric"], {"dyn_stoch": 4, "dyn_discrete": 4, "from_checkpoint": "flat.pt"}),
+        ([], {"dyn_discrete": 0, "dyn_min_std": 0.2}),
+        ([], {"expl_behavior": "plan2explore", "disag_log": True, "expl_until": 9}),
     ],
 )
-def test_hierarchical_presets_have_their_sizes_in_any_order(presets, sizes):
-    config = tools.load_config(["defaults", *presets])
-    assert config.hierarchical_mode
-    assert (config.dyn_stoch_top, config.dyn_discrete_top, config.dyn_stoch_bottom, config.dyn_discrete_bottom) == sizes
+def test_settings_with_an_effect_are_not_named(presets, given):
+    assert settings.without_effect(tools.load_config(presets, given)) == []
 
 
 def test_flags_are_read_as_people_write_them():

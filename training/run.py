@@ -51,7 +51,12 @@ class Run:
             config.logdir = str(self.logdir)
             if self.logdir.is_dir():
                 self._lock(opened)
-            changes = settings.changes_of_run(folder.stored_config(self.logdir), config, self.logdir)
+            stored = folder.stored_config(self.logdir)
+            if note := settings.keep_stored(config, stored):
+                console.say(note)
+            changes = settings.changes_of_run(stored, config, self.logdir)
+        for text in settings.without_effect(config):
+            console.warn(text)
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
         writers.check(config)

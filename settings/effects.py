@@ -1,0 +1,30 @@
+"""Settings that a run does not read, because of others."""
+
+import re
+
+from settings.levels import CLASSES, COUNTS
+from settings.loading import Config
+
+
+def without_effect(config: Config) -> list[str]:
+    """What was given one by one (`config.given`) and changes nothing: a text for each reason."""
+    two, explores = config.hierarchical_mode, config.expl_behavior
+    # With `from_checkpoint` these two may say how the weights of a flat latent are grouped.
+    stoch_unread, discrete_unread = (
+        two and config.from_checkpoint is None and all(type(config[name]) is int for name in names) for names in (COUNTS, CLASSES)
+    )
+    table = [  # names of settings, when they have no effect, why
+        (r"dyn_(stoch|discrete)_(top|bottom)", not two, "hierarchical_mode is false"),
+        (r"dyn_stoch", stoch_unread, "dyn_stoch_top and dyn_stoch_bottom are numbers"),
+        (r"dyn_discrete", discrete_unread, "dyn_discrete_top and dyn_discrete_bottom are numbers"),
+        (r"dyn_(mean_act|std_act|min_std)", two or config.dyn_discrete, "the latent is categorical (dyn_discrete 0 makes it Gaussian)"),
+        (r"unimix_ratio", not two and not config.dyn_discrete, "dyn_discrete is 0"),
+        (r"critic\.slow_target_.*", not config.critic.slow_target, "critic.slow_target is false"),
+        (r"expl_until", explores == "greedy", f"expl_behavior is {explores}"),
+        (r"disag_.*|expl_(intr|extr)_scale", explores != "plan2explore", f"expl_behavior is {explores}"),
+        (r"eval_(episode_num|envs|sample)|video_pred_log", not config.eval_every, "eval_every is 0"),
+        (r"eval_(envs|sample)", config.eval_every and not config.eval_episode_num, "eval_episode_num is 0"),
+        (r"envs|prefill|pretrain|train_ratio|expl_until|keep_episodes", config.offline_traindir, "offline_traindir is given"),
+    ]
+    found = [([name for name in sorted(config.given) if re.fullmatch(names, name)], when, why) for names, when, why in table]
+    return [f"without effect: {', '.join(names)}, since {why}" for names, when, why in found if when and names]
