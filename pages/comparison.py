@@ -139,14 +139,10 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
 
 def describe(stored: dict) -> dict[str, str]:
     """Settings as text by name, with the sizes of the latent in one entry; those of the other kind of latent are not read."""
-    shown = settings.shown(stored)
-    sizes = [
-        f"{shown[f'dyn_stoch{level}']}x{shown[f'dyn_discrete{level}']}"
-        for level in (("_top", "_bottom") if shown["hierarchical_mode"] == "true" else ("",))
-    ]
+    shown, sizes = settings.shown(stored), settings.level_sizes(settings.completed(stored)).values()
     return {
         "hierarchical_mode": "two levels" if len(sizes) == 2 else "flat",
-        "latent": "+".join(sizes),
+        "latent": "+".join(f"{latents}x{classes}" for latents, classes in sizes),
         **{name: value for name, value in shown.items() if not LATENT.fullmatch(name)},
     }
 
