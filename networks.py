@@ -244,6 +244,8 @@ class RSSM(nn.Module):
         """The state before the first observation, see `initial` above; a learned one starts at zero, and is between -1 and 1."""
         deter = torch.zeros(1, self.deter_size, device=self.device) if self.W is None else torch.tanh(self.W)
         state = {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise=None)}
+        if self.W is None:
+            state = {key: torch.zeros_like(value) for key, value in state.items()}
         return {key: value.expand(batch_size, *value.shape[1:]) for key, value in state.items()}
 
     def observe(

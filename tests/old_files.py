@@ -13,7 +13,7 @@ import tools
 from dreamer import Dreamer
 
 DATA = pathlib.Path(__file__).parent / "data" / "dreamerv3_torch"
-NAMES = ["atari", "atari_compiled", "crafter", "dmc", "gaussian", "plan2explore", "proprio"]
+NAMES = ["atari", "atari_compiled", "crafter", "dmc", "dmc_zeros", "gaussian", "plan2explore", "proprio"]
 NOT_OBSERVED = {"reward", "discount", "is_first", "is_terminal", "action"}
 
 
