@@ -175,7 +175,7 @@ class Plan2Explore(nn.Module):
         config, inputs = self._config, rollout.feat
         if config.disag_action_cond:
             before = torch.arange(-1, len(inputs) - 1, device=inputs.device).clamp(min=0)
-            inputs = torch.cat([rollout.feat[:-1], rollout.action], -1).index_select(0, before)
+            inputs = torch.cat([rollout.feat[:-1], dists.bounded(rollout.action)], -1).index_select(0, before)
         predictions = torch.stack([network(inputs).mode for network in self._networks])  # (M, H, N, n)
         disagreement = predictions.std(0).mean(-1, keepdim=True)
         reward = config.expl_intr_scale * (disagreement.log() if config.disag_log else disagreement)

@@ -16,7 +16,6 @@ import encoders
 import heads
 import networks
 import settings
-from distributions import bounded
 from envs.spaces import RESERVED
 from networks import State
 from optim import Metrics, Optimizer
@@ -37,7 +36,7 @@ class Rollout(NamedTuple):
     Attributes:
         feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
         stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
-        action: what it did there, (H - 1, N, A).
+        action: what it chose there, (H - 1, N, A); continuous actions may leave [-1, 1], see `distributions.bounded`.
     """
 
     feat: Tensor
@@ -269,7 +268,7 @@ def actor_loss(
 
     Args:
         policy: the distribution of actions at each state, (H - 1, N).
-        action: (H - 1, N, A), what was done.
+        action: (H - 1, N, A), what the policy drew.
         returns, baseline, weight: (H - 1, N, 1); the weight discounts policy and entropy terms alike.
         scale: of the returns, a constant.
         gradient: "reinforce" follows the log-probability, "dynamics" the gradient of the returns through the world model.
@@ -351,7 +350,7 @@ class ImagBehavior(nn.Module):
             stats.append(self.actor.stats(feats[-1].detach()))
             policy = self.actor.dist(stats[-1])
             with torch.set_grad_enabled(self.gradient == "dynamics"):
-                actions.append(bounded(policy.sample() if sample else policy.mode))
+                actions.append(policy.sample() if sample else policy.mode)
                 state = dynamics.img_step(state, actions[-1], sample)
                 feats.append(dynamics.get_feat(state))
         return Rollout(torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions))
