@@ -78,9 +78,9 @@ def learning_figure(plan: dict, found: dict) -> Figure:
     figure, axes = comparison.panels(len(found))
     for axis, (task, variants) in zip(axes, found.items()):
         settings = plan["tasks"][task]
-        for number, variant in enumerate(plan["variants"]):
+        for number, (variant, about) in enumerate(plan["variants"].items()):
             if variants[variant]:
-                comparison.draw_seeds(axis, [evaluations(result) for result in variants[variant].values()], f"C{number}", variant)
+                comparison.draw_seeds(axis, [evaluations(result) for result in variants[variant].values()], f"C{number}", about["title"])
         if "random" in variants:
             axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", label="random policy")
         if "learned" in settings:
@@ -104,11 +104,12 @@ def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
 def learning_table(plan: dict, found: dict, short: bool = False) -> str:
     """Returns of the last quarter by task and variant, as Markdown; without means of all evaluations and hours if `short`."""
     base, *others = plan["variants"]
-    columns = ["task", "random", *(f"{variant}: seeds (mean)" for variant in plan["variants"])]
-    columns += [f"{other} - {base}, 95%" for other in others]
+    titles = {variant: about["title"] for variant, about in plan["variants"].items()}
+    columns = ["task", "random", *(f"{title}: seeds (mean)" for title in titles.values())]
+    columns += [f"{titles[other]} - {titles[base]}, 95%" for other in others]
     if not short:
-        columns += [f"of all evaluations: {other} - {base}" for other in others]
-        columns.append(f"hours a run: {', '.join(plan['variants'])}")
+        columns += [f"of all evaluations: {titles[other]} - {titles[base]}" for other in others]
+        columns.append(f"hours a run: {', '.join(titles.values())}")
     rows = []
     for task, variants in found.items():
         cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}" if "random" in variants else ""]
@@ -285,8 +286,8 @@ def sooner_table(found: dict) -> str:
     return markdown(["", "less that of", "updates", *eighths, "time of a run"], rows)
 
 
-def presets_table(found: dict) -> str:
-    """The bound of two levels with the presets' free nats, less flat's, by data and learning rate, as Markdown."""
+def half_each_table(found: dict) -> str:
+    """The bound of two levels with half a free nat for each, less flat's, by data and learning rate, as Markdown."""
     rows = []
     for name, variants in found.items():
         for variant in (worldmodel.HALF_EACH, worldmodel.FASTER_HALF_EACH):
@@ -378,7 +379,7 @@ def tables() -> dict[pathlib.Path, dict[str, str]]:
         "sooner": sooner_table(models),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in models.items()),
     }
-    return {PAGE: of_results, README: {"agents": learning_table(plan, agents, short=True), "worldmodels": presets_table(models)}}
+    return {PAGE: of_results, README: {"agents": learning_table(plan, agents, short=True), "worldmodels": half_each_table(models)}}
 
 
 def main() -> None:

@@ -33,11 +33,10 @@ SETTINGS = {
     "task": "gym_benchmarks.synthetic:Grid-v0", "steps": STEPS, "prefill": 200, "pretrain": 50, "eval_every": 0, "train_ratio": 64.0,
     "batch_size": 8, "batch_length": 16, "discount": 0.9, "model_lr": 1e-3, "actor.lr": 1e-3, "critic.lr": 1e-3,
     "dyn_deter": 64, "dyn_hidden": 64, "units": 64, "dyn_stoch": 4, "dyn_discrete": 8,
-    "dyn_stoch_top": 2, "dyn_discrete_top": 8, "dyn_stoch_bottom": 2, "dyn_discrete_bottom": 8,
     "expl_behavior": "plan2explore", "disag_log": True, "disag_action_cond": True, "disag_layers": 1, "disag_units": 64, "disag_models": 5,
     "device": "cpu",
 }  # fmt: skip
-TWO_LEVELS = {"hierarchical_mode": True, "kl_free": 0.5}  # as in the presets
+TWO_LEVELS = {"hierarchical_mode": True, "dyn_stoch_top": "1/2", "dyn_stoch_bottom": "1/2", "kl_free": 0.5}
 VARIANTS = {
     "random": {"expl_behavior": "random", "train_ratio": 0.1},
     "flat": {},

@@ -60,11 +60,11 @@ def planned_runs(plan: dict, tasks: list[str]) -> list[Run]:
     for task in tasks:
         planned = plan["tasks"][task]
         for seed in planned["seeds"]:
-            for variant, presets in plan["variants"].items():
-                flags = []
-                for key, value in planned["flags"].items():
-                    flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-                runs.append(Run(task, variant, seed, ["--configs", "defaults", *planned["presets"], *presets, *flags, "--seed", str(seed)]))
+            for name, variant in plan["variants"].items():
+                words = ["--configs", "defaults", *planned["presets"], *variant["presets"]]
+                for key, value in {**planned["flags"], **variant["flags"], "seed": seed}.items():
+                    words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+                runs.append(Run(task, name, seed, words))
     return runs
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 import settings
 from pages.intervals import bootstrap_interval
+from settings.files import load_yaml
 from storage import files
 
 HERE = pathlib.Path(__file__).parent
@@ -57,7 +58,11 @@ def is_done(experiment: str, name: str, conditions: dict) -> bool:
 
 
 def flattened(conditions: dict) -> dict:
-    return {key: value for key, value in conditions.items() if key != "settings"} | conditions.get("settings", {})
+    """Conditions by name, settings among them, with the sizes of the latent as what they mean: 1/2 of 16 is 8."""
+    found = {key: value for key, value in conditions.items() if key != "settings"} | conditions.get("settings", {})
+    given = {name: load_yaml(found[name]) for name in ("hierarchical_mode", *settings.SIZES) if name in found}
+    sizes = settings.level_sizes(settings.completed({"task": found.get("task", "atari_pong"), **given}))
+    return {name: value for name, value in found.items() if name not in settings.SIZES} | {"latent": sizes}
 
 
 def chosen(parser: argparse.ArgumentParser, given: list[str], allowed: list[str]) -> list[str]:

@@ -157,8 +157,6 @@ def measure_updates(options) -> dict:
 
 def measure_shape(name: str, shape: Shape, options) -> dict:
     variants = {"flat": ([], {}), "hdreamer_split": (["hdreamer_split"], {}), "hdreamer": (["hdreamer"], {})}
-    if name == "small":
-        del variants["hdreamer_split"]  # this size's hdreamer has the flat latent's capacity
     if options.compile:
         variants["flat, compiled"] = ([], {"compile": True})
     agents = {variant: shape.agent(presets, **settings) for variant, (presets, settings) in variants.items()}

@@ -11,7 +11,7 @@ import torch
 
 import networks
 import tools
-from benchmarks import draw, learning, results, worldmodel
+from benchmarks import draw, exploring, learning, results, worldmodel
 from envs import make_envs
 
 
@@ -172,7 +172,33 @@ def test_planned_runs_differ_in_variant_and_seed_alone():
     runs = learning.planned_runs(plan, ["cartpole"])
     assert [(run.variant, run.seed) for run in runs] == [(variant, seed) for seed in (1, 2, 3) for variant in ("flat", "hdreamer")]
     flat, two_levels = runs[:2]
-    assert [word for word in two_levels.command if word not in flat.command] == ["hdreamer"]
+    assert [word for word in two_levels.command if word not in flat.command] == ["hdreamer_split", "--kl_free", "0.5"]
+
+
+def test_stored_results_are_those_of_the_plans():
+    """They were stored when presets had other sizes and free nats, and every flat run named sizes of levels too."""
+    stored = {path.stem for path in (results.HERE / "data" / "learning").glob("*.json")}
+    plan = learning.load_plan()
+    runs = [run for run in learning.planned_runs(plan, list(plan["tasks"])) if run.name in stored]
+    assert len(runs) == 32 and all(results.is_done("learning", run.name, {"settings": results.differing(run.config)}) for run in runs)
+    for name, data in worldmodel.DATA.items():
+        for variant in data.variants:
+            assert results.is_done("worldmodel", results.name_of(name, variant, 0), worldmodel.conditions(name, variant))
+    for variant in exploring.VARIANTS:
+        assert results.is_done("exploring", results.name_of(variant, 1), exploring.conditions(variant))
+
+
+def test_other_sizes_of_the_latent_are_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    same, other = (
+        {"settings": results.differing(tools.load_config([preset], {"task": "gym_X-v0", "dyn_stoch": 16, "dyn_discrete": 16}))}
+        for preset in ("hdreamer_split", "hdreamer")
+    )
+    numbers = {"dyn_stoch_top": "8", "dyn_discrete_top": "16", "dyn_stoch_bottom": "8", "dyn_discrete_bottom": "16"}
+    results.store("learning", "a", {"settings": {**same["settings"], **numbers}})
+    assert results.is_done("learning", "a", same)
+    with pytest.raises(SystemExit, match=r"\(latent\)"):
+        results.is_done("learning", "a", other)
 
 
 @pytest.mark.parametrize("variant", worldmodel.VARIANTS)
@@ -282,7 +308,7 @@ def test_the_short_table_of_world_models_is_after_a_quarter_a_half_and_all_updat
     flat = {seed: {"bounds": [(at, 0.0) for at in range(1, 9)]} for seed in range(2)}
     half = {seed: {"bounds": [(at, at + seed) for at in range(1, 9)]} for seed in range(2)}
     faster = {worldmodel.FASTER_FLAT: flat, worldmodel.FASTER_HALF_EACH: half}
-    cells = cells_of_last(draw.presets_table({"four_apart": faster | {worldmodel.HALF_EACH: half}}))  # whose flat runs are missing
+    cells = cells_of_last(draw.half_each_table({"four_apart": faster | {worldmodel.HALF_EACH: half}}))  # whose flat runs are missing
     assert cells[:4] == ["four things, each has its own events", "2", "0.0006", "4,000"]
     assert cells[4:] == [f"{at + 0.5:+.2f} ({at:+.2f} to {at + 1:+.2f})" + (at > 6) * " \\*" for at in (2, 4, 8)]
 

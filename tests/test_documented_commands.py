@@ -87,7 +87,7 @@ def workplace(tmp_path_factory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for logdir, presets, task in [
-            (RUN, "small hdreamer", "gym_CartPole-v1"),
+            (RUN, "small hdreamer_split", "gym_CartPole-v1"),
             ("logdir/flat", "small", "gym_CartPole-v1"),
             ("logdir/pong", "hdreamer", "atari_pong"),
             ("logdir/flat_pong", "", "atari_pong"),

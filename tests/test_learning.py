@@ -17,7 +17,7 @@ def test_a_small_agent_with_two_levels_learns_cartpole(tmp_path):
         "--configs",
         "defaults",
         "small",
-        "hdreamer",
+        "hdreamer_split",
         "--task",
         "gym_CartPole-v1",
         "--steps",
