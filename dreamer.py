@@ -9,7 +9,6 @@ lists them.
 import contextlib
 import copy
 import os
-import pathlib
 import shlex
 import shutil
 import sys
@@ -27,7 +26,6 @@ import exploration
 import settings
 import tools
 from checkpoints import fitting
-from collect import Collector, Finished
 from distributions import bounded
 from encoders import ConvDecoder, ConvEncoder
 from envs import make_envs
@@ -38,12 +36,11 @@ from heads import MLP
 from layers import choose_library
 from models import ImagBehavior, WorldModel
 from optim import Metrics, Optimizer
-from replay import Replay
 from settings.help import help_text
 from storage.disk import free_space
-from storage.episodes import old_episodes, stored_steps
 from tools import autocast
-from training import folder, nonfinite, offline, run
+from training import nonfinite
+from training.data import Environments, Recordings
 from training.run import Run
 
 
@@ -336,259 +333,88 @@ def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
         return envs.obs_space, envs.act_space
 
 
-class Training(Run):
-    """A run that steps environments: its memory, and the loop that acts and updates by turns.
+def start(config: settings.Config) -> Run:
+    """A run with everything that it needs; it goes on with what its folder holds of an earlier run.
 
-    Args:
-        config: settings, from `tools.load_config`.
+    Raises:
+        ValueError: if settings, environment, episodes or checkpoint do not fit; then nothing has been written.
     """
-
-    def open(self, opened: contextlib.ExitStack) -> None:
-        """Builds environments, memory and agent."""
-        config = self.config
-        self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
-        self.eval_envs = self.open_eval_envs(opened)
-        self.replay = Replay(
-            self.envs.obs_space,
-            ActionCodec(self.envs.act_space).size,
-            capacity=self._replay_capacity(),
-            streams=config.envs,
-            batch_size=config.batch_size,
-            batch_length=config.batch_length,
-            seed=config.seed,
-        )
-        self.agent = Dreamer(self.envs.obs_space, self.envs.act_space, config, dataset=self.replay)
-        self.removed_steps = 0  # agent steps of episodes whose files are gone
-        self.removing: dict[str, int] = {}  # files that are removed once a checkpoint names them, and their steps
-        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
-
-    def _replay_capacity(self) -> int:
-        """What the run can collect, with a tenth for the first observations of episodes, but no more than `dataset_size`."""
-        return min(self.config.dataset_size, int(1.1 * self.config.steps / self.config.action_repeat) + self.config.prefill)
-
-    def about(self) -> list[tuple[str, str]]:
-        """Where the data comes from and how it is used, for the summary."""
-        config = self.config
-        per_update = config.batch_size * config.batch_length / config.train_ratio
-        return [
-            (
-                "environments",
-                f"{self.envs.count} to train, {self.eval_envs.count if self.eval_envs else 0} to evaluate; "
-                f"{run.describe_spaces(self.envs.obs_space, self.envs.act_space)}",
-            ),
-            ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
-            ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
-        ]
-
-    def begin(self, checkpoint: dict | None) -> None:
-        """Loads the episodes that belong to what was taken up, and starts the environments."""
-        directory = self.logdir / "train_eps"
-        if self.origin:
-            folder.take_over_episodes(self.origin.parent / "train_eps", directory)
-        loaded_steps = self.replay.load(directory)
-        on_disk = {path.name: steps for path, steps in stored_steps(directory).items()}
-        # A run that was killed may not have come to remove them all.
-        self.removed_steps += sum(steps for name, steps in self.removing.items() if name not in on_disk)
-        self.step = max(self.step, (sum(on_disk.values()) + self.removed_steps) * self.config.action_repeat)  # frames
-        if self.step and not checkpoint:
-            console.warn(
-                f"there are episodes in {directory}, but no checkpoint: a new agent begins at frame {self.step:,}, "
-                f"with {loaded_steps:,} of their steps in memory"
-            )
-        elif checkpoint:
-            console.say(f"Continuing at frame {self.step:,} after {self.agent.updates:,} updates, with {loaded_steps:,} steps in memory.")
-        self.missing_steps = self._missing_prefill(loaded_steps)
-        seed = tools.train_seed(self.config.seed, self.step)
-        self.collector = Collector(self.envs, self.replay, directory, self.disk, seed=seed, training=True)
-        self.set_exploring()
-
-    def _missing_prefill(self, loaded_steps: int) -> int:
-        """Agent steps to collect before training; none where the memory was filled by an earlier run."""
-        filled = len(self.replay) >= min(self.config.prefill, self.replay.capacity)
-        return 0 if filled else self.config.prefill - loaded_steps
-
-    @property
-    def clock(self) -> int:
-        """Frames that have been collected."""
-        return self.step
-
-    def rates(self) -> dict[str, int]:
-        return {"fps": self.step, **super().rates()}
-
-    def counters(self) -> dict:
-        return {**super().counters(), "update_credit": self.budget.credit, "removed_steps": self.removed_steps, "removing": self.removing}
-
-    def save(self) -> bool:
-        """Writes the checkpoint, and then removes the files of episodes that `dataset_size` steps have no room for, if that is asked for.
-
-        The checkpoint names them, so that their steps are counted whether or not they are gone when the run goes on.
-        """
-        directory, changed = self.logdir / "train_eps", self.changed
-        old = [] if self.config.keep_episodes else old_episodes(directory, self.config.dataset_size)
-        self.removing = {path.name: steps for path, steps in old}
-        written = super().save()
-        if changed:
-            self._remove(old)
-        if changed and old and not written:  # now there may be room for it
-            written = super().save()
-        return written
-
-    def _remove(self, episodes: list[tuple[pathlib.Path, int]]) -> None:
-        try:
-            for path, steps in episodes:
-                path.unlink()
-                self.removed_steps += steps
-                del self.removing[path.name]
-        except OSError as error:
-            self.disk.warn("the folder of episodes", self.logdir, error)
-
-    def restore(self, checkpoint: dict) -> None:
-        super().restore(checkpoint)
-        self.removed_steps = int(checkpoint.get("removed_steps", 0))
-        self.removing = {str(name): int(steps) for name, steps in checkpoint.get("removing", {}).items()}
-        if not self.origin:
-            self.budget.credit = checkpoint["update_credit"]
-
-    def learn(self) -> None:
-        """Trains until `steps` frames have been collected, or until it is told to stop."""
-        self.prefill()
-        self.pretrain()
-        self.train()
-
-    def end(self) -> None:
-        """Writes and logs the open episodes, cut off."""
-        self.log_episodes(self.collector.close_episodes())
-
-    def prefill(self) -> None:
-        """Collects the first steps, with random actions unless the agent has been trained before."""
-        if self.missing_steps <= 0:
-            return
-        trained = self.agent.updates > 0  # elsewhere, and its episodes are not here
-        policy = self.agent if trained else exploration.Random(self.agent.codec, tools.policy_seed(self.config.seed, self.step))
-        with console.Progress("prefill", self.missing_steps, "steps") as progress:
-            collected = 0
-            while collected < self.missing_steps and self.step < self.config.steps and not self.stop:
-                new_steps, finished = self.collector.step(policy)
-                collected += new_steps
-                self.advance(new_steps, finished)
-                progress.update(collected)
-        self.collector.restart()  # the agent begins with episodes that it has seen from the start
-
-    def pretrain(self) -> None:
-        """Trains on the prefilled memory before the agent first acts."""
-        if self.agent.updates >= self.config.pretrain or self.stop:
-            return
-        with console.Progress("pretrain", self.config.pretrain, "updates", self.agent.updates) as progress:
-            while self.agent.updates < self.config.pretrain and not self.stop:
-                self.logger.add(self.agent.update(), prefix="train")
-                self.log()
-                progress.update(self.agent.updates)
-                if self.should_save():
-                    self.save()
-
-    def train(self) -> None:
-        """Acts and updates by turns; updates run while the environments step."""
-        if self.stop:
-            return
-        with console.Progress("train", self.config.steps, "frames", self.step) as progress:
-            while self.step < self.config.steps and not self.stop:
-                self.collector.send(self.agent)
-                for _ in range(self.budget.take()):
-                    self.logger.add(self.agent.update(), prefix="train")
-                new_steps, finished = self.collector.receive()
-                self.budget.add(new_steps)
-                self.advance(new_steps, finished)
-                progress.update(self.step)
-                if finished:
-                    progress.note(f"return {finished[-1].sums['return']:.4g}")
-                self.evaluate_if_due()
-                if self.should_save():
-                    self.save()
-            if not self.stop:
-                self.evaluate_if_due()  # the run may have been stopped in the middle of its last one
-
-    def advance(self, new_steps: int, finished: list[Finished]) -> None:
-        """Counts collected steps and logs finished episodes."""
-        self.step += new_steps * self.config.action_repeat
-        self.set_exploring()
-        self.log_episodes(finished)
-        self.log()
-
-    def log_episodes(self, finished: list[Finished]) -> None:
-        """Logs episodes; those that were cut off apart, since their returns are not those of whole ones."""
-        for episode in finished:
-            self.logger.add(episode.metrics, prefix="cut_off" if episode.cut else "episode")
-
-    def set_exploring(self) -> None:
-        """Lets the exploring behavior act until `expl_until`."""
-        self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
+    with contextlib.ExitStack() as opened:  # closes lock and environments if anything fails
+        run = Run(config, opened)
+        data = (Recordings if config.offline_traindir else Environments)(run.config, opened)
+        agent = Dreamer(data.obs_space, data.act_space, run.config, dataset=data.replay)
+        run.begin(agent, data)
+        run.resources = opened.pop_all()  # the run closes them when it ends
+    return run
 
 
-class OfflineTraining(Run):
-    """A run that learns from recorded episodes; environments are stepped in evaluations alone.
+def train(run: Run) -> None:
+    """Collects steps and learns from them, until there are `steps` frames or the run is told to stop."""
+    config, agent, collector, budget = run.config, run.agent, run.data.collector, run.data.budget
+    prefill(run)
+    pretrain(run)
+    with console.Progress("train", config.steps, "frames", run.step) as progress:
+        while run.step < config.steps and not run.stop:
+            collector.send(agent)  # environments begin to step
+            for _ in range(budget.take()):  # update meanwhile
+                run.add(agent.update(), prefix="train")
+            steps, episodes = collector.receive()
+            budget.add(steps)
+            run.count(steps, episodes)
+            progress.update(run.step, episodes)
+            run.evaluate_if_due()
+            run.save_if_due()
+    run.evaluate_if_due(last=True)
 
-    If it evaluates, observations and actions are those of the environment. Otherwise they follow from the episodes, and no
-    environment is needed.
 
-    Args:
-        config: settings, from `tools.load_config`.
-    """
+def prefill(run: Run) -> None:
+    """Collects the first steps, with random actions unless the agent has been trained before."""
+    collector, missing = run.data.collector, run.data.missing_steps
+    if missing <= 0:
+        return
+    trained = run.agent.updates > 0  # elsewhere, and its episodes are not here
+    policy = run.agent if trained else exploration.Random(run.agent.codec, tools.policy_seed(run.config.seed, run.step))
+    collected = 0
+    with console.Progress("prefill", missing, "steps") as progress:
+        while collected < missing and run.step < run.config.steps and not run.stop:
+            steps, episodes = collector.step(policy)
+            collected += steps
+            run.count(steps, episodes)
+            progress.update(collected)
+    collector.restart()  # the agent begins with episodes that it has seen from the start
 
-    def open(self, opened: contextlib.ExitStack) -> None:
-        """Reads the episodes, builds memory, agent and the environments to evaluate in."""
-        config = self.config
-        try:
-            self.eval_envs = self.open_eval_envs(opened)
-        except ValueError as error:
-            raise ValueError(f"{error}. To learn from recorded episodes without an environment: --eval_episode_num 0") from error
-        wanted = (self.eval_envs.obs_space, self.eval_envs.act_space) if self.eval_envs else None
-        self.recording = recording = offline.survey("offline_traindir", config.offline_traindir, wanted, config.task, config)
-        self.replay = offline.fill(recording, config)
-        self.held_out = None
-        if config.offline_evaldir:
-            wanted = recording.obs_space, recording.act_space
-            self.held_out = offline.survey("offline_evaldir", config.offline_evaldir, wanted, config.offline_traindir, config)
-            self.held_out_memory = offline.fill(self.held_out, config)
-        self.agent = Dreamer(recording.obs_space, recording.act_space, config, dataset=self.replay)
 
-    def about(self) -> list[tuple[str, str]]:
-        """Where the data comes from and how it is used, for the summary."""
-        config, recording = self.config, self.recording
-        held_out = [("held out", str(self.held_out))] if self.held_out else []
-        return [
-            ("recorded", f"{recording}; {run.describe_spaces(recording.obs_space, recording.act_space)}"),
-            *held_out,
-            ("environments", f"none to train, {self.eval_envs.count if self.eval_envs else 'none'} to evaluate"),
-            ("replay", f"{len(self.replay):,} of {sum(recording.lengths.values()):,} steps, {self.replay.nbytes:,} bytes"),
-            ("updates", f"{config.batch_size} x {config.batch_length} steps, {config.steps:,} updates"),
-        ]
+def pretrain(run: Run) -> None:
+    """Learns from the first steps before the agent acts."""
+    agent, updates = run.agent, run.config.pretrain
+    if agent.updates >= updates or run.stop:
+        return
+    with console.Progress("pretrain", updates, "updates", agent.updates) as progress:
+        while agent.updates < updates and not run.stop:
+            run.add(agent.update(), prefix="train")
+            run.log_if_due()
+            progress.update(agent.updates)
+            run.save_if_due()
 
-    def begin(self, checkpoint: dict | None) -> None:
-        """Says where it goes on."""
-        if checkpoint:
-            console.say(f"Continuing at update {self.clock:,}.")
 
-    @property
-    def clock(self) -> int:
-        """Updates there have been."""
-        return self.agent.updates
+def train_on_recordings(run: Run) -> None:
+    """Learns from recorded episodes, until there are `steps` updates or the run is told to stop."""
+    config, agent = run.config, run.agent
+    run.evaluate_if_due()  # the run may have been stopped in the middle of its last evaluation
+    with console.Progress("train", config.steps, "updates", agent.updates) as progress:
+        while agent.updates < config.steps and not run.stop:
+            run.add(agent.update(), prefix="train")
+            run.log_if_due()
+            progress.update(agent.updates)
+            run.evaluate_if_due()
+            run.save_if_due()
+    run.evaluate_if_due(last=True)
 
-    def learn(self) -> None:
-        """Trains until there have been `steps` updates, or until it is told to stop."""
-        self.evaluate_if_due()  # the run may have been stopped in the middle of its last one
-        with console.Progress("train", self.config.steps, "updates", self.clock) as progress:
-            while self.clock < self.config.steps and not self.stop:
-                self.logger.add(self.agent.update(), prefix="train")
-                self.log()
-                progress.update(self.clock)
-                self.evaluate_if_due()
-                if self.should_save():
-                    self.save()
 
-    def measure(self) -> list[dict]:
-        """Metrics of episodes, if any are played, and the world model's losses on held-out ones, if there are any."""
-        batches = offline.held_out_batches(self.held_out_memory) if self.held_out else []
-        return super().measure() + [self.agent.model_losses(batch) for batch in batches]
+def learn(run: Run) -> None:
+    """Trains, and saves everything at the end, whatever the end is."""
+    with run:
+        (train_on_recordings if run.config.offline_traindir else train)(run)
 
 
 def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | None = None) -> int:
@@ -610,7 +436,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             debug = config.debug
             if make_env:
                 register(config.task, make_env)
-            training = (OfflineTraining if config.offline_traindir else Training)(config)
+            run = start(config)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if debug:
                 raise
@@ -620,22 +446,22 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print("Stopped before the run began.", file=sys.stderr)
             return 130
         try:
-            training.run()
+            learn(run)
         except (nonfinite.NonFinite, EnvironmentFailed) as error:
             if debug:
                 raise
             print(f"error: {error}", file=sys.stderr)
-            tell_unsaved(training)
+            tell_unsaved(run)
             return 1
-        console.say(how_to_continue(training, presets, flags))
-        return tell_unsaved(training)
+        console.say(how_to_continue(run, presets, flags))
+        return tell_unsaved(run)
 
 
-def tell_unsaved(training: Run) -> int:
+def tell_unsaved(run: Run) -> int:
     """Says what could not be written until the end, if anything; returns the exit code."""
-    if unsaved := training.disk.unsaved():
+    if unsaved := run.disk.unsaved():
         print(
-            f"error: not everything could be written to {training.logdir}: {unsaved}; {free_space(training.logdir)}. What was "
+            f"error: not everything could be written to {run.logdir}: {unsaved}; {free_space(run.logdir)}. What was "
             "written before stays good",
             file=sys.stderr,
         )
@@ -643,16 +469,16 @@ def tell_unsaved(training: Run) -> int:
     return 0
 
 
-def how_to_continue(training: Run, presets: list[str], flags: dict) -> str:
+def how_to_continue(run: Run, presets: list[str], flags: dict) -> str:
     """Where a run ended, and the command that continues it."""
-    flags = {**flags, "logdir": str(training.logdir)}
+    flags = {**flags, "logdir": str(run.logdir)}
     flags.pop("from_checkpoint", None)  # the folder has all of it now
-    if training.clock < training.config.steps:
-        saved = "but not everything could be saved" if training.disk.unsaved() else "everything is saved"
-        ended = f"Stopped at {training.unit} {training.clock:,}, {saved}. To continue:"
+    if run.clock < run.config.steps:
+        saved = "but not everything could be saved" if run.disk.unsaved() else "everything is saved"
+        ended = f"Stopped at {run.unit} {run.clock:,}, {saved}. To continue:"
     else:
-        ended = f"Finished at {training.unit} {training.clock:,}. To train on, with more steps:"
-        flags["steps"] = str(2 * training.config.steps)
+        ended = f"Finished at {run.unit} {run.clock:,}. To train on, with more steps:"
+        flags["steps"] = str(2 * run.config.steps)
     words = ["python", "dreamer.py", "--configs", *presets]
     for name, value in flags.items():
         words += [f"--{name}", *(value if isinstance(value, list) else [value])]

@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -95,19 +96,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def update(self, done: int) -> None:
-        """Sets the count."""
+    def update(self, done: int, episodes: Sequence = ()) -> None:
+        """Sets the count, and shows the return of the last of the episodes that have ended, if any."""
         done = min(done, self._total)
         if self._bar is not None:
             self._bar.update(done - self._done)
         self._done = done
+        if self._bar is not None and episodes:
+            self._bar.set_postfix_str(f"return {episodes[-1].sums['return']:.4g}")
         if self._bar is None and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
             self._print()
-
-    def note(self, text: str) -> None:
-        """Shows a few words behind the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
 
     def _print(self) -> None:
         self._printed = time.monotonic()

@@ -1,10 +1,9 @@
-"""A run: its folder, and what all runs do there whatever they learn from: evaluation, logs, checkpoints, resume."""
+"""A run in its folder: what surrounds training, whatever the run learns from. The loops in dreamer.py use it."""
 
 import contextlib
 import copy
 import pathlib
 
-import gymnasium
 import numpy as np
 import torch
 
@@ -12,8 +11,7 @@ import checkpoints
 import console
 import settings
 import tools
-from collect import play_episodes
-from envs import EnvBatch, make_envs
+from collect import Finished, play_episodes
 from pages import curves
 from storage import files
 from storage.disk import Disk
@@ -22,41 +20,27 @@ from training import folder, logs, nonfinite, offline, stop, writers
 
 
 class Run:
-    """A run in its folder. A subclass says what the agent learns from and for how long: `open`, `about`, `begin`, `learn`, `clock`.
+    """Counts, logs, evaluates and saves; goes on with what its folder holds of an earlier run.
 
-    Building it takes up what the logdir holds of an earlier run.
+    `with run:` around the training takes Ctrl-C and SIGTERM for `stop`, and saves everything at the end, or after an error what can
+    be saved.
 
     Args:
         config: settings, from `tools.load_config`.
+        opened: closes the lock of the folder if the run cannot begin.
     Attributes:
         unit: "frame" or "update", what `clock` counts, and with it the settings `steps`, `eval_every` and `log_every`.
         step: frames that were collected for this agent.
+        stop: true once training is to end.
+        resources: closes what the run holds open, when it ends.
     """
 
-    def __init__(self, config: settings.Config):
+    def __init__(self, config: settings.Config, opened: contextlib.ExitStack):
         self.config = config = copy.deepcopy(config)
+        self.resources, self._lock = opened, None
         self.unit = curves.unit(config)
         offline.check_settings(config)
-        with contextlib.ExitStack() as opened:  # closes lock and environments if anything after them fails
-            changes = self._settle_in(opened)
-            self.open(opened)
-            self._take_up(changes, opened)
-            self._opened = opened.pop_all()
-
-    def _settle_in(self, opened: contextlib.ExitStack) -> list[tuple[str, str, str]]:
-        """Locks the folder, if it exists, and sets up this process; returns the settings that change in the run that is there."""
-        config, changes, self.lock = self.config, [], None
-        if config.logdir:
-            self.logdir = pathlib.Path(config.logdir).expanduser()
-            config.logdir = str(self.logdir)
-            if self.logdir.is_dir():
-                self._lock(opened)
-            stored = folder.stored_config(self.logdir)
-            if note := settings.keep_stored(config, stored):
-                console.say(note)
-            changes = settings.changes_of_run(stored, config, self.logdir)
-        for text in settings.without_effect(config):
-            console.warn(text)
+        self._changes = self._settle_in()
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
         writers.check(config)
@@ -64,202 +48,248 @@ class Run:
         tools.keep_freed_memory()
         tools.allow_tf32()
         self.stop = stop.StopSignal()
+        self.disk = Disk()
+        self.step, self.last_eval, self._saved, self._told = 0, 0, None, None
+
+    def _settle_in(self) -> list[tuple[str, str, str]]:
+        """Locks the folder, if it exists; returns the settings that change in the run that is there."""
+        config, changes = self.config, []
+        if config.logdir:
+            self.logdir = pathlib.Path(config.logdir).expanduser()
+            config.logdir = str(self.logdir)
+            if self.logdir.is_dir():
+                self._take_lock()
+            stored = folder.stored_config(self.logdir)
+            if note := settings.keep_stored(config, stored):
+                console.say(note)
+            changes = settings.changes_of_run(stored, config, self.logdir)
+        for text in settings.without_effect(config):
+            console.warn(text)
         return changes
 
-    def _lock(self, opened: contextlib.ExitStack) -> None:
+    def _take_lock(self) -> None:
         try:
-            self.lock = opened.enter_context(contextlib.closing(Lock(self.logdir)))
+            self._lock = self.resources.enter_context(contextlib.closing(Lock(self.logdir)))
         except OSError as error:
             raise folder.cannot_write(error) from error
 
-    def open(self, opened: contextlib.ExitStack) -> None:
-        """Makes `agent`, `replay` and `eval_envs`; `opened` closes what must be closed. Nothing is written yet."""
-        raise NotImplementedError
+    def begin(self, agent, data) -> None:
+        """Takes up the agent and all around it from the folder, and makes ready to train.
 
-    def about(self) -> list[tuple[str, str]]:
-        """Rows of the summary: where the data comes from, and how it is used."""
-        raise NotImplementedError
-
-    def begin(self, checkpoint: dict | None) -> None:
-        """Makes ready to learn, after weights and counters have been taken up from a checkpoint, if there is one."""
-        raise NotImplementedError
-
-    def learn(self) -> None:
-        """Trains until `clock` is at `steps`, or until `stop` is true."""
-        raise NotImplementedError
-
-    @property
-    def clock(self) -> int:
-        """How far the run is."""
-        raise NotImplementedError
-
-    def open_eval_envs(self, opened: contextlib.ExitStack) -> EnvBatch | None:
-        """The environments to evaluate in; None if evaluation plays no episodes."""
+        Args:
+            agent: a new `Dreamer`.
+            data: what it learns from, see training/data.py.
+        """
         config = self.config
-        count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
-        return opened.enter_context(contextlib.closing(make_envs(config, count, training=False))) if count else None
-
-    def _take_up(self, changes: list[tuple[str, str, str]], opened: contextlib.ExitStack) -> None:
-        """Everything around the agent, with what the logdir holds; its settings change by `changes`."""
-        config = self.config
-        self.step, self.last_eval, self.saved = 0, 0, None
-        self.disk = Disk()
-        checkpoint, found = self.take_up_agent()
+        self.agent, self.data = agent, data
+        checkpoint, found = self._take_up_agent()
         self.logdir = folder.open_logdir(config)
         config.logdir = str(self.logdir)
-        if self.lock is None:
-            self._lock(opened)
+        if self._lock is None:
+            self._take_lock()
         files.remove_partial(self.logdir)
-        console.say(self.summary())
+        console.say(self._summary())
         if self.origin:
             self._report(checkpoint, found)
-        self.begin(checkpoint)
+        data.begin(self, checkpoint)
+        self._set_exploring()
         if self.origin or not checkpoint:
             self.last_eval = self.clock  # evaluations of another run do not count
         self.logger = logs.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir), self.disk)
-        self.should_eval = tools.Every(config.eval_every, self.last_eval)
-        self.should_save = tools.Timer(config.checkpoint_every)
-        self.should_log = tools.Every(config.log_every, self.clock)
-        self.log_timer = tools.Timer(60.0)
-        self.speed = tools.Speed(**self.rates())
+        self._should_eval = tools.Every(config.eval_every, self.last_eval)
+        self._should_save = tools.Timer(config.checkpoint_every)
+        self._should_log = tools.Every(config.log_every, self.clock)
+        self._log_timer = tools.Timer(60.0)
+        self._speed = tools.Speed(**self._rates())
         if self.origin == self.logdir / "latest.pt":
             console.say(f"The file itself is kept as {folder.keep_original(self.origin)}.")
         if self.origin:
             self.save()
         # Last, since from now on these settings bind whoever continues the run.
-        folder.store_config(self.logdir, config, changes, self.clock)
-        if changes:
-            console.say(console.table("Settings that change from here on", _arrows(changes)))
+        folder.store_config(self.logdir, config, self._changes, self.clock)
+        if self._changes:
+            console.say(console.table("Settings that change from here on", _arrows(self._changes)))
 
-    def summary(self) -> str:
+    def _summary(self) -> str:
         """What runs where, and the settings that are not the defaults, for the console."""
         config, counts = self.config, self.agent.parameter_counts()
         device = tools.describe_device(self.agent.device)
-        levels = " + ".join(
-            f"{level.stoch} x {level.discrete} {name}" if level.discrete else f"{level.stoch} Gaussians"
-            for name, level in self.agent._wm.dynamics.levels.items()
-        )
         about = console.table(
             "hDreamer",
             [
                 ("task", config.task),
                 ("run", str(self.logdir)),
                 ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
-                *self.about(),
-                ("latent", levels),
+                *self.data.about(),
+                ("latent", _describe_latent(self.agent._wm.dynamics, config)),
                 ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
             ],
         )
         differing = [change for change in settings.changes_from_defaults(config) if change[0] not in ("task", "logdir")]
         return about + ("\n" + console.table("Settings that differ from the defaults", _arrows(differing)) if differing else "")
 
-    def run(self) -> None:
-        """Trains until the end, or until it is told to stop; saves everything then, and what can be saved if something fails."""
-        with self.stop, contextlib.closing(self):
-            try:
-                self.learn()
-            except BaseException as error:
-                self.rescue(error)
-                raise
-            self.end()
-            self.save()
+    # While training
 
-    def end(self) -> None:
-        """Finishes what is open when learning has ended."""
+    @property
+    def clock(self) -> int:
+        """How far the run is: frames that have been collected, or updates where it learns from recorded episodes."""
+        return self.step if self.unit == "frame" else self.agent.updates
 
-    def rescue(self, error: BaseException) -> None:
-        """Saves what can be saved after an error; the checkpoint only if the weights are worth it."""
-        try:
-            if isinstance(error, nonfinite.NonFinite):
-                error.path = nonfinite.write_batch(error.batch, self.logdir, self.agent.updates, self.disk)
-            self.end()
-            if not nonfinite.weights_not_finite(self.agent):
-                self.save()
-        except Exception as another:  # the first error is the one to be seen
-            console.warn(f"not everything could be saved: {another}")
+    def add(self, metrics: dict, prefix: str) -> None:
+        """Collects metrics, and writes them if that is due."""
+        self.logger.add(metrics, prefix)
 
-    def rates(self) -> dict[str, int]:
-        """Counters whose rates are logged."""
-        return {"updates_per_second": self.agent.updates}
+    def count(self, steps: int, episodes: list[Finished]) -> None:
+        """Counts agent steps that were collected, and logs the episodes that ended."""
+        self.step += steps * self.config.action_repeat
+        self._set_exploring()
+        self._log_episodes(episodes)
+        self.log_if_due()
 
-    def log(self) -> None:
+    def _set_exploring(self) -> None:
+        """Lets the exploring behavior act until `expl_until`."""
+        self.agent.exploring = self.step < (self.config.expl_until or self.config.steps)
+
+    def _log_episodes(self, episodes: list[Finished]) -> None:
+        """Logs episodes; those that were cut off apart, since their returns are not those of whole ones."""
+        for episode in episodes:
+            self.logger.add(episode.metrics, prefix="cut_off" if episode.cut else "episode")
+
+    def log_if_due(self) -> None:
         """Writes metrics every `log_every` units of the clock or 60 seconds."""
-        if self.should_log(self.clock) or self.log_timer():
-            self.log_timer.restart()
-            self.logger.add(self.speed(**self.rates()), prefix="time")
+        if self._should_log(self.clock) or self._log_timer():
+            self._log_timer.restart()
+            self.logger.add(self._speed(**self._rates()), prefix="time")
             self._write_metrics()
+
+    def _rates(self) -> dict[str, int]:
+        """Counters whose rates are logged."""
+        frames = {"fps": self.step} if self.unit == "frame" else {}
+        return {**frames, "updates_per_second": self.agent.updates}
 
     def _write_metrics(self) -> None:
         """Writes what was collected since the last time, if there is something, and how many updates there have been."""
         if self.logger.pending:
-            self.logger.add({"updates": self.agent.updates}, prefix="time")
+            if self._told != (self.clock, self.agent.updates):  # once where several entries have the same step
+                self.logger.add({"updates": self.agent.updates}, prefix="time")
+                self._told = self.clock, self.agent.updates
             self.logger.write(self.clock)
 
-    def evaluate_if_due(self) -> None:
-        """Evaluates every `eval_every` units of the clock, and saves."""
-        if self.should_eval(self.clock):
-            self.evaluate()
+    def evaluate_if_due(self, last: bool = False) -> None:
+        """Evaluates every `eval_every` units of the clock and, at the end of the run (`last`), unless it has just been done; saves."""
+        if self.stop:
+            return  # after a resume the evaluation is made up for
+        at_end = last and self.config.eval_every and self.last_eval < self.clock
+        if self._should_eval(self.clock) or at_end:
+            self._evaluate()
             self.save()
 
-    def evaluate(self) -> None:
+    def _evaluate(self) -> None:
         """Measures the agent and draws open-loop predictions."""
         # What comes after training's random numbers does not depend on evaluations, nor on one that is stopped and made up for.
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            found = self.measure()
+            found = [*self._play(), *(self.agent.model_losses(batch) for batch in self.data.held_out_batches())]
             if self.stop:
-                return  # after a resume the evaluation is made up for
+                return
             for metrics in found:
                 self.logger.add(metrics, prefix="eval")
             self.last_eval = self.clock
             if self.config.video_pred_log:
                 rng = np.random.default_rng(tools.video_seed(self.config.seed, self.clock))
-                batch = {key: value[:6] for key, value in self.replay.sample(rng).items()}
+                batch = {key: value[:6] for key, value in self.data.replay.sample(rng).items()}
                 for key, video in self.agent.video_pred(batch).items():
                     self.logger.video(f"openl_{key}", video, self.clock)
         self._write_metrics()
 
-    def measure(self) -> list[dict]:
-        """What an evaluation finds: metrics of every episode, and the suite's score; nothing if there are none to play."""
-        if not self.eval_envs:
+    def _play(self) -> list[dict]:
+        """Metrics of every episode that an evaluation plays, and the suite's score; nothing if there are none to play."""
+        config, envs, seed = self.config, self.data.eval_envs, tools.eval_seed(self.config.seed)
+        if not envs:
             return []
-        config, seed = self.config, tools.eval_seed(self.config.seed)
         exploring, self.agent.exploring = self.agent.exploring, False  # sampled actions are the task's policy's too
         try:
-            episodes = play_episodes(self.agent, self.eval_envs, config.eval_episode_num, seed, self.stop, sample=config.eval_sample)
+            episodes = play_episodes(self.agent, envs, config.eval_episode_num, seed, self.stop, sample=config.eval_sample)
         finally:
             self.agent.exploring = exploring
-        return [*(episode.metrics for episode in episodes), self.eval_envs.scores([episode.sums for episode in episodes])]
+        return [*(episode.metrics for episode in episodes), envs.scores([episode.sums for episode in episodes])]
+
+    # Saving
+
+    def save_if_due(self) -> None:
+        """Saves every `checkpoint_every` seconds."""
+        if self._should_save():
+            self.save()
 
     def save(self) -> bool:
         """Writes latest.pt, unless nothing has changed since the last time; if that fails, it is due again.
 
+        Then removes episodes that memory has no room for, if that is asked for.
+
         Returns:
             whether it was written.
         """
-        if not self.changed:
+        if (self.step, self.agent.updates) == self._saved:
             return False
+        episodes = self.data.episodes
+        if episodes:
+            episodes.mark_old()
+        written = self._write_checkpoint()
+        if episodes and episodes.remove_old() and not written:  # now there may be room for it
+            written = self._write_checkpoint()
+        return written
+
+    def _write_checkpoint(self) -> bool:
         checkpoint = {
             **self.agent.checkpoint(),
-            **self.counters(),
-            "random_state": checkpoints.random_state(self.replay.next_rng),
+            "step": self.step,
+            "last_eval": self.last_eval,
+            "updates": self.agent.updates,
+            **self.data.counters(),
+            "random_state": checkpoints.random_state(self.data.replay.next_rng),
             "config": settings.plain(self.config),  # the run's: the device as it was given, not the one that was found
         }
         written = self.disk.attempt("the checkpoint", self.logdir, lambda: checkpoints.save(self.logdir / "latest.pt", checkpoint))
         if written:
-            self.saved = (self.step, self.agent.updates)
-        self.should_save.restart()
+            self._saved = (self.step, self.agent.updates)
+        self._should_save.restart()
         return written
 
-    @property
-    def changed(self) -> bool:
-        """Whether there is something to save since the last checkpoint."""
-        return (self.step, self.agent.updates) != self.saved
+    def __enter__(self) -> "Run":
+        self.stop.__enter__()
+        return self
 
-    def counters(self) -> dict:
-        """How far the run is, for its checkpoint."""
-        return {"step": self.step, "last_eval": self.last_eval, "updates": self.agent.updates, "update_credit": 0.0}
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        try:
+            if error is None:
+                self._log_episodes(self.data.end())
+                self.save()
+            else:
+                self._rescue(error)
+        finally:
+            self.close()
+            self.stop.__exit__()
 
-    def take_up_agent(self) -> tuple[dict | None, dict[str, str]]:
+    def _rescue(self, error: BaseException) -> None:
+        """Saves what can be saved after an error; the checkpoint only if the weights are worth it."""
+        try:
+            if isinstance(error, nonfinite.NonFinite):
+                error.path = nonfinite.write_batch(error.batch, self.logdir, self.agent.updates, self.disk)
+            self._log_episodes(self.data.end())
+            if not nonfinite.weights_not_finite(self.agent):
+                self.save()
+        except Exception as another:  # the first error is the one to be seen
+            console.warn(f"not everything could be saved: {another}")
+
+    def close(self) -> None:
+        """Ends writers and environments, and releases the folder."""
+        self._write_metrics()
+        self.logger.close()
+        self.disk.retry()
+        self.resources.close()
+
+    # Going on
+
+    def _take_up_agent(self) -> tuple[dict | None, dict[str, str]]:
         """Loads weights and optimizers: from latest.pt if the logdir has one, else from `from_checkpoint`.
 
         Returns:
@@ -293,19 +323,16 @@ class Run:
         return checkpoint, found
 
     def _restore(self, checkpoint: dict) -> None:
+        """Sets counters, and random states if the run goes on in its own folder."""
         try:
-            self.restore(checkpoint)
+            self.step = int(checkpoint.get("step", 0))
+            self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
+            if not self.origin:
+                self.last_eval = checkpoint["last_eval"]
+                self._saved = (self.step, self.agent.updates)
+                checkpoints.restore_random_state(checkpoint["random_state"], self.data.replay.rng)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
             raise ValueError(f"it is incomplete or damaged ({type(error).__name__}: {' '.join(str(error).split())})") from error
-
-    def restore(self, checkpoint: dict) -> None:
-        """Sets counters, and random states if the run goes on in its own folder."""
-        self.step = int(checkpoint.get("step", 0))
-        self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
-        if not self.origin:
-            self.last_eval = checkpoint["last_eval"]
-            self.saved = (self.step, self.agent.updates)
-            checkpoints.restore_random_state(checkpoint["random_state"], self.replay.rng)
 
     def _report(self, checkpoint: dict, found: dict[str, str]) -> None:
         """Says what was taken over from another run or program, and how its settings differ, if it tells."""
@@ -314,19 +341,17 @@ class Run:
         if differing:
             console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
 
-    def close(self) -> None:
-        """Ends writers and environments."""
-        self._write_metrics()
-        self.logger.close()
-        self.disk.retry()
-        self._opened.close()
-
 
 def _arrows(changes: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
     return [(name, f"{old} -> {new}") for name, old, new in changes]
 
 
-def describe_spaces(obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space) -> str:
-    """What is observed and done, for the summary."""
-    observations = ", ".join(f"{key} {space.shape} {space.dtype}" for key, space in obs_space.spaces.items())
-    return f"observations {observations}; actions {act_space}"
+def _describe_latent(dynamics, config: settings.Config) -> str:
+    """Sizes of the levels; of two levels also their capacity together, and that of the flat latent."""
+    levels = dynamics.levels
+    if len(levels) == 1:
+        (level,) = levels.values()
+        return f"{level.stoch} x {level.discrete} flat" if level.discrete else f"{level.stoch} Gaussians"
+    sizes = " + ".join(f"{level.stoch} x {level.discrete} {name}" for name, level in levels.items())
+    flat = config.dyn_stoch * config.dyn_discrete
+    return f"{sizes}: {dynamics.stoch_size:,} entries; a flat latent here has {config.dyn_stoch} x {config.dyn_discrete}, {flat:,} entries"
