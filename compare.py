@@ -15,14 +15,15 @@ import sys
 
 from matplotlib.figure import Figure
 
-from pages.comparison import draw, final_table, find_runs, group_runs, phrase, read_runs
+from pages.comparison import EVALUATION, TRAINING, draw, final_table, find_runs, group_runs, phrase, read_runs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER", help="a run or a folder that holds runs; LABEL names its group")
-    parser.add_argument("--metric", default="eval/return", help="a name in metrics.jsonl (default: %(default)s)")
+    chosen = f"{EVALUATION}, or {TRAINING} if no run has been evaluated"
+    parser.add_argument("--metric", help=f"a name in metrics.jsonl (default: {chosen})")
     parser.add_argument("--by", nargs="+", metavar="SETTING", help="settings that groups differ in (default: all that matter)")
     parser.add_argument("--task", help="task of runs without config.yaml, which dreamerv3-torch does not write")
     parser.add_argument(
@@ -39,14 +40,15 @@ def main(argv: list[str] | None = None) -> int:
         if path.suffix[1:].lower() not in kinds:
             parser.error(f"--out {path}: a figure is written as {', '.join(f'.{kind}' for kind in ('png', 'svg', 'pdf'))}")
     try:
-        tasks = group_runs(read_runs(find_runs(options.folders), options.metric, options.task), options.by)
-        figure = draw(tasks, options.metric)
+        metric, runs = read_runs(find_runs(options.folders), options.metric, options.task)
+        tasks = group_runs(runs, options.by)
+        figure = draw(tasks, metric)
         for path in options.out:
             figure.savefig(path, dpi=130)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"{options.metric}, mean over the last quarter\n{final_table(tasks)}")
+    print(f"{metric}, mean over the last quarter\n{final_table(tasks)}")
     for task, groups in tasks.items():
         for group in groups:
             if group.besides:

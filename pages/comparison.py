@@ -39,6 +39,7 @@ NOT_COMPARED = (
 )
 LATENT = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*")  # of these a run reads only some; see `describe`
 UNKNOWN, UNKNOWN_TASK = "unknown settings", "unknown task"
+EVALUATION, TRAINING = "eval/return", "episode/return"
 
 
 class Run(NamedTuple):
@@ -95,22 +96,36 @@ def runs_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield pathlib.Path(path)
 
 
-def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: str | None) -> list[Run]:
-    """The runs that have the metric; warns about the others.
+def read_curves(logdir: pathlib.Path) -> dict[str, Curve]:
+    """The curves of a run by metric, without values that are no numbers; warns about lines that cannot be read."""
+    read, damaged = curves.read(logdir)
+    if damaged:
+        console.warn(f"lines of {logdir / 'metrics.jsonl'} that cannot be read: {damaged}")
+    return {name: curve for name, line in read.items() if len((curve := curves.finite(line)).steps)}
+
+
+def choose_metric(metrics: Collection[str]) -> str:
+    """The metric to compare runs by, of those that any of them has: of evaluations, or of training if there are none."""
+    if EVALUATION in metrics or TRAINING not in metrics:
+        return EVALUATION
+    console.warn(f"no run has {EVALUATION}; {TRAINING}, of training episodes, is compared instead")
+    return TRAINING
+
+
+def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str | None, task: str | None) -> tuple[str, list[Run]]:
+    """The metric, and the runs that have it; warns about the others.
 
     Args:
+        metric: None for the one of `choose_metric`.
         task: of runs whose folder does not hold their settings.
     Raises:
         ValueError: if no run has it.
     """
-    runs, without, metrics = [], [], set()
-    for logdir, label in found:
-        read, damaged = curves.read(logdir)
-        metrics |= read.keys()
-        if damaged:
-            console.warn(f"lines of {logdir / 'metrics.jsonl'} that cannot be read: {damaged}")
-        curve = curves.finite(read[metric]) if metric in read else None
-        if curve is None or not len(curve.steps):
+    read = [read_curves(logdir) for logdir, _ in found]
+    metrics = set().union(*read)
+    metric, runs, without = metric or choose_metric(metrics), [], []
+    for (logdir, label), lines in zip(found, read):
+        if metric not in lines:
             without.append(str(logdir))
             continue
         stored = settings.read_yaml(logdir / "config.yaml") if (logdir / "config.yaml").exists() else {}
@@ -121,7 +136,7 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
                 str(stored.get("task", task or UNKNOWN_TASK)),
                 describe(stored) if stored else None,
                 str(stored.get("seed", "?")),
-                curve,
+                lines[metric],
                 curves.unit(stored),
             )
         )
@@ -134,7 +149,7 @@ def read_runs(found: list[tuple[pathlib.Path, str | None]], metric: str, task: s
         console.warn(
             f"no config.yaml, as in runs of dreamerv3-torch: {console.first(unknown)}; say what it is with LABEL=FOLDER and --task"
         )
-    return runs
+    return metric, runs
 
 
 def describe(stored: dict) -> dict[str, str]:
@@ -248,7 +263,7 @@ def draw(tasks: dict[str, list[Group]], metric: str) -> Figure:
         for group in groups:
             draw_seeds(axis, group.curves, f"C{labels.index(group.label) % 10}", group.label)
         axis.set(title=task, xlabel=steps_of(groups), ylabel=metric, xlim=(0, None))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.grid(alpha=0.25)
         # Below the panel and its labels, since there may be many groups with long names.
         below = offset_copy(axis.transAxes, figure, y=-36, units="points")

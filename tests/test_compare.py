@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,21 +14,28 @@ import tools
 from pages import comparison, curves
 
 
-def write_run(folder: pathlib.Path, returns: dict[int, float], presets: tuple[str, ...] = (), **overrides) -> pathlib.Path:
-    """A folder with the settings and the evaluations of a run."""
+def write_run(
+    folder: pathlib.Path, returns: dict[int, float], presets: tuple[str, ...] = (), metric: str = "eval/return", **overrides
+) -> pathlib.Path:
+    """A folder with the settings of a run, and with its evaluations or another metric."""
     folder.mkdir(parents=True)
     config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "logdir": str(folder), **overrides})
     with open(folder / "config.yaml", "wb") as file:
         settings.write_yaml(config, file)
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": frame, "eval/return": value}) + "\n" for frame, value in returns.items())
-    )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": frame, metric: value}) + "\n" for frame, value in returns.items()))
     return folder
+
+
+def runs_of(*folders: pathlib.Path | str) -> list[comparison.Run]:
+    """The runs in these folders that have evaluations."""
+    metric, runs = comparison.read_runs(comparison.find_runs(map(str, folders)), "eval/return", None)
+    assert metric == "eval/return"
+    return runs
 
 
 def groups_of(*folders: pathlib.Path | str, by: list[str] | None = None) -> dict[str, dict[str, int]]:
     """{task: {label: runs}} as the command would group them."""
-    runs = comparison.read_runs(comparison.find_runs(map(str, folders)), "eval/return", None)
+    runs = runs_of(*folders)
     return {task: {group.label: len(group.runs) for group in groups} for task, groups in comparison.group_runs(runs, by).items()}
 
 
@@ -119,8 +127,7 @@ def test_names_are_a_few_settings_and_the_rest_is_told_besides(tmp_path):
     write_run(tmp_path / "d", {1000: 1.0}, ("small", "hdreamer"), model_lr=0.5, **{"actor.lr": 0.25, "critic.lr": 0.25})
     labels = groups_of(tmp_path)["gym_CartPole-v1"]
     assert len(labels) == 4 and all(label.count(",") <= 2 for label in labels)
-    runs = comparison.read_runs(comparison.find_runs([str(tmp_path)]), "eval/return", None)
-    for group in comparison.group_runs(runs)["gym_CartPole-v1"]:
+    for group in comparison.group_runs(runs_of(tmp_path))["gym_CartPole-v1"]:
         told = {**dict(part.rsplit(" ", 1) for part in group.label.split(", ")[1:]), **group.besides}
         assert {"model_lr", "actor.lr", "critic.lr"} <= told.keys() and "units" not in told
 
@@ -143,8 +150,7 @@ def test_sizes_of_latents_are_grouped_by_whatever_they_are_called(tmp_path):
 def test_updates_of_runs_on_recorded_episodes_are_not_called_frames(tmp_path):
     write_run(tmp_path / "online", {100: 1.0})
     write_run(tmp_path / "offline", {60: 1.0}, offline_traindir="recorded")
-    runs = comparison.read_runs(comparison.find_runs([str(tmp_path / "offline"), str(tmp_path / "online")]), "eval/return", None)
-    tasks = comparison.group_runs(runs, ["offline_traindir"])
+    tasks = comparison.group_runs(runs_of(tmp_path / "offline", tmp_path / "online"), ["offline_traindir"])
     assert comparison.final_table(tasks).splitlines()[0].endswith("frames or updates")
     offline = {task: [group for group in groups if group.runs[0].unit == "update"] for task, groups in tasks.items()}
     assert comparison.final_table(offline).splitlines()[0].endswith("  updates")
@@ -167,7 +173,46 @@ def test_labels_by_hand_come_before_settings(tmp_path):
     }
 
 
+# Figures
+
+
+def test_a_few_steps_are_counted_in_whole_numbers(tmp_path):
+    tasks = comparison.group_runs(runs_of(write_run(tmp_path / "a", {1: 1.0, 2: 3.0})))
+    figure = comparison.draw(tasks, "eval/return")
+    figure.canvas.draw()
+    ticks = [tick for tick in figure.axes[0].get_xticks() if 0 <= tick <= 2]
+    assert ticks == [0, 1, 2]
+
+
 # The command
+
+
+def test_runs_without_evaluations_are_compared_by_returns_of_training(tmp_path, capsys):
+    flat = write_run(tmp_path / "flat", {1000: 10.0, 2000: 30.0}, metric="episode/return")
+    two = write_run(tmp_path / "two", {1000: 10.0, 2000: 50.0}, ("hdreamer",), metric="episode/return")
+    with open(two / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2000, "eval/return": NaN}\n')
+    figure = tmp_path / "figure.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # texts as texts
+        assert compare.main([str(flat), str(two), "--out", str(figure)]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "episode/return, mean over the last quarter"
+    assert [line.split()[-4] for line in output.out.splitlines()[2:4]] == ["30", "50"]
+    assert "no run has eval/return; episode/return, of training episodes, is compared instead" in output.err
+    assert ">episode/return<" in figure.read_text() and "eval/return" not in figure.read_text()
+
+
+@pytest.mark.parametrize("flags", [[], ["--metric", "eval/return"]])
+def test_where_some_runs_have_evaluations_or_they_are_asked_for_nothing_else_is_compared(flags, tmp_path, capsys):
+    write_run(tmp_path / "training", {1000: 10.0}, metric="episode/return")
+    if not flags:
+        write_run(tmp_path / "evaluated", {1000: 20.0})
+    assert compare.main([str(tmp_path), *flags, "--out", str(tmp_path / "figure.png")]) == (2 if flags else 0)
+    output = capsys.readouterr()
+    if flags:
+        assert "'eval/return'" in output.err and not output.out
+    else:
+        assert output.out.startswith("eval/return, mean") and f"left out, without eval/return yet: {tmp_path / 'training'}" in output.err
 
 
 def test_the_command_draws_figures_and_prints_final_values(tmp_path, capsys):
