@@ -1,6 +1,6 @@
 """Charts of curves as SVG within a page, made of few enough points to be drawn while a run trains.
 
-A chart is a text of `<svg>`, with classes that `STYLE` gives colours of the page (`pages.STYLE`).
+A chart is a text of `<svg>` with classes: `STYLE` gives them colours, beside those of the page (`web.STYLE`).
 """
 
 import html
@@ -16,7 +16,19 @@ from pages.curves import Band, Curve
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 340, 8, 166  # of the plot inside
 POINTS, DOTS = 240, 40  # a curve is drawn with at most so many points; dots that tell their value if there are fewer than these
-COLORS = 4
+COLORS = {  # of a curve by its name, the same in every chart: on a light page, on a dark one
+    "training": ("#1f6fc4", "#6cb0f5"),
+    "evaluation": ("#d9571f", "#f59a62"),
+    "training, cut off": ("#1a8f63", "#55c99b"),
+    "held out": ("#8250c4", "#bb96f2"),
+    "flat": ("#8a6a00", "#d9b544"),
+    "flat, held out": ("#c9a93f", "#8f7a35"),
+    "top": ("#b3243c", "#f27a8c"),
+    "top, held out": ("#e58fa0", "#a34d5c"),
+    "bottom": ("#0c7f92", "#4fc8da"),
+    "bottom, held out": ("#74bfcc", "#2f7f8c"),
+    "": ("#1f6fc4", "#6cb0f5"),  # a curve alone
+}
 STYLE = """
 figure.chart { margin: 0; min-width: 0; padding: .5em .6em .2em; background: var(--card); border: 1px solid var(--line);
   border-radius: 6px }
@@ -25,7 +37,9 @@ figure.chart svg { display: block; width: 100%; height: auto; font: 10px system-
 .chart text { fill: var(--faint) } .chart .grid { stroke: var(--line); stroke-width: 1; fill: none }
 .chart polyline { fill: none; stroke: var(--own); stroke-width: 1.8; stroke-linejoin: round }
 .chart circle { fill: var(--own) } .chart polygon { fill: var(--own); opacity: .18 } .chart b { color: var(--own) }
-""" + "".join(f".k{number} {{ --own: var(--c{number}) }}\n" for number in range(COLORS))
+"""
+LIGHT, DARK = ("".join(f".k{number} {{ --own: {color} }}\n" for number, color in enumerate(theme)) for theme in zip(*COLORS.values()))
+STYLE += f"{LIGHT}@media (prefers-color-scheme: dark) {{\n{DARK}}}\n"
 
 
 def chart(title: str, lines: dict[str, Curve], end: int, unit: str = "frame") -> str:
@@ -35,6 +49,7 @@ def chart(title: str, lines: dict[str, Curve], end: int, unit: str = "frame") ->
     of equal parts, with the range of each part as a shade. Values that are no numbers are left out of the curve.
 
     Args:
+        lines: the names are those of `COLORS`.
         end: step at which the horizontal axis ends.
         unit: what steps count.
     """
@@ -43,18 +58,20 @@ def chart(title: str, lines: dict[str, Curve], end: int, unit: str = "frame") ->
         for name, kept in ((name, curves.finite(line)) for name, line in lines.items())
         if len(kept.steps)
     }
-    last = [
-        f'<b class="k{index % COLORS}">{html.escape(name)} {console.number(line.values[-1])}</b>'
-        for index, (name, line) in enumerate(lines.items())
-    ]
-    drawn = _plot(bands, list(lines), max(end, 1), unit) if bands else ""
+    last = [f'<b class="{_class(name)}">{html.escape(name)} {console.number(line.values[-1])}</b>' for name, line in lines.items()]
+    drawn = _plot(bands, max(end, 1), unit) if bands else ""
     return (
         f'<figure class="chart"><figcaption><span>{html.escape(title)}</span>{"".join(last)}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{drawn}</svg></figure>'
     )
 
 
-def _plot(bands: dict[str, Band], names: list[str], end: int, unit: str) -> str:
+def _class(name: str) -> str:
+    """The class of a curve, which has its colour."""
+    return f"k{list(COLORS).index(name)}"
+
+
+def _plot(bands: dict[str, Band], end: int, unit: str) -> str:
     """Grid, labels and curves."""
     low, high = min(band.low.min() for band in bands.values()), max(band.high.max() for band in bands.values())
     if low > 0.0 and high >= 100.0 * low:
@@ -75,12 +92,13 @@ def _plot(bands: dict[str, Band], names: list[str], end: int, unit: str) -> str:
         f"{short(tick)}</text>"
         for tick in ticks
     ]
-    parts += [f'<text x="{x(tick):.1f}" y="{BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>' for tick in round_ticks(0, end)]
-    parts += [_line(band, names.index(name) % COLORS, x, y, unit) for name, band in bands.items()]
+    steps = [tick for tick in round_ticks(0, end) if float(tick).is_integer()]
+    parts += [f'<text x="{x(tick):.1f}" y="{BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>' for tick in steps]
+    parts += [f'<g class="{_class(name)}">{_line(band, x, y, unit)}</g>' for name, band in bands.items()]
     return "".join(parts)
 
 
-def _line(band: Band, color: int, x: Callable, y: Callable, unit: str) -> str:
+def _line(band: Band, x: Callable, y: Callable, unit: str) -> str:
     """A curve with the range of its parts, or with dots that tell their values."""
     points = _points(x(band.steps), y(band.mean))
     parts = [f'<polyline points="{points}"/>']
@@ -91,7 +109,7 @@ def _line(band: Band, color: int, x: Callable, y: Callable, unit: str) -> str:
             f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.2"><title>{unit} {step:,.0f}: {console.number(value)}</title></circle>'
             for across, down, step, value in zip(x(band.steps), y(band.mean), band.steps, band.mean)
         ]
-    return f'<g class="k{color}">{"".join(parts)}</g>'
+    return "".join(parts)
 
 
 def _points(x: np.ndarray, y: np.ndarray) -> str:

@@ -22,7 +22,7 @@ STYLE = (
     + """
 .tiles { display: flex; flex-wrap: wrap; gap: .6em; margin: 1em 0 }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .45em .9em }
-.tiles b { display: block; font-size: 1.3em; font-variant-numeric: tabular-nums } progress { width: 100%; accent-color: var(--c0) }
+.tiles b { display: block; font-size: 1.3em; font-variant-numeric: tabular-nums } progress { width: 100%; accent-color: var(--link) }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21em), 1fr)); gap: .8em }
 .videos { display: flex; flex-wrap: wrap; gap: 1em 2em } .videos figure { margin: 0; max-width: 100% }
 .videos figcaption { max-width: 42em } .videos img { image-rendering: pixelated; height: 28em; object-fit: contain; object-position: left }
@@ -43,7 +43,7 @@ OPEN_LOOP = (
 
 
 class RunPage:
-    """The page of a run that trains, a writer of `logs.Logger`.
+    """The page of a run that trains, a writer of `training.logs.Logger`.
 
     Args:
         logdir: folder of the run.

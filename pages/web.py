@@ -6,16 +6,16 @@ import console
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fcfcfb; --card: #fff; --text: #1b1c1e; --faint: #6a6d73; --line: #dedfe2;
-  --c0: #1f6fc4; --c1: #d9571f; --c2: #1a8f63; --c3: #8250c4 }
+  --link: #1f6fc4 }
 @media (prefers-color-scheme: dark) { :root { --back: #16181b; --card: #1e2125; --text: #e6e7e9; --faint: #9a9ea6; --line: #34383e;
-  --c0: #6cb0f5; --c1: #f59a62; --c2: #55c99b; --c3: #bb96f2 } }
+  --link: #6cb0f5 } }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 76em; margin: 1.5em auto; padding: 0 1em; background: var(--back);
   color: var(--text) }
 h1 { font-size: 1.5em; margin: 0 0 .2em } h2 { font-size: 1.15em; margin: 1.8em 0 .6em }
-p { max-width: 62em } .faint { color: var(--faint) } a { color: var(--c0) } img { max-width: 100% }
+p { max-width: 62em } .faint { color: var(--faint) } a { color: var(--link) } img { max-width: 100% }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid var(--line) }
-td:first-child, th:first-child, table.texts td, table.texts th { text-align: left } table.texts td { overflow-wrap: anywhere }
+td:first-child, th:first-child, table.texts td, table.texts th { text-align: left } table.texts td + td { overflow-wrap: anywhere }
 """
 
 
@@ -36,11 +36,11 @@ def document(title: str, body: str, *, style: str = "", reload_seconds: int | No
     )
 
 
-def number_table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows of numbers by name."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [[name, *(console.number(row[column]) if column in row else "" for column in columns)] for name, row in rows.items()]
-    return _table("numbers", ["", *columns], cells)
+def number_table(columns: dict[str, dict[str, float]]) -> str:
+    """Columns of numbers by name: few columns, so that they fit on the page."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[name, *(console.number(column[name]) if name in column else "" for column in columns.values())] for name in names]
+    return _table("numbers", ["", *columns], rows)
 
 
 def text_table(head: list[str], rows: list[list[str]]) -> str:

@@ -44,13 +44,14 @@ def draw_codes(model: WorldModel, post: State) -> Figure:
         shown = axis.imshow(shares.sort(-1, descending=True).values.numpy(), aspect="auto", vmin=0.0, vmax=1.0)
         figure.colorbar(shown, ax=axis)
         axis.set(title=f"{name}: share of each class", xlabel="class, most used first", ylabel="categorical")
+        axis.locator_params(integer=True, min_n_ticks=1)
     return figure
 
 
 def draw_reconstructions(model: WorldModel, data: Data, post: State) -> Figure:
     """Decoded observations of the first environment, from the posterior and with levels drawn from their prior."""
     data = {key: value[0, :DRAWN_STEPS] for key, value in data.items()}
-    post = {key: value[0, :DRAWN_STEPS].to(model.dynamics.W.device) for key, value in post.items()}
+    post = {key: value[0, :DRAWN_STEPS].to(model.dynamics.device) for key, value in post.items()}
     rows = {"posterior": decode(model, post)}
     rows |= {name: decode(model, model.dynamics.resample(post, levels)) for name, levels in choices_to_resample(model).items()}
     return draw_rows([("truth", seen(data, rows["posterior"])), *rows.items()])
@@ -123,7 +124,7 @@ def draw_probes(found: dict[str, dict]) -> Figure:
     width = 0.8 / len(found["trained"])
     for number, (name, row) in enumerate(found["trained"].items()):
         x = np.arange(len(variables)) + (number + 0.5) * width - 0.4
-        share, low, high = (np.array([row[variable][key] for variable in variables]) for key in ("share", "low", "high"))
+        share, low, high = (np.array([row[variable][key] for variable in variables], float) for key in ("share", "low", "high"))
         axis.bar(x, share.clip(0), width, color=f"C{number}", label=name)
         axis.vlines(x, low.clip(0), high.clip(0), color="black", linewidth=0.8)
         untrained = np.array([found["untrained"][name][variable] for variable in variables])
@@ -146,7 +147,7 @@ HEADINGS = {
 CAPTIONS = {
     "codes": "kl: what the observation adds to the prior, nats. Entropies: nats. perplexity: classes in use, mean over categoricals. "
     "active: categoricals that tell something. delta: posterior less prior logits. information: nats that the code tells about its "
-    "step, beyond the level above; with those above at most information_limit. Below the same for a network that has learned nothing.",
+    "step, beyond the level above; with those above at most information_limit. Beside it a network that has learned nothing.",
     "reconstructions": "Errors of decoded observations as shares of their variance: 0 is perfect, 1 as good as the mean; a single "
     "draw that knows nothing is at up to 2. What stays right without a level is known to the recurrent state, or to the other level.",
     "dreams": "Dreams of the same actions from the same step.",
@@ -164,24 +165,29 @@ def tables(numbers: dict) -> dict[str, str]:
     """The tables of a report as HTML, by what they are of."""
     untrained = {f"{name}, untrained": row for name, row in numbers["levels_untrained"].items()}
     found = {"codes": web.number_table({**numbers["levels"], **untrained}), "reconstructions": web.number_table(numbers["reconstruction"])}
-    steps = (1, 5, 15, HORIZON)
-    rows = {
-        f"{key}: {what}, {levels} drawn": {f"step {step}": row[what][step - 1] for step in steps}
+    curves = {
+        f"{key}: {what}, {levels} drawn": row[what]
         for levels, keys in numbers.get("open_loop", {}).items()
         for key, row in keys.items()
         for what in ("error", "spread")
     }
-    if rows:
-        found["spread"] = web.number_table(rows)
+    if curves:
+        steps = (1, 5, 15, HORIZON)
+        found["spread"] = web.number_table({f"step {step}": {name: row[step - 1] for name, row in curves.items()} for step in steps})
     trained, shares = numbers["probes"]["trained"], numbers["probes"]["untrained"]
-    cell = "{share:.2f} ({low:.2f} to {high:.2f}), {untrained:.2f}"
     cells = [
-        [variable, *(cell.format(**trained[name][variable], untrained=shares[name][variable]) for name in trained)]
+        [variable, *(probe_cell(**trained[name][variable], untrained=shares[name][variable]) for name in trained)]
         for variable in next(iter(trained.values()))
     ]
     if cells:
         found["probes"] = web.text_table(["", *trained], cells)
     return found
+
+
+def probe_cell(share: float, low: float | None, high: float | None, untrained: float) -> str:
+    """What a probe predicts, with its interval if there is one, and what probes of untrained networks do."""
+    interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
+    return f"{share:.2f}{interval}, {untrained:.2f}"
 
 
 def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str:

@@ -134,6 +134,38 @@ def test_a_run_on_recorded_episodes_counts_updates(tmp_path):
     assert "of 40 updates" in text and "over updates" in text and "update 20: 3" in text and "frame" not in text.split("Settings")[0]
 
 
+def colours_of(text: str) -> list[dict[str, tuple[str, str]]]:
+    """The colours of each chart on a page, on a light and a dark page, by the names of its curves, which its curves have in this order."""
+    found = []
+    light, dark = (
+        dict(re.findall(r"\.(k\d+) { --own: (#\w+) }", part))
+        for part in text.split("</style>")[0].split("(prefers-color-scheme: dark)")[-2:]
+    )
+    for chart in re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL):
+        names = re.findall(r'<b class="(k\d+)">(.*?) ?[^ ]+</b>', chart)
+        assert [kind for kind, _ in names] == re.findall(r'<g class="(k\d+)">', chart)
+        found.append({name: (light[kind], dark[kind]) for kind, name in names})
+    return found
+
+
+def test_a_name_has_one_colour_on_the_whole_page_and_another_than_its_neighbours(tmp_path):
+    names = "episode/return eval/return cut_off/return eval/length cut_off/length cut_off/log_wins train/kl eval/kl eval/image_loss".split()
+    names += [f"{part}/kl_{level}" for part in ("train", "eval") for level in ("flat", "top", "bottom")]
+    names += ["train/delta_bottom", "train/active_flat", "time/fps"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": step, **dict.fromkeys(names, 1.0)}) + "\n" for step in (1, 2)))
+    run_page.write(tmp_path, {})
+    charts_of_page = colours_of((tmp_path / "report" / "index.html").read_text())
+    colours = {}
+    for chart in charts_of_page:
+        for theme in (0, 1):
+            assert len({pair[theme] for pair in chart.values()}) == len(chart)
+        for name, pair in chart.items():
+            assert colours.setdefault(name, pair) == pair, name
+    levels = [f"{level}{more}" for level in ("flat", "top", "bottom") for more in ("", ", held out")]
+    assert colours.keys() == {"training", "evaluation", "training, cut off", "held out", *levels, ""}
+    assert sum(map(len, charts_of_page)) == len(names)
+
+
 @pytest.mark.parametrize("folder", ["missing", "empty"])
 def test_a_folder_without_a_run_is_refused(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
@@ -148,15 +180,52 @@ def test_tables_show_texts_as_they_are():
         "<title>",
         "a&b",
         "<script>",
-        "y",
         "<x>",
-        "0.25",
         "z",
+        "y",
+        "0.25",
     ]
     nothing = {"trained": {"h": {}}, "untrained": {"h": {}}}
     numbers = {"levels": {"top": {"kl": 1.0}}, "levels_untrained": {"top": {"kl": 2.0}}, "reconstruction": {}, "probes": nothing}
     text = report.page("<title>", "about", numbers, [])
     assert text.count("<title>") == 1 and "top, untrained" in text and "nothing is probed" in text
+
+
+def test_levels_of_a_report_are_columns_and_their_statistics_rows():
+    rows = report.tables(report_numbers())["codes"].split("<tr>")[1:]
+    assert [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows] == [
+        ["", "top", "bottom", "top, untrained", "bottom, untrained"],
+        *([name, "1", "2", "1", "2"] for name in STATISTICS_OF_LEVELS),
+    ]
+
+
+def test_a_probe_without_an_interval_is_shown_without():
+    text = report.tables(report_numbers())["probes"]
+    assert "<td>0.50 (0.25 to 0.75), 0.10</td>" in text and "<td>0.50, 0.10</td>" in text
+
+
+STATISTICS_OF_LEVELS = "categoricals classes kl prior_entropy post_entropy perplexity active delta information information_limit".split()
+
+
+def report_numbers() -> dict:
+    """Numbers of a latent report with two levels, three observations with long names, and all of its parts."""
+    keys = ["image", "robot/joint_positions_of_the_left_arm", "robot/joint_velocities_of_the_left_arm"]
+    levels = {name: dict.fromkeys(STATISTICS_OF_LEVELS, number) for number, name in ((1, "top"), (2, "bottom"))}
+    choices = ("posterior", "bottom from the prior", "top from the prior, bottom kept", "top and bottom from the prior")
+    errors = {key + more: 123.456 for key in keys for more in ("", ", mean of 8 draws")}
+    curve = {"error": [0.123456] * 30, "spread": [1234.5] * 30}
+    combinations = ["z_top", "z_bottom", "h", "z_top + z_bottom", "z_top + h", "z_bottom + h", "z_top + z_bottom + h"]
+    probed = {
+        "robot/joint_positions_of_the_left_arm[12]": dict(share=0.5, low=0.25, high=0.75),
+        "reward": dict(share=0.5, low=None, high=None),
+    }
+    return {
+        "levels": levels,
+        "levels_untrained": levels,
+        "reconstruction": dict.fromkeys(choices, errors),
+        "open_loop": {name: dict.fromkeys(keys, curve) for name in ("top", "bottom", "top and bottom")},
+        "probes": {"trained": dict.fromkeys(combinations, probed), "untrained": dict.fromkeys(combinations, dict.fromkeys(probed, 0.1))},
+    }
 
 
 # Charts
@@ -189,6 +258,14 @@ def test_values_over_orders_of_magnitude_have_a_logarithmic_axis():
     assert list(labels(svg)) == ["10", "100", "1,000", "10k"]
 
 
+@pytest.mark.parametrize(
+    "end, expected", [(1, ["0", "1"]), (2, ["0", "1", "2"]), (4, ["0", "1", "2", "3", "4"]), (10, ["0", "2", "4", "6", "8", "10"])]
+)
+def test_few_steps_are_counted_in_whole_numbers(end, expected):
+    svg = charts.chart("loss", {"": Curve(np.array([end]), np.array([0.5]))}, end)
+    assert re.findall(r'text-anchor="middle">([^<]+)<', svg) == expected
+
+
 def test_long_curves_become_short_texts_and_keep_their_range():
     rng = np.random.default_rng(0)
     svg = charts.chart("x", {"": Curve(np.arange(100_000), rng.normal(size=100_000))}, 100_000)
@@ -197,12 +274,12 @@ def test_long_curves_become_short_texts_and_keep_their_range():
 
 @pytest.mark.parametrize("values", [[5.0], [2.0, 2.0], [np.nan, 1.0, np.inf], [np.nan], [-1e-30, 1e-30], [1e300, -1e300], [0.0, 0.0]])
 def test_odd_curves_are_drawn_within_the_chart(values):
-    svg = charts.chart("x", {"a": Curve(np.arange(len(values)), np.array(values))}, len(values) - 1)
+    svg = charts.chart("x", {"top": Curve(np.arange(len(values)), np.array(values))}, len(values) - 1)
     Parsed(f"<body>{svg}</body>")
     if np.isfinite(values).any():
         drawn = points(svg)
         assert ((drawn >= 0) & (drawn <= [charts.WIDTH, charts.HEIGHT])).all()
-    assert f"a {console.number(values[-1])}" in svg
+    assert f"top {console.number(values[-1])}" in svg
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (-3.2, 17), (0.001, 0.0042), (5e5, 1.2e6), (99.9, 100)])
@@ -263,32 +340,30 @@ def test_a_page_that_fails_is_told_once_and_ends_nothing(tmp_path, capsys):
 # A browser
 
 
-def test_a_browser_shows_the_page_and_has_nothing_to_complain_about(trained, tmp_path):
+def browse(page: pathlib.Path, profile: pathlib.Path, *flags: str) -> str:
+    """What a browser prints that opens the page; fails if the page makes it complain."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("needs chromium")
-    picture = tmp_path / "page.png"
-    result = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--enable-logging=stderr",
-            "--window-size=1200,2000",
-            f"--screenshot={picture}",
-            (trained / "report" / "index.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    quiet = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
+    command = [browser, *(f"--{flag}" for flag in quiet.split()), f"--user-data-dir={profile}", "--enable-logging=stderr", *flags]
+    result = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in result.stderr, result.stderr
+    return result.stdout
+
+
+def test_tables_of_a_report_fit_on_a_page(tmp_path):
+    page = tmp_path / "index.html"
+    measure = "[...document.querySelectorAll('.scroll')].map(table => table.scrollWidth - table.clientWidth).join(' ')"
+    text = report.page("Latents", "about", report_numbers(), [])
+    page.write_text(f"{text}<script>document.body.append('beyond: ' + {measure} + ';')</script>")
+    beyond = re.search("beyond: ([-0-9 ]*);<", browse(page, tmp_path / "profile", "--window-size=1280,2000", "--dump-dom"))
+    assert beyond[1].split() == ["0"] * 4
+
+
+def test_a_browser_shows_the_page_and_has_nothing_to_complain_about(trained, tmp_path):
+    picture = tmp_path / "page.png"
+    browse(trained / "report" / "index.html", tmp_path / "profile", "--window-size=1200,2000", f"--screenshot={picture}")
     from PIL import Image
 
     with Image.open(picture) as image:
