@@ -29,22 +29,24 @@ from storage import disk, gif
 ENVS = 5  # play at the same time
 
 
-def summarise(episodes: list[Finished]) -> dict[str, dict[str, float]]:
-    """Mean, its 95% interval, least and most of everything that is summed over an episode."""
+def summarise(episodes: list[Finished]) -> dict[str, dict[str, float | None]]:
+    """Mean, its 95% interval (None for few episodes), least and most of everything that is summed over an episode."""
     found = {}
     for name in episodes[0].metrics:
         values = np.array([episode.metrics[name] for episode in episodes])
-        low, high = bootstrap_interval(values)
-        found[name] = {"mean": values.mean(), "low": low, "high": high, "least": values.min(), "most": values.max()}
-    return {name: {key: round(float(value), 4) for key, value in row.items()} for name, row in found.items()}
+        low, high = bootstrap_interval(values) or (None, None)
+        row = {"mean": values.mean(), "low": low, "high": high, "least": values.min(), "most": values.max()}
+        found[name] = {key: None if value is None else round(float(value), 4) for key, value in row.items()}
+    return found
 
 
-def as_rows(summary: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+def as_rows(summary: dict[str, dict[str, float | None]]) -> list[tuple[str, str]]:
     """The summary as rows of a table."""
-    return [
-        (name, "{mean:.4g} (95%: {low:.4g} to {high:.4g}), least {least:.4g}, most {most:.4g}".format(**row))
-        for name, row in summary.items()
-    ]
+    rows = []
+    for name, row in summary.items():
+        interval = "" if row["low"] is None else f" (95%: {row['low']:.4g} to {row['high']:.4g})"
+        rows.append((name, f"{row['mean']:.4g}{interval}, least {row['least']:.4g}, most {row['most']:.4g}"))
+    return rows
 
 
 def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool) -> tuple[list[Finished], dict[str, float]]:

@@ -18,14 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pages import comparison
-
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import exploring, learning, results, worldmodel
 from benchmarks.synthetic import Switches
-from pages import curves
+from pages import comparison, curves
 
 T = TypeVar("T")
 
@@ -86,7 +84,7 @@ def learning_figure(plan: dict, found: dict) -> Figure:
         if "learned" in settings:
             axis.axhline(settings["learned"][0], color="black", linestyle="--", linewidth=0.8, label=settings["learned"][1])
         axis.set(title=settings["title"], xlabel="frames", ylabel="return", xlim=(0, None))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.legend(fontsize=7)
     return figure
 

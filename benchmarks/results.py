@@ -105,11 +105,12 @@ def load(experiment: str) -> list[dict]:
 
 
 def difference(pairs: list[float], digits: int) -> str:
-    """Mean of paired differences with its interval as text; two pairs at least, or nothing. With an asterisk if `t_test` is passed."""
+    """Mean of paired differences as text, with its interval if they are enough and an asterisk if `t_test` is passed; empty below two."""
     if len(pairs) < 2:
         return ""
-    interval = "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(np.mean(pairs), *bootstrap_interval(np.array(pairs)), d=digits)
-    return interval + " \\*" * t_test(pairs)
+    interval = bootstrap_interval(np.array(pairs))
+    between = " ({:+.{d}f} to {:+.{d}f})".format(*interval, d=digits) if interval else ""
+    return f"{np.mean(pairs):+.{digits}f}{between}" + " \\*" * t_test(pairs)
 
 
 def t_test(pairs: list[float]) -> bool:

@@ -8,12 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pages.intervals import LEAST
+
 PENALTIES = 10.0 ** np.arange(-4, 5)  # of squared weights, a step, for features with a variance of 1 on average; to choose from
 RESAMPLES = 10_000
 
 
 class Shares(NamedTuple):
-    """Shares of the variables' variance that were predicted (R²), (V,), with 95% intervals over groups; NaN for constant variables."""
+    """Shares of the variables' variance that were predicted (R²), (V,), with 95% intervals over groups.
+
+    NaN are those of constant variables, and the intervals over fewer than `intervals.LEAST` groups.
+    """
 
     share: np.ndarray
     low: np.ndarray
@@ -48,7 +53,8 @@ def cross_validated(blocks: Sequence[np.ndarray], targets: np.ndarray, groups: n
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = 1.0 - (drawn @ errors) / (drawn @ totals)
         share = 1.0 - errors.sum(0) / totals.sum(0)
-    found = np.stack([share, *np.nanquantile(np.where(varies, resampled, 0.0), (0.025, 0.975), axis=0)])
+    interval = np.nanquantile(np.where(varies, resampled, 0.0), (0.025, 0.975), axis=0)
+    found = np.stack([share, *(interval if len(errors) >= LEAST else np.full_like(interval, np.nan))])
     return Shares(*np.where(varies, found, np.nan))
 
 

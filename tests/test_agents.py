@@ -1,6 +1,7 @@
 """Using trained agents: loading, acting on single observations, evaluation and its videos."""
 
 import functools
+import itertools
 import json
 
 import gymnasium
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from matplotlib.figure import Figure
 from PIL import Image
 
 import dreamer
@@ -147,13 +149,25 @@ def test_the_loop_of_a_gymnasium_environment_needs_no_settings(tmp_path, trained
 # Evaluating
 
 
+def episodes_of(*returns: float) -> list[Finished]:
+    return [Finished(0, 10, {"return": value}) for value in returns]
+
+
 def test_the_summary_has_mean_interval_and_extremes():
-    episodes = [Finished(0, length, {"return": value}) for value, length in ((1.0, 10), (3.0, 10), (8.0, 10))]
-    summary = evaluate.summarise(episodes)
+    returns = (1.0, 3.0, 8.0, 4.0, 9.0)
+    summary = evaluate.summarise(episodes_of(*returns))
     assert summary["length"] == dict.fromkeys(("mean", "low", "high", "least", "most"), 10.0)
     row = summary["return"]
-    assert (row["mean"], row["least"], row["most"]) == (4.0, 1.0, 8.0)
-    assert row["low"] == 1.0 and row["high"] == 8.0  # 1 of 27 resamples has the least value alone, more than 2.5%
+    assert (row["mean"], row["least"], row["most"]) == (5.0, 1.0, 9.0)
+    every = np.mean(list(itertools.product(returns, repeat=5)), 1)  # all resamples that there are
+    np.testing.assert_allclose((row["low"], row["high"]), np.quantile(every, (0.025, 0.975)), atol=0.21)  # a step of these means
+    assert evaluate.as_rows(summary)[0] == ("return", f"5 (95%: {row['low']:.4g} to {row['high']:.4g}), least 1, most 9")
+
+
+def test_a_few_episodes_have_no_interval():
+    summary = evaluate.summarise(episodes_of(1.0, 3.0, 8.0, 4.0))
+    assert summary["return"] == {"mean": 4.0, "low": None, "high": None, "least": 1.0, "most": 8.0}
+    assert evaluate.as_rows(summary)[0] == ("return", "4, least 1, most 8")
 
 
 @pytest.mark.parametrize("sample", [True, False])
@@ -188,7 +202,7 @@ def test_an_evaluation_samples_as_those_of_the_run_do_unless_told(trained, tmp_p
 
 
 def test_a_dream_follows_the_actions_from_the_last_look(trained, monkeypatch):
-    monkeypatch.setattr(evaluate, "DREAM", 8)
+    monkeypatch.setattr(film, "DREAM", 8)
     model = load_agent(trained.logdir, "cpu")._wm
     dynamics = model.dynamics
     monkeypatch.setattr(dynamics, "imagine_with_action", functools.partial(dynamics.imagine_with_action, sample=False))
@@ -214,8 +228,9 @@ def test_the_command_prints_returns_and_writes_every_episode_and_a_video(trained
     returns = [episode["return"] for episode in written["episodes"]]
     assert len(returns) == 3 and written["summary"]["return"]["mean"] == pytest.approx(np.mean(returns), abs=1e-3)
     assert f"{trained.config.task} at frame {trained.step:,}, 3 episodes" in printed and "return" in printed and str(video) in printed
-    with Image.open(video) as film:
-        assert film.n_frames == 12 and film.width > 200
+    assert "95%" not in printed and written["summary"]["return"]["low"] is written["summary"]["return"]["high"] is None  # of three
+    with Image.open(video) as frames:
+        assert frames.n_frames == 12 and frames.width > 200
     assert evaluate.main(flags) == 0
     assert json.loads(numbers.read_text())["episodes"] == written["episodes"]
 
@@ -232,11 +247,19 @@ def test_a_video_has_a_column_for_each_view():
     rng = np.random.default_rng(0)
     views = {title: {"image": rng.random((4, 64, 48, channels))} for title, channels in (("seen", 3), ("reconstruction", 3), ("dream", 3))}
     frames = np.stack(list(film.image_frames(views, ["image"])))
-    scale, band = 3, film.BAND + evaluate.MARGIN
+    scale, band = 3, film.BAND + film.MARGIN
     assert frames.shape == (4, 64 * scale + band, 3 * (48 * scale + film.MARGIN), 3)
     for column, title in enumerate(views):
         tile = frames[:, band:, column * (48 * scale + film.MARGIN) :][:, :, : 48 * scale]
         np.testing.assert_array_equal(tile[:, ::scale, ::scale], views[title]["image"])
+
+
+def test_steps_of_a_short_film_are_counted_in_whole_numbers(monkeypatch):
+    figures = []
+    monkeypatch.setattr(film, "Figure", lambda *args, **kwargs: figures.append(Figure(*args, **kwargs)) or figures[-1])
+    views = {title: {"vector": np.zeros((3, 2))} for title in ("seen", "reconstruction", "dream")}
+    assert len(list(film.number_frames(views))) == 3
+    assert [label.get_text() for label in figures[0].axes[-1].get_xticklabels()] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import latent_report
 import tools
 from envs import EnvBatch, atari, make_envs
 from networks import RSSM, HierarchicalRSSM
-from play import measures, playing, probes
+from play import measures, playing, probes, report
 
 COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
 
@@ -70,7 +70,9 @@ def test_probes_do_not_learn_an_environment_by_heart():
     groups = grouped(8, 50)
     target = rng.normal(size=(8, 1))[groups] + 0.01 * rng.normal(size=(400, 1))
     which = np.eye(8)[groups]  # features say which environment it is, and that alone
-    assert probes.cross_validated([which], target, groups).share[0] < 0.0
+    mixed = rng.permutation(groups)  # if environments were not kept apart, that would be enough
+    assert probes.cross_validated([which], target, mixed).share[0] > 0.99
+    assert probes.cross_validated([which], target, groups).share[0] == pytest.approx(0.0, abs=1e-6)  # no better than a constant
     x, y = rng.normal(size=(80, 200)), rng.normal(size=(80, 1))  # the steps of four groups can be fitted exactly with 200 features
     assert probes.cross_validated([x], y, grouped(8, 10)).share[0] < 0.1
 
@@ -102,6 +104,18 @@ def test_the_interval_of_a_share_is_that_of_resampled_groups():
     y = x[:, 0] + rng.normal(size=4000)
     found = probes.cross_validated([x], y[:, None], grouped(400, 10))
     assert found.high[0] - found.low[0] == pytest.approx(2 * 1.96 * np.std((y - x[:, 0]) ** 2) / np.sqrt(4000) / y.var(), rel=0.4)
+
+
+@pytest.mark.parametrize("groups", [4, 5])
+def test_a_few_groups_have_no_interval(groups):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40 * groups, 3))
+    y = x[:, :1] + rng.normal(size=(len(x), 1))
+    found = probes.cross_validated([x], y, grouped(groups, 40))
+    assert np.isfinite(found.share[0]) and np.isfinite([found.low[0], found.high[0]]).tolist() == [groups >= 5] * 2
+    first = np.zeros((groups, 40), bool)
+    row = measures.measure_probes({"h": [x.reshape(groups, 40, 3)]}, {"place": y.reshape(groups, 40)}, first)["h"]["place"]
+    assert row["share"] == found.share[0] and [row["low"] is None, row["high"] is None] == [groups < 5] * 2
 
 
 # Information
@@ -328,11 +342,26 @@ def test_images_beside_the_memory_are_those_that_the_agent_was_trained_on():
         envs.close()
 
 
+# Figures
+
+
+@pytest.mark.parametrize("stoch, discrete", [(1, 2), (2, 4), (3, 3), (30, 8), (32, 32)])
+def test_categoricals_and_classes_are_counted_in_whole_numbers(stoch, discrete):
+    rssm = RSSM(stoch=stoch, discrete=discrete, **COMMON)
+    post = rssm.filter(torch.randn(2, 3, 7), torch.randn(2, 3, 3), torch.zeros(2, 3))
+    figure = report.draw_codes(types.SimpleNamespace(dynamics=rssm), {key: value.detach() for key, value in post.items()})
+    figure.canvas.draw()
+    for axis, count in ((figure.axes[0].xaxis, discrete), (figure.axes[0].yaxis, stoch)):
+        ticks = [tick for tick in axis.get_majorticklocs() if -0.5 <= tick <= count - 0.5]
+        assert ticks and set(ticks) <= set(range(count)), ticks
+        assert all(label.get_text().isdigit() for label, tick in zip(axis.get_majorticklabels(), axis.get_majorticklocs()) if tick in ticks)
+
+
 # The command
 
 
 def test_the_command_writes_a_page_with_figures_and_numbers(trained, capsys):
-    assert latent_report.main([str(trained.logdir), "--envs", "4", "--steps", "800", "--device", "cpu"]) == 0
+    assert latent_report.main([str(trained.logdir), "--envs", "5", "--steps", "800", "--device", "cpu"]) == 0
     folder = trained.logdir / "latents"
     report = json.loads((folder / "report.json").read_text())
     levels = list(trained.agent._wm.dynamics.levels)
@@ -341,7 +370,7 @@ def test_the_command_writes_a_page_with_figures_and_numbers(trained, capsys):
     assert parts | {"h"} < report["probes"]["trained"].keys() == report["probes"]["untrained"].keys()
     text = (folder / "index.html").read_text()
     shares = report["probes"]["trained"]["h"]
-    assert all(row["low"] <= row["share"] <= row["high"] for row in shares.values())
+    assert shares and all(row["low"] <= row["share"] <= row["high"] for row in shares.values())
     assert "reward" not in shares or trained.config.task != "gym_CartPole-v1"  # where it is always 1
     assert list(report["levels_untrained"]) == levels and report["levels_untrained"] != report["levels"]
     for name in ("codes", "reconstructions", "dreams", "spread", "probes"):
