@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoints
 import dreamer
@@ -22,6 +23,7 @@ import tools
 from envs import make_envs
 from storage.episodes import load_episode
 from training import folder
+from training import run as training_run
 
 
 def run(logdir: pathlib.Path, preset: str, *flags: str) -> list[dict]:
@@ -48,14 +50,14 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
     assert first["updates"] == 2 + (600 // repeat - 50 - 1) // 12
 
     overrides = {"task": task, "steps": 900, "logdir": str(tmp_path), "device": "cpu", "eval_every": 400, "train_ratio": 2}
-    training = dreamer.Training(tools.load_config(["defaults", "debug", preset], overrides))
+    training = dreamer.start(tools.load_config(["defaults", "debug", preset], overrides))
     assert "Continuing at frame 600" in capsys.readouterr().out
-    assert (training.step, training.last_eval, training.agent.updates, training.missing_steps) == (600, 400, first["updates"], 0)
-    assert training.budget.credit == first["update_credit"]
+    assert (training.step, training.last_eval, training.agent.updates, training.data.missing_steps) == (600, 600, first["updates"], 0)
+    assert training.data.budget.credit == first["update_credit"]
     assert_same(training.agent.state_dict(), first["agent_state_dict"])
     assert_same({name: optimizer.state_dict() for name, optimizer in training.agent.optimizers().items()}, first["optims_state_dict"])
-    assert_same(checkpoints.random_state(training.replay.rng), first["random_state"])
-    training.run()
+    assert_same(checkpoints.random_state(training.data.replay.rng), first["random_state"])
+    dreamer.learn(training)
 
     second = checkpoints.load(tmp_path / "latest.pt")
     assert second["step"] == 900 and second["updates"] == 2 + (900 // repeat - 50 - 1) // 12
@@ -65,8 +67,8 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps) and steps[-1] == 900
     assert all(np.isfinite(value) for line in lines for value in line.values())
-    assert [line["step"] for line in lines if "eval/return" in line] == [400, 800]
-    assert len(list(tmp_path.glob("videos/openl_image_*.gif"))) == (2 if task == "atari_pong" else 0)
+    assert [line["step"] for line in lines if "eval/return" in line] == [400, 600, 800, 900]
+    assert len(list(tmp_path.glob("videos/openl_image_*.gif"))) == (4 if task == "atari_pong" else 0)
 
 
 def assert_same(a, b) -> None:
@@ -135,11 +137,27 @@ def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch
         return []
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(run, "play_episodes", play_until_stopped)
+        stopped.setattr(training_run, "play_episodes", play_until_stopped)
         rows = run(tmp_path / "run", "defaults", *flags)
     assert not any("eval/return" in row for row in rows)
     rows = run(tmp_path / "run", "defaults", *flags)
     assert [row["step"] for row in rows if "eval/return" in row] == [120]
+
+
+def test_a_run_ends_with_an_evaluation_and_only_with_one(tmp_path):
+    flags = ["--task", "gym_CartPole-v1", "--eval_every", "60", "--prefill", "50"]
+    for steps, evaluated in ((100, [60, 100]), (100, [60, 100]), (120, [60, 100, 120])):
+        rows = run(tmp_path, "defaults", *flags, "--steps", str(steps))
+        assert [row["step"] for row in rows if "eval/return" in row] == evaluated
+
+
+def test_how_many_updates_there_have_been_is_told_once_at_a_step(tmp_path):
+    rows = run(tmp_path, "defaults", "--task", "gym_CartPole-v1", "--eval_every", "60", "--log_every", "30", "--steps", "130")
+    told = [(row["step"], row["time/updates"]) for row in rows if "time/updates" in row]
+    steps = {row["step"] for row in rows if row["step"] > 50}  # before, the agent learns without steps
+    assert [step for step, _ in told if step > 50] == sorted(steps) and len(rows) > len(told)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("time/updates")] == told
 
 
 def test_a_continued_run_trains_with_the_rates_that_it_is_given(tmp_path):
@@ -153,7 +171,7 @@ def test_a_continued_run_trains_with_the_rates_that_it_is_given(tmp_path):
         "actor.eps": 0.25,
         "weight_decay": 0.125,
     }
-    training = dreamer.Training(tools.load_config(["defaults", "debug"], overrides))
+    training = dreamer.start(tools.load_config(["defaults", "debug"], overrides))
     training.close()
     groups = {name: optimizer.state_dict()["param_groups"][0] for name, optimizer in training.agent.optimizers().items()}
     assert groups["_wm._model_opt._opt"]["lr"] == 0.5 and groups["_task_behavior._actor_opt._opt"]["eps"] == 0.25
@@ -189,9 +207,9 @@ def test_two_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_pat
 @pytest.mark.parametrize("flag, value", [("--eval_every", "0"), ("--eval_episode_num", "0")])
 def test_no_evaluation_environment_exists_when_evaluation_is_off(tmp_path, flag, value):
     presets, flags = settings.parse_flags(["--configs", "debug", "--task", "gym_CartPole-v1", "--logdir", str(tmp_path), flag, value])
-    training = dreamer.Training(tools.load_config(presets, flags))
+    training = dreamer.start(tools.load_config(presets, flags))
     training.close()
-    assert training.eval_envs is None
+    assert training.data.eval_envs is None
 
 
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])

@@ -18,8 +18,8 @@ def seed():
 def trained(request, tmp_path_factory):
     """A short run that has ended."""
     task = {"task": "atari_pong", "size": [32, 32]} if request.param == "images" else {"task": "gym_CartPole-v1"}
+    import dreamer
     import tools
-    from dreamer import Training
 
     config = tools.load_config(
         ["defaults", "debug"],
@@ -33,6 +33,6 @@ def trained(request, tmp_path_factory):
             "device": "cpu",
         },
     )
-    training = Training(config)
-    training.run()
+    training = dreamer.start(config)
+    dreamer.learn(training)
     return training

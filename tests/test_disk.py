@@ -21,6 +21,7 @@ from storage.disk import Disk
 from storage.episodes import load_episode, save_episode
 from test_replay import episode
 from training import logs
+from training.data import EpisodeFolder
 
 CARTPOLE = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "0"]
 
@@ -157,11 +158,9 @@ def train(tmp_path: pathlib.Path, *flags: str) -> int:
 def test_a_run_goes_on_without_a_disk_and_ends_with_an_error(device, fails, tmp_path, capsys):
     assert train(tmp_path, "--steps", "100") == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".pt", ".npz")}
-    training = dreamer.Training(
-        settings.load_config(["debug"], {**settings.parse_flags(CARTPOLE)[1], "logdir": str(tmp_path), "steps": 200})
-    )
+    training = dreamer.start(settings.load_config(["debug"], {**settings.parse_flags(CARTPOLE)[1], "logdir": str(tmp_path), "steps": 200}))
     device.fails = fails
-    training.run()
+    dreamer.learn(training)
     assert training.step == 200 and "the checkpoint, episodes" in training.disk.unsaved()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".npz", ".partial")} == before
     device.fails = None
@@ -172,13 +171,13 @@ def test_a_run_goes_on_without_a_disk_and_ends_with_an_error(device, fails, tmp_
 
 
 def test_a_run_that_could_not_save_says_so_and_returns_1(device, tmp_path, capsys, monkeypatch):
-    learn = dreamer.Training.learn
+    learn = dreamer.learn
 
-    def fill_and_learn(self):
+    def fill_and_learn(run):
         device.fails = "full"
-        learn(self)
+        learn(run)
 
-    monkeypatch.setattr(dreamer.Training, "learn", fill_and_learn)
+    monkeypatch.setattr(dreamer, "learn", fill_and_learn)
     assert train(tmp_path, "--steps", "100") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"error: not everything could be written to .*: the checkpoint, episodes \(\d+ files\), metrics .* MB are free", error)
@@ -217,11 +216,11 @@ def test_frames_are_counted_right_after_a_resume_although_files_are_gone(tmp_pat
     assert on_disk(tmp_path) < 200 and steps_of(tmp_path) == 300
     # As after a process that was killed: an episode of 20 steps is newer than the checkpoint.
     save_episode(tmp_path / "train_eps", load_episode_of(tmp_path, 21))
-    training = dreamer.Training(
+    training = dreamer.start(
         settings.load_config(["debug"], {**settings.parse_flags([*CARTPOLE, *flags])[1], "logdir": str(tmp_path), "steps": 340})
     )
-    assert training.step == 320 and len(training.replay) == 60
-    training.run()
+    assert training.step == 320 and len(training.data.replay) == 60
+    dreamer.learn(training)
     assert checkpoints.load(tmp_path / "latest.pt")["step"] == 340 == steps_of(tmp_path)
 
 
@@ -230,25 +229,25 @@ def test_a_kill_while_old_episodes_are_removed_forgets_no_frame(removed, tmp_pat
     assert train(tmp_path, "--steps", "300") == 0
     flags = [*CARTPOLE, "--dataset_size", "60", "--keep_episodes", "false", "--steps", "400"]
     config = settings.load_config(["debug"], {**settings.parse_flags(flags)[1], "logdir": str(tmp_path)})
-    training = dreamer.Training(config)
+    training = dreamer.start(config)
     training.agent.updates += 1  # something to save
 
-    def killed(self, episodes):
-        for path, _ in episodes[:removed]:
-            path.unlink()
+    def killed(self):
+        for name in list(self.counters()["removing"])[:removed]:
+            (self.path / name).unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dreamer.Training, "_remove", killed)
+        patch.setattr(EpisodeFolder, "remove_old", killed)
         training.save()
     training.close()
     left = on_disk(tmp_path)
     assert left < 300 if removed else left == 300
-    again = dreamer.Training(config)
-    assert again.step == 300 == again.removed_steps + left
+    again = dreamer.start(config)
+    assert again.step == 300 == again.data.counters()["removed_steps"] + left
     again.agent.updates += 1
     assert again.save() and not again.save()
-    assert again.removed_steps + on_disk(tmp_path) == 300
+    assert again.data.counters()["removed_steps"] + on_disk(tmp_path) == 300
     assert on_disk(tmp_path) < left
     again.close()
 
@@ -256,7 +255,7 @@ def test_a_kill_while_old_episodes_are_removed_forgets_no_frame(removed, tmp_pat
 def test_old_episodes_make_room_for_a_checkpoint(tmp_path, monkeypatch):
     assert train(tmp_path, "--steps", "300") == 0
     flags = [*CARTPOLE, "--dataset_size", "60", "--keep_episodes", "false", "--steps", "400"]
-    training = dreamer.Training(settings.load_config(["debug"], {**settings.parse_flags(flags)[1], "logdir": str(tmp_path)}))
+    training = dreamer.start(settings.load_config(["debug"], {**settings.parse_flags(flags)[1], "logdir": str(tmp_path)}))
     training.agent.updates += 1
     save = checkpoints.save
 

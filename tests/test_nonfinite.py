@@ -10,7 +10,7 @@ from gymnasium import spaces
 import checkpoints
 import dreamer
 import tools
-from dreamer import Dreamer, Training
+from dreamer import Dreamer
 from models import Optimizer, update_return_range
 from replay import Replay
 from storage import disk
@@ -144,7 +144,7 @@ def test_a_run_ends_with_exit_code_1_and_keeps_episodes_batch_and_the_weights_fr
     stored = checkpoints.load(tmp_path / "latest.pt")
     assert all(value.isfinite().all() for value in stored["agent_state_dict"].values())
     assert stored["step"] >= 50 and sum(1 for _ in tmp_path.glob("train_eps/*.npz")) > 0
-    training = Training(
+    training = dreamer.start(
         tools.load_config(["defaults", "debug"], {"task": "gym_CartPole-v1", "device": "cpu", "logdir": str(tmp_path), "train_ratio": 12})
     )
     assert training.step == stored["step"]

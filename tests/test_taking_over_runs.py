@@ -21,6 +21,7 @@ from checkpoints import dreamerv3_torch
 from dreamer import Dreamer
 from old_files import DATA, KINDS, NAMES, Payload, batch, checkpoint, levels, make_agent, same, stored_settings
 from training import folder
+from training.run import Run
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A game of five actions, as the file's, and its episodes' observations.
@@ -175,8 +176,8 @@ def test_a_trained_agent_fills_the_memory_with_its_own_policy(old_run, tmp_path,
         "logdir": str(tmp_path / "new"),
         "action_repeat": 1,
     }
-    training = dreamer.Training(tools.load_config([], overrides))
-    training.run()
+    training = dreamer.start(tools.load_config([], overrides))
+    dreamer.learn(training)
     assert training.step == 90 and len(acted) == 90 - 81
 
 
@@ -184,10 +185,10 @@ def test_a_stop_before_the_first_own_checkpoint_leaves_every_choice_open(old_run
     monkeypatch.syspath_prepend(str(old_run.parent))
     overrides = {**stored_settings("atari"), "task": "gym_game:Game-v0", "device": "cpu", "eval_every": 0, "logdir": str(old_run)}
     with monkeypatch.context() as patched:
-        patched.setattr(dreamer.Training, "save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(Run, "save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            dreamer.Training(tools.load_config([], overrides))
-    dreamer.Training(tools.load_config([], {**overrides, **KINDS["split"]})).close()
+            dreamer.start(tools.load_config([], overrides))
+    dreamer.start(tools.load_config([], {**overrides, **KINDS["split"]})).close()
     assert (old_run / "latest.dreamerv3-torch.pt").read_bytes() == (DATA / "atari" / "latest.pt").read_bytes()
 
 
