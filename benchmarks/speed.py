@@ -34,11 +34,11 @@ sys.path.insert(0, str(HERE.parent))
 
 import console
 import distributions
+import layers
 import networks
 import tools
 from benchmarks.rival import peak_memory
 from benchmarks.shapes import SHAPES, Shape
-from recurrence import StepProducts
 from replay import Replay, available_memory
 
 WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
@@ -116,29 +116,37 @@ def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray
 
 
 def measure_machine(_) -> dict:
-    """Cores, threads, and how many products of square matrices a second they do at best."""
+    """Cores, threads, and products a second at best, of square matrices and with each library that `layers.linear` chooses from."""
     peaks = {}
     for name, dtype, size in (("float32", torch.float32, 2048), ("bfloat16", torch.bfloat16, 512)):
         a = torch.randn(size, size).to(dtype)
         for count in (1, torch.get_num_threads()):
             with threads(count):
                 best = min(by_turns({"": timed(torch.mm, a, a)}, 10)[""])
-            peaks[f"{name}, {count} thread{'s' if count > 1 else ''}"] = 2 * size**3 / best / 1e9
+            peaks[f"peak {name}, {count} thread{'s' if count > 1 else ''}"] = 2 * size**3 / best / 1e9
+    layers.choose_library()
+    for rows, inp, out in ((15360, 512, 512), (4096, 1024, 1536), (1024, 512, 512)):
+        x, weight = torch.randn(rows, inp), torch.randn(out, inp)
+        libraries = {"PyTorch's own": torch.nn.functional.linear, "oneDNN": layers._onednn_linear}
+        seconds = by_turns({name: timed(product, x, weight, None) for name, product in libraries.items()}, 10)
+        peaks |= {f"{rows} x {inp} x {out}, {name}": 2 * rows * inp * out / min(taken) / 1e9 for name, taken in seconds.items()}
+    chosen = "oneDNN" if layers._onednn else "PyTorch's own"
     console.say(
         console.table(
             "Machine",
             [
                 ("processor", f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
                 ("torch", torch.__version__),
-                *[(f"peak {name}", f"{peak:.1f} GFLOP/s") for name, peak in peaks.items()],
+                ("products", f"large ones in float32 by {chosen}"),
+                *[(name, f"{peak:.1f} GFLOP/s") for name, peak in peaks.items()],
             ],
         )
     )
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "peak_gflops": peaks}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "products": chosen, "gflops": peaks}
 
 
 def operations(shape: Shape, presets: list[str] = ()) -> int:
-    """Floating-point operations of one update's products and convolutions; a look-up counts as none."""
+    """Floating-point operations of one update's products and convolutions."""
     agent = shape.agent(presets)
     with FlopCounterMode(display=False) as counter:
         agent.update(shape.batch(agent._config.batch_size, agent._config.batch_length))
@@ -198,17 +206,6 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
     return result
 
 
-class ProductsAtEveryStep(StepProducts):
-    """The recurrence's products as autograd would have them: every step forms a weight gradient of its own."""
-
-    def __init__(self, weights: dict, shares: dict, steps: int, batch: int):
-        self._constants = {name: weight.t() for name, weight in weights.items()}
-        self._shares = {name: shares[name].expand(steps, batch, len(weight)).unbind(0) for name, weight in weights.items()}
-
-    def record(self, inputs: dict) -> None:
-        pass
-
-
 def sample_by_exponentials(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """One random number for every class, as in `torch.multinomial`, instead of one for every categorical."""
     index = (probs.detach() / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
@@ -217,8 +214,8 @@ def sample_by_exponentials(probs: torch.Tensor, uniform: torch.Tensor) -> torch.
 
 # What an update would cost without each of the means that make it fast: what is replaced, by what.
 MEANS = {
-    "look-ups for one-hot vectors": (networks.RSSM, "ones", lambda self, state: None),
-    "one weight gradient for all steps": (networks, "StepProducts", ProductsAtEveryStep),
+    "the faster library for products": (layers, "_onednn", False),
+    "one weight gradient for all steps": (networks, "weight_gradients_once", contextlib.nullcontext),
     "one random number per categorical": (distributions, "sample_onehot", sample_by_exponentials),
 }
 
@@ -438,7 +435,7 @@ def draw_growth(results: dict, path: pathlib.Path) -> None:
 
 def measure_loop(options) -> dict:
     """Where a run's time goes: atari_pong at default sizes and train_ratio 512, after the first updates."""
-    from dreamer import Training
+    import dreamer
 
     with tempfile.TemporaryDirectory() as logdir, contextlib.redirect_stdout(sys.stderr):
         config = tools.load_config(
@@ -453,11 +450,11 @@ def measure_loop(options) -> dict:
                 "device": "cpu",
             },
         )
-        training = Training(config)
-        with contextlib.closing(training):
-            training.prefill()
-            training.pretrain()
-            training.config.steps = training.step + 16 * options.repeats
+        run = dreamer.start(config)
+        with contextlib.closing(run):
+            dreamer.prefill(run)
+            dreamer.pretrain(run)
+            run.config.steps = run.step + 16 * options.repeats
             spent = {"update": 0.0, "policy": 0.0, "environment": 0.0}
 
             def counting(name: str, function: Callable) -> Callable:
@@ -470,12 +467,12 @@ def measure_loop(options) -> dict:
 
                 return call
 
-            training.agent.update = counting("update", training.agent.update)
-            training.agent.act = counting("policy", training.agent.act)
-            training.envs.send = counting("environment", training.envs.send)
-            training.envs.recv = counting("environment", training.envs.recv)
+            run.agent.update = counting("update", run.agent.update)
+            run.agent.act = counting("policy", run.agent.act)
+            run.data.envs.send = counting("environment", run.data.envs.send)
+            run.data.envs.recv = counting("environment", run.data.envs.recv)
             start = time.perf_counter()
-            training.train()
+            dreamer.train(run)
             total = time.perf_counter() - start
     spent["the rest"] = total - sum(spent.values())
     console.say(
@@ -490,13 +487,12 @@ def measure_loop(options) -> dict:
 def measure_start(options) -> dict:
     """Seconds from the command to the first environment step."""
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); import tools; from dreamer import Training\n"
-        "import exploration\n"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import dreamer, exploration, tools\n"
         "config = tools.load_config(['defaults', 'hdreamer'], {'task': 'atari_pong', 'logdir': sys.argv[2], 'eval_every': 0})\n"
-        "training = Training(config)\n"
-        "training.collector.step(exploration.Random(training.agent.codec, 0))\n"
+        "run = dreamer.start(config)\n"
+        "run.data.collector.step(exploration.Random(run.agent.codec, 0))\n"
         "print('seconds', time.time() - float(sys.argv[3]))\n"
-        "training.close()"
+        "run.close()"
     )
     seconds = []
     for _ in range(3):

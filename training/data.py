@@ -1,0 +1,217 @@
+"""What a run learns from: environments that it steps, or recorded episodes. `Run` and the loops of dreamer.py use either."""
+
+import contextlib
+import pathlib
+
+import gymnasium
+
+import console
+import tools
+from collect import Collector
+from envs import EnvBatch, make_envs
+from envs.spaces import ActionCodec
+from replay import Replay
+from settings import Config
+from storage.disk import Disk
+from storage.episodes import old_episodes, stored_steps
+from training import folder, offline
+
+
+def open_eval_envs(config: Config, opened: contextlib.ExitStack) -> EnvBatch | None:
+    """The environments to evaluate in; None if evaluation plays no episodes."""
+    count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
+    return opened.enter_context(contextlib.closing(make_envs(config, count, training=False))) if count else None
+
+
+def describe_spaces(obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space) -> str:
+    """Observations and actions, for the summary."""
+    observations = ", ".join(f"{key} {space.shape} {space.dtype}" for key, space in obs_space.spaces.items())
+    return f"observations {observations}; actions {act_space}"
+
+
+class EpisodeFolder:
+    """The episodes of a run on disk, and how many steps of it are in files that are gone.
+
+    Args:
+        path: the folder.
+        keep: whether all files stay; otherwise those go for which `capacity` newer steps leave no room.
+        disk: warns where files cannot be removed.
+    """
+
+    def __init__(self, path: pathlib.Path, keep: bool, capacity: int, disk: Disk):
+        self.path, self._keep, self._capacity, self._disk = path, keep, capacity, disk
+        self._removed_steps = 0
+        self._removing: dict[str, int] = {}  # files that go once a checkpoint names them, and their steps
+
+    def counters(self) -> dict:
+        """What a checkpoint must know, so that steps count whether or not their files are gone when the run goes on."""
+        return {"removed_steps": self._removed_steps, "removing": self._removing}
+
+    def restore(self, checkpoint: dict) -> None:
+        """Takes up what `counters` left in a checkpoint."""
+        self._removed_steps = int(checkpoint.get("removed_steps", 0))
+        self._removing = {str(name): int(steps) for name, steps in checkpoint.get("removing", {}).items()}
+
+    def steps(self) -> int:
+        """Agent steps that the run has collected, as far as the files tell."""
+        on_disk = {path.name: steps for path, steps in stored_steps(self.path).items()}
+        gone = {name: steps for name, steps in self._removing.items() if name not in on_disk}  # a killed run may not have removed all
+        self._removed_steps += sum(gone.values())
+        self._removing = {name: steps for name, steps in self._removing.items() if name in on_disk}
+        return sum(on_disk.values()) + self._removed_steps
+
+    def mark_old(self) -> None:
+        """Chooses the files that go; the next checkpoint must name them before `remove_old`."""
+        old = [] if self._keep else old_episodes(self.path, self._capacity)
+        self._removing = {path.name: steps for path, steps in old}
+
+    def remove_old(self) -> bool:
+        """Removes the files that `mark_old` chose; returns whether there were any."""
+        marked = bool(self._removing)
+        try:
+            for name, steps in list(self._removing.items()):
+                (self.path / name).unlink()
+                self._removed_steps += steps
+                del self._removing[name]
+        except OSError as error:
+            self._disk.warn("the folder of episodes", self.path.parent, error)
+        return marked
+
+
+class Environments:
+    """Environments to train in, and the memory of what came back.
+
+    Args:
+        config: settings.
+        opened: closes the environments.
+    Attributes:
+        collector: steps the environments; there is none before `begin`.
+        budget: how many updates are due.
+        missing_steps: agent steps to collect before training.
+    """
+
+    def __init__(self, config: Config, opened: contextlib.ExitStack):
+        self._config = config
+        self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
+        self.eval_envs = open_eval_envs(config, opened)
+        self.obs_space, self.act_space = self.envs.obs_space, self.envs.act_space
+        # What the run can collect, with a tenth for the first observations of episodes, but no more than dataset_size.
+        capacity = min(config.dataset_size, int(1.1 * config.steps / config.action_repeat) + config.prefill)
+        self.replay = Replay(
+            self.obs_space,
+            ActionCodec(self.act_space).size,
+            capacity=capacity,
+            streams=config.envs,
+            batch_size=config.batch_size,
+            batch_length=config.batch_length,
+            seed=config.seed,
+        )
+        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
+        self.episodes: EpisodeFolder | None = None
+
+    def about(self) -> list[tuple[str, str]]:
+        """Where the data comes from and how it is used, for the summary."""
+        config, count = self._config, self.eval_envs.count if self.eval_envs else 0
+        per_update = config.batch_size * config.batch_length / config.train_ratio
+        spaces = describe_spaces(self.obs_space, self.act_space)
+        return [
+            ("environments", f"{self.envs.count} to train, {count} to evaluate; {spaces}"),
+            ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
+            ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
+        ]
+
+    def counters(self) -> dict:
+        """What a checkpoint must know of it."""
+        return {"update_credit": self.budget.credit, **self.episodes.counters()}
+
+    def begin(self, run, checkpoint: dict | None) -> None:
+        """Loads the episodes of a run whose agent has been taken up from a checkpoint, if there is one, and starts the environments."""
+        config, directory = self._config, run.logdir / "train_eps"
+        self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk)
+        if run.origin:
+            folder.take_over_episodes(run.origin.parent / "train_eps", directory)
+        if checkpoint:
+            self.episodes.restore(checkpoint)
+            self.budget.credit = 0.0 if run.origin else checkpoint["update_credit"]
+        loaded_steps = self.replay.load(directory)
+        run.step = max(run.step, self.episodes.steps() * config.action_repeat)  # frames
+        if checkpoint:
+            updates = f"{run.agent.updates:,} updates"
+            console.say(f"Continuing at frame {run.step:,} after {updates}, with {loaded_steps:,} steps in memory.")
+        elif run.step:
+            console.warn(
+                f"there are episodes in {directory}, but no checkpoint: a new agent begins at frame {run.step:,}, "
+                f"with {loaded_steps:,} of their steps in memory"
+            )
+        filled = len(self.replay) >= min(config.prefill, self.replay.capacity)  # by an earlier run
+        self.missing_steps = 0 if filled else config.prefill - loaded_steps
+        seed = tools.train_seed(config.seed, run.step)
+        self.collector = Collector(self.envs, self.replay, directory, run.disk, seed=seed, training=True)
+
+    def end(self) -> list:
+        """Writes the open episodes, cut off, and returns them."""
+        return self.collector.close_episodes()
+
+    def held_out_batches(self) -> list[dict]:
+        """None: the model is measured on recorded episodes alone."""
+        return []
+
+
+class Recordings:
+    """Recorded episodes; environments are stepped in evaluations alone.
+
+    If the run evaluates, observations and actions are those of the environment. Otherwise they follow from the episodes, and no
+    environment is needed.
+
+    Args:
+        config: settings.
+        opened: closes the environments.
+    """
+
+    episodes = None  # of its own
+
+    def __init__(self, config: Config, opened: contextlib.ExitStack):
+        self._config = config
+        try:
+            self.eval_envs = open_eval_envs(config, opened)
+        except ValueError as error:
+            raise ValueError(f"{error}. To learn from recorded episodes without an environment: --eval_episode_num 0") from error
+        wanted = (self.eval_envs.obs_space, self.eval_envs.act_space) if self.eval_envs else None
+        self.recording = offline.survey("offline_traindir", config.offline_traindir, wanted, config.task, config)
+        self.obs_space, self.act_space = self.recording.obs_space, self.recording.act_space
+        self.replay = offline.fill(self.recording, config)
+        self.held_out = None
+        if config.offline_evaldir:
+            wanted = self.obs_space, self.act_space
+            self.held_out = offline.survey("offline_evaldir", config.offline_evaldir, wanted, config.offline_traindir, config)
+            self._held_out_memory = offline.fill(self.held_out, config)
+
+    def about(self) -> list[tuple[str, str]]:
+        """Where the data comes from and how it is used, for the summary."""
+        config, count = self._config, self.eval_envs.count if self.eval_envs else "none"
+        held_out = [("held out", str(self.held_out))] if self.held_out else []
+        steps = sum(self.recording.lengths.values())
+        return [
+            ("recorded", f"{self.recording}; {describe_spaces(self.obs_space, self.act_space)}"),
+            *held_out,
+            ("environments", f"none to train, {count} to evaluate"),
+            ("replay", f"{len(self.replay):,} of {steps:,} steps, {self.replay.nbytes:,} bytes"),
+            ("updates", f"{config.batch_size} x {config.batch_length} steps, {config.steps:,} updates"),
+        ]
+
+    def counters(self) -> dict:
+        """What a checkpoint must know of it."""
+        return {"update_credit": 0.0}
+
+    def begin(self, run, checkpoint: dict | None) -> None:
+        """Says where the run goes on."""
+        if checkpoint:
+            console.say(f"Continuing at update {run.clock:,}.")
+
+    def end(self) -> list:
+        """No episodes are open."""
+        return []
+
+    def held_out_batches(self) -> list[dict]:
+        """Batches of the held-out episodes, the same at every call; none if there are no such episodes."""
+        return offline.held_out_batches(self._held_out_memory) if self.held_out else []
