@@ -79,7 +79,7 @@ def choose_library() -> None:
     The two round differently, so where operations must repeat exactly nothing is timed and PyTorch's own is taken.
     """
     global _onednn
-    x, weight, seconds = torch.ones(1024, 512), torch.ones(512, 512), {}
+    x, weight, seconds = torch.ones(1024, 512, device="cpu"), torch.ones(512, 512, device="cpu"), {}
     for product in 5 * (F.linear, _onednn_linear):
         start = time.perf_counter()
         product(x, weight, None)
