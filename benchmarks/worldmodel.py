@@ -24,7 +24,6 @@ import pathlib
 import sys
 import time
 import unittest.mock
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +39,7 @@ from collect import Collector
 from envs import make_envs
 from envs.spaces import ActionCodec
 from exploration import Random
+from layers import linear
 from models import WorldModel
 from replay import Replay
 
@@ -52,8 +52,10 @@ DECODED = 16  # sequences whose predictions are decoded at a time: those of imag
 class BottomPriorAlone(networks.HierarchicalRSSM):
     """The bottom prior does not know the top."""
 
-    def _bottom_prior(self, x: Tensor, summary: Tensor) -> Tensor:
-        return self._imgs_stat_layer["bottom"](x)
+    def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor, x_post: Tensor | None = None) -> Tensor:
+        if name == "bottom" and x_post is None:
+            return self._imgs_stat_layer["bottom"](x_prior)
+        return super().level_logits(name, above, x_prior, x_post)
 
 
 class DirectBottomPosterior(networks.HierarchicalRSSM):
@@ -68,8 +70,17 @@ class DirectBottomPosterior(networks.HierarchicalRSSM):
 class PriorLearnsThroughPosterior(networks.HierarchicalRSSM):
     """The bottom prior inside the posterior is no constant: whatever the posterior learns from trains the prior too."""
 
-    def _prior_in_posterior(self, deter: Tensor, summary: Tensor) -> Tensor:
-        return self._bottom_prior(self._img_out_layers(deter), summary)
+    def _posterior_step(self, stoch: Tensor, deter: Tensor, action: Tensor, embed_share: Tensor, deter_weight: Tensor, noise: dict):
+        deter = self._advance(stoch, deter, action)
+        x_post = self._obs_out_layers.after_product(linear(deter, deter_weight) + embed_share)
+        return {"deter": deter, **self._chain(self._img_out_layers(deter), x_post, noise)}
+
+    def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor, x_post: Tensor | None = None) -> Tensor:
+        logits = super().level_logits(name, above, x_prior, x_post)
+        if name == "top" or x_post is None:
+            return logits
+        prior = self.level_logits("bottom", above, x_prior)
+        return logits + (1.0 + self._prior_weight) * (prior - prior.detach())  # adds nothing but the gradient
 
 
 class ResidualFromZero(networks.HierarchicalRSSM):
@@ -83,10 +94,10 @@ class ResidualFromZero(networks.HierarchicalRSSM):
 class TopUnmovedByBottomPrior(networks.HierarchicalRSSM):
     """The bottom prior takes the top's code as a constant, so that its own loss does not move the top posterior."""
 
-    def _prior_stats(self, deter: Tensor, draw: Callable) -> networks.State:
-        if draw == self._mode:  # of the initial state
-            return super()._prior_stats(deter, draw)
-        return super()._prior_stats(deter, lambda name, stats: draw(name, stats).detach())
+    def _chain(self, x_prior: Tensor, x_post: Tensor | None, noise: dict | None, given: dict | None = None) -> networks.State:
+        if given:  # the latents of the posterior, at which `observe` forms all priors
+            given = {key: value.detach() for key, value in given.items()}
+        return super()._chain(x_prior, x_post, noise, given)
 
 
 class Variant(NamedTuple):

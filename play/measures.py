@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import console
 from envs import atari
 from envs.spaces import STATE_PREFIX, is_summed
 from models import WorldModel
-from networks import RSSM, STATISTICS, State, level_statistics
+from networks import STATISTICS, State, level_statistics
 from play import probes
 from play.playing import Data, decode, observe, seen
+from tools import autocast
 
 SAMPLES = 1024  # steps that codes and reconstructions are measured on
 DRAWS = 8  # of levels from their prior, for the mean of what is decoded
@@ -55,22 +56,22 @@ def subsets(levels: Collection[str]) -> Iterator[tuple[str, ...]]:
 
 
 @torch.no_grad()
-def measure_levels(model: WorldModel, post: State, prior: State, rng: np.random.Generator) -> dict[str, dict[str, float]]:
+def measure_levels(model: WorldModel, data: Data, post: State, prior: State, rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Statistics of each level, see `networks.level_statistics`."""
     statistics = {name: float(value) for name, value in level_statistics(model.dynamics, post, prior).items()}
-    chosen = sampled_steps(post, rng)
-    told = information(model.dynamics, {key: value.flatten(0, 1)[chosen] for key, value in post.items()})
+    steps, states = sample_steps(model, data, post, rng)
+    with autocast(model._config):
+        told = information(model.dynamics.code_likelihoods(states, model.encoder(model.preprocess(steps))))
     found = {}
     for name, level in model.dynamics.levels.items():
         found[name] = {"categoricals": level.stoch, "classes": level.discrete}
         found[name] |= {key: statistics[f"{key}_{name}"] for key in STATISTICS if f"{key}_{name}" in statistics}
         if name in told:
-            found[name] |= {"information": told[name], "information_limit": float(np.log(len(chosen)))}
+            found[name] |= {"information": told[name], "information_limit": math.log(len(states["deter"]))}
     return found
 
 
-@torch.no_grad()
-def information(dynamics: RSSM, post: State) -> dict[str, float]:
+def information(likelihoods: dict[str, Tensor]) -> dict[str, float]:
     """Nats that the code of each categorical level tells about the step that it was drawn for, beyond what the levels above tell.
 
     From lower bounds of the mutual information between a step and the codes of a level and all above it, of at most ln N for N steps: the
@@ -79,21 +80,22 @@ def information(dynamics: RSSM, post: State) -> dict[str, float]:
     for nothing.
 
     Args:
-        post: posterior states of N steps, (N, ...).
+        likelihoods: of N codes at N steps by level, (N, N), from `RSSM.code_likelihoods`.
     """
     found, log_likelihood, told = {}, 0.0, 0.0
-    for name, level in dynamics.levels.items():
-        if level.discrete:
-            log_likelihood = log_likelihood + dynamics.code_likelihoods(name, post)  # (N codes, N steps)
-            bound = float((log_likelihood.diagonal() - log_likelihood.logsumexp(1)).mean() + math.log(len(log_likelihood)))
-            found[name], told = bound - told, bound
+    for name, likelihood in likelihoods.items():
+        log_likelihood = log_likelihood + likelihood
+        bound = float((log_likelihood.diagonal() - log_likelihood.logsumexp(1)).mean() + math.log(len(log_likelihood)))
+        found[name], told = bound - told, bound
     return found
 
 
-def sampled_steps(post: State, rng: np.random.Generator) -> np.ndarray:
-    """Which of N * T steps to measure on, (M,)."""
-    steps = post["deter"].shape[0] * post["deter"].shape[1]
-    return np.sort(rng.choice(steps, min(SAMPLES, steps), replace=False))
+def sample_steps(model: WorldModel, data: Data, post: State, rng: np.random.Generator) -> tuple[Data, State]:
+    """Up to SAMPLES of the N * T steps, (M, ...), the states on the device of the model."""
+    count = post["deter"].shape[:2].numel()
+    chosen = np.sort(rng.choice(count, min(SAMPLES, count), replace=False))
+    states = {key: value.flatten(0, 1)[chosen].to(model.dynamics.device) for key, value in post.items()}
+    return {key: value.reshape(count, *value.shape[2:])[chosen] for key, value in data.items()}, states
 
 
 @torch.no_grad()
@@ -103,9 +105,7 @@ def measure_reconstructions(model: WorldModel, data: Data, post: State, rng: np.
     Of levels from their prior also the error of the mean of DRAWS draws: of a level that knows nothing a single draw is up to twice
     as wrong as the mean.
     """
-    chosen = sampled_steps(post, rng)
-    post = {key: value.flatten(0, 1)[chosen].to(model.dynamics.device) for key, value in post.items()}
-    data = {key: value.reshape(-1, *value.shape[2:])[chosen] for key, value in data.items()}
+    data, post = sample_steps(model, data, post, rng)
     predicted = decode(model, post)
     truth = seen(data, predicted)
     variances = {key: variance for key, value in truth.items() if (variance := variance_of(value)) is not None}
@@ -236,7 +236,7 @@ def measure_untrained(networks: list[nn.Module], data: Data, variables: dict, rn
         console.say(f"probes: untrained network {number + 1} of {len(networks)}")
         post, prior = observe(agent._wm, data)
         if number == 0:
-            levels = measure_levels(agent._wm, post, prior, rng)
+            levels = measure_levels(agent._wm, data, post, prior, rng)
         found.append(measure_probes(features_of(agent._wm, post), variables, data["is_first"]))
     return levels, {
         name: {variable: float(np.mean([shares[name][variable]["share"] for shares in found])) for variable in row}
@@ -259,7 +259,7 @@ def measure(agent: nn.Module, untrained: list[nn.Module], data: Data, task: str,
     model, rng = agent._wm, np.random.default_rng(seed)
     torch.manual_seed(seed)
     post, prior = observe(model, data)
-    numbers = {"levels": measure_levels(model, post, prior, rng), "reconstruction": measure_reconstructions(model, data, post, rng)}
+    numbers = {"levels": measure_levels(model, data, post, prior, rng), "reconstruction": measure_reconstructions(model, data, post, rng)}
     starts, came, dreams = starts_of_dreams(data, rng), {}, {}
     if len(starts):
         came, dreams = dream(model, data, post, starts)

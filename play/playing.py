@@ -12,8 +12,8 @@ from torch import nn
 import console
 from envs import EnvBatch
 from models import WorldModel
-from tools import autocast
 from networks import State
+from tools import autocast
 
 Data = dict[str, np.ndarray]
 CHUNK = 64  # steps that are encoded at a time

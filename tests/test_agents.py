@@ -45,7 +45,7 @@ def test_an_agent_loads_from_a_folder_or_a_file_without_an_environment(trained, 
         agent = load_agent(path, "cpu")
         torch.manual_seed(1)
         np.testing.assert_array_equal(agent.act(obs)[0], expected)
-        assert agent.updates == trained.agent.updates and agent.act_space == trained.envs.act_space
+        assert agent.updates == trained.agent.updates and agent.act_space == trained.agent.act_space
         for name, value in trained.agent.state_dict().items():
             assert torch.equal(agent.state_dict()[name], value), name
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_without_spaces_takes_those_of_its_environment(trained, tmp
     spaces_of_file = checkpoint.pop("spaces")
     torch.save(checkpoint, tmp_path / "latest.pt")
     agent = load_agent(tmp_path, "cpu")
-    assert describe_space(agent.obs_space) == spaces_of_file["observation"] and agent.act_space == trained.envs.act_space
+    assert describe_space(agent.obs_space) == spaces_of_file["observation"] and agent.act_space == trained.agent.act_space
 
 
 @pytest.mark.parametrize("broken", [{}, {"observation": {"kind": "Dict", "spaces": {}}, "action": {"kind": "open"}}, {"observation": 3}])

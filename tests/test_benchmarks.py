@@ -233,9 +233,10 @@ def test_the_ablations_are_what_they_say():
     blind, direct = worldmodel.BottomPriorAlone(**sizes), worldmodel.DirectBottomPosterior(**sizes)
     for rssm in (blind, direct):
         torch.nn.init.normal_(rssm._top_to_prior.weight)
-    x, one, other = torch.randn(6, 8), torch.randn(6, 2), torch.randn(6, 2)
-    assert torch.equal(blind._bottom_prior(x, one), blind._bottom_prior(x, other))
-    assert not torch.equal(direct._bottom_prior(x, one), direct._bottom_prior(x, other))
+    x, codes = torch.randn(6, 8), torch.eye(4)[torch.tensor([[0, 1], [2, 3]])]  # two codes of the top, (2, 2, 4)
+    one, other = (code.expand(6, 2, 4) for code in codes)
+    assert torch.equal(blind.level_logits("bottom", one, x), blind.level_logits("bottom", other, x))
+    assert not torch.allclose(direct.level_logits("bottom", one, x), direct.level_logits("bottom", other, x))
     embed, action, first, state = torch.randn(6, 1, 5), torch.randn(6, 1, 2), torch.zeros(6, 1), direct.initial(6)
     logits = []
     for shift in (0.0, 5.0):  # of the bottom prior, which the posterior must not feel

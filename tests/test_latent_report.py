@@ -121,19 +121,22 @@ def test_a_few_groups_have_no_interval(groups):
 # Information
 
 
+def likelihoods(logit: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """ln q of every code at every step, of posteriors with these logits, both (N, S, K)."""
+    return {"flat": torch.einsum("isk,jsk->ij", codes, logit.log_softmax(-1))}
+
+
 def test_information_of_known_codes():
-    rssm = RSSM(stoch=3, discrete=4, unimix_ratio=0.0, **COMMON)
     index = torch.cartesian_prod(*[torch.arange(4)] * 3).repeat(10, 1)  # 640 steps, 64 different codes
     codes = torch.nn.functional.one_hot(index, 4).float()
-    assert measures.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(64), abs=1e-3)
+    assert measures.information(likelihoods(60.0 * codes, codes))["flat"] == pytest.approx(math.log(64), abs=1e-3)
     coins = torch.zeros(640, 3, 4)  # every step has the same uniform code
-    assert measures.information(rssm, {"logit": coins, "stoch": codes})["flat"] == pytest.approx(0.0, abs=1e-3)
+    assert measures.information(likelihoods(coins, codes))["flat"] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_information_is_at_most_the_logarithm_of_the_steps():
-    rssm = RSSM(stoch=30, discrete=8, unimix_ratio=0.0, **COMMON)
     codes = torch.nn.functional.one_hot(torch.randint(8, (100, 30)), 8).float()
-    assert measures.information(rssm, {"logit": 60.0 * codes, "stoch": codes})["flat"] == pytest.approx(math.log(100), abs=1e-3)
+    assert measures.information(likelihoods(60.0 * codes, codes))["flat"] == pytest.approx(math.log(100), abs=1e-3)
 
 
 def test_a_bottom_that_repeats_the_chance_of_the_top_tells_nothing():
@@ -145,26 +148,28 @@ def test_a_bottom_that_repeats_the_chance_of_the_top_tells_nothing():
     post = {key: value[:, 0] for key, value in post.items()}
     torch.testing.assert_close(post["deter"], blind["deter"][:, 0].expand(300, -1))  # steps differ in what is drawn alone
     assert post["logit_bottom"].std(0).mean() > 0.5
-    found = measures.information(rssm, post)
+    found = measures.information(rssm.code_likelihoods(post, torch.zeros(300, 7)))
     assert found == {"top": pytest.approx(0.0, abs=1e-4), "bottom": pytest.approx(0.0, abs=1e-4)}
 
 
 def test_likelihoods_of_codes_are_those_of_posteriors_with_another_top():
     rssm = hierarchical()
+    embed, start = torch.randn(5, 7), rssm.initial(5)
     with torch.no_grad():
         rssm._top_to_post.weight.normal_()
         rssm._prior_weight.normal_()
-    deter, x = torch.randn(5, 10), torch.randn(5, 12)
-    layers = rssm._stat_layers()
-    product = lambda name, x: layers[name](x)
-    with torch.no_grad():
-        post = {"deter": deter, **rssm._posterior_stats(deter, x, rssm._sampler(torch.rand(5, 10)), product)}
-        tops, bottoms = rssm.code_likelihoods("top", post), rssm.code_likelihoods("bottom", post)
+        post = {key: value[:, 0] for key, value in rssm.filter(embed[:, None], torch.randn(5, 1, 3), None, start).items()}
+        found = rssm.code_likelihoods(post, embed)
+        x_prior = rssm._img_out_layers(post["deter"])
+        x_post = rssm._obs_out_layers(torch.cat([post["deter"], embed], -1))
+        for name in ("top", "bottom"):  # each code at its own step: what the posterior itself says
+            torch.testing.assert_close(found[name].diagonal(), rssm.get_dist(post, name).log_prob(post["stoch_" + name]))
         for i, j in np.ndindex(5, 5):
-            codes = {"top": post["stoch_top"][i : i + 1], "bottom": post["stoch_bottom"][i : i + 1]}
-            other = rssm._posterior_stats(deter[j : j + 1], x[j : j + 1], lambda name, _: codes[name], product)
-            for name, found in (("top", tops), ("bottom", bottoms)):
-                torch.testing.assert_close(found[i, j], rssm.get_dist(other, name).log_prob(codes[name])[0])
+            codes = {key: value[i] for key, value in post.items()}
+            for name, above in (("top", None), ("bottom", codes["stoch_top"])):
+                logit = rssm.level_logits(name, above, x_prior[j], x_post[j]).view_as(codes["logit_" + name])
+                log_prob = rssm.get_dist({"logit_" + name: logit}, name).log_prob(codes["stoch_" + name])
+                torch.testing.assert_close(found[name][i, j], log_prob)
 
 
 # Errors and spread
@@ -218,7 +223,7 @@ def test_a_dream_has_the_actions_that_came_after_its_start(monkeypatch):
     rng = np.random.default_rng(0)
     action = rng.normal(size=(2, 80, 3)).astype(np.float32)
     place = action.cumsum(1)
-    dynamics = types.SimpleNamespace(W=torch.zeros(1), levels={"flat": None})
+    dynamics = types.SimpleNamespace(device="cpu", levels={"flat": None})
     dynamics.imagine_with_action = lambda action, state, sample: {"deter": state["deter"][:, None] + action.cumsum(1)}
     monkeypatch.setattr(measures, "decode", lambda model, state: {"vector": state["deter"].numpy()})
     starts = np.array([[0, 5], [1, 44], [0, 40]])
@@ -269,7 +274,7 @@ def test_resampled_levels_come_from_their_prior_and_the_others_stay():
     assert torch.equal(top["stoch_bottom"], post["stoch_bottom"]) and torch.equal(top["logit_bottom"], post["logit_bottom"])
     torch.testing.assert_close(top["logit_top"], prior["logit_top"])
     both = rssm.resample(post, ["top", "bottom"])
-    expected = rssm._bottom_prior(rssm._img_out_layers(post["deter"]), rssm._summarise(both["stoch_top"]))
+    expected = rssm.level_logits("bottom", both["stoch_top"], rssm._img_out_layers(post["deter"]))
     torch.testing.assert_close(both["logit_bottom"].flatten(-2), expected)  # given the top that was drawn anew
     shares = both["stoch_top"].mean((0, 1)), rssm.get_dist(both, "top").probs.mean((0, 1))
     torch.testing.assert_close(*shares, atol=0.07, rtol=0.0)

@@ -69,7 +69,7 @@ def test_observing_with_the_top_alone_hides_the_observation_from_the_bottom():
         torch.testing.assert_close(states[0][key], states[1][key])
     # The bottom's logits are its prior at the top code that was drawn.
     state = states[0]
-    prior = rssm._prior_stats(state["deter"], lambda name, _: state["stoch_" + name])
-    torch.testing.assert_close(state["logit_bottom"], prior["logit_bottom"])
+    prior = rssm.level_logits("bottom", state["stoch_top"], rssm._img_out_layers(state["deter"]))
+    torch.testing.assert_close(state["logit_bottom"].flatten(-2), prior)
     # A reset forgets everything: the recurrent state is that of a first step.
     torch.testing.assert_close(state["deter"][2, 3], state["deter"][0, 0])
