@@ -95,7 +95,8 @@ def markdown() -> str:
         "Made from `configs.yaml` by `python -m settings`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults "
         "come first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
         "A *fixed* setting cannot change when a run is continued in its folder, since stored weights or episodes depend on it; "
-        "others take the new value, which is printed and recorded in `config_changes.jsonl`.",
+        "others take the new value, which is printed and recorded in `config_changes.jsonl`. Sizes of the latent, `kl_free` and `initial` "
+        "stay those of the run unless flags name them, whatever presets say. A flag that changes nothing is named in a warning.",
         "",
         "## Presets",
         "",

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 import checkpoints
+import dreamer
 import settings
 from settings import help
 
@@ -93,6 +94,15 @@ def test_old_names_get_a_note_and_the_resolved_settings_are_stored(tmp_path):
     assert (stored["steps"], stored["critic"]["layers"], stored["precision"]) == (100, 1, "bf16")
     assert re.search(r"critic.layers +2 -> 1\n", result.stdout) and re.search(r"precision +32 -> bf16\n", result.stdout)
     assert "dyn_rec_depth" not in result.stdout  # a default
+
+
+def test_flags_without_effect_are_named_in_one_warning_and_not_when_the_agent_is_loaded(tmp_path, capsys):
+    flags = ["--dyn_stoch_top", "4", "--dyn_discrete_top", "4", "--eval_every", "0"]
+    lines = run(*CARTPOLE, *flags, "--logdir", str(tmp_path)).stderr.splitlines()
+    warning = "warning: without effect: dyn_discrete_top, dyn_stoch_top, since hierarchical_mode is false"
+    assert [line for line in lines if "without effect" in line] == [warning]
+    dreamer.load_agent(tmp_path, device="cpu")
+    assert "without effect" not in "".join(capsys.readouterr())
 
 
 # Resume

@@ -120,6 +120,20 @@ def test_sizes_of_the_other_kind_of_latent_do_not_part_runs(tmp_path):
     assert groups_of(tmp_path) == {"gym_CartPole-v1": {"latent 32x32": 2, "latent 8x32": 1}}
 
 
+def test_sizes_are_shown_as_the_numbers_that_they_mean(tmp_path):
+    numbers = {"dyn_stoch_top": 8, "dyn_discrete_top": 16, "dyn_stoch_bottom": 8, "dyn_discrete_bottom": 16}
+    for name, presets, sizes, shown in [
+        ("default", ["hdreamer"], {}, "32x32+32x32"),
+        ("split", ["small", "hdreamer_split"], {}, "8x16+8x16"),
+        ("numbers", ["small"], {"hierarchical_mode": True, **numbers}, "8x16+8x16"),
+        ("flat", ["small"], numbers, "16x16"),
+    ]:
+        run = write_run(tmp_path / name, {1000: 1.0}, presets, **sizes)
+        assert comparison.describe(settings.read_yaml(run / "config.yaml"))["latent"] == shown
+    earlier = pathlib.Path(__file__).parent / "data" / "earlier_runs" / "two_levels" / "config.yaml"
+    assert comparison.describe(settings.read_yaml(earlier))["latent"] == "2x4+2x4"
+
+
 def test_names_are_a_few_settings_and_the_rest_is_told_besides(tmp_path):
     write_run(tmp_path / "a", {1000: 1.0}, ("small",))
     write_run(tmp_path / "b", {1000: 1.0}, ("small", "hdreamer"))

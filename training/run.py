@@ -60,11 +60,10 @@ class Run:
             if self.logdir.is_dir():
                 self._take_lock()
             stored = folder.stored_config(self.logdir)
-            if note := settings.keep_stored(config, stored):
-                console.say(note)
+            note = settings.keep_stored(config, stored)
             changes = settings.changes_of_run(stored, config, self.logdir)
-        for text in settings.without_effect(config):
-            console.warn(text)
+            if note:
+                console.say(note)
         return changes
 
     def _take_lock(self) -> None:
@@ -89,6 +88,8 @@ class Run:
             self._take_lock()
         files.remove_partial(self.logdir)
         console.say(self._summary())
+        for text in settings.without_effect(config):
+            console.warn(text)
         if self.origin:
             self._report(checkpoint, found)
         data.begin(self, checkpoint)
