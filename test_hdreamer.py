@@ -1,6 +1,10 @@
-"""The whole test suite: `python test_hdreamer.py` runs this file and tests/; further arguments go to pytest.
+"""The tests: this file and tests/.
 
-This file holds the uses that the README promises, from the command line and from Python.
+    python test_hdreamer.py         # the fast tier, minutes: model, losses, latents, replay, checkpoints, a short run with resume
+    python test_hdreamer.py --all   # everything
+    python test_hdreamer.py --slow  # what the fast tier leaves out
+
+Further arguments go to pytest. This file holds the uses that the README promises, from the command line and from Python.
 """
 
 import json
@@ -316,5 +320,8 @@ def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
 
 
 if __name__ == "__main__":
-    root = pathlib.Path(__file__).parent
-    sys.exit(pytest.main(["-q", str(root / "test_hdreamer.py"), str(root / "tests"), *sys.argv[1:]]))
+    root, arguments = pathlib.Path(__file__).parent, sys.argv[1:]
+    tiers = {"--all": [], "--slow": ["-m", "slow"]}
+    tier = next((tiers[word] for word in arguments if word in tiers), ["-m", "not slow"])
+    arguments = [word for word in arguments if word not in tiers]
+    sys.exit(pytest.main(["-q", str(root / "test_hdreamer.py"), str(root / "tests"), *tier, *arguments]))

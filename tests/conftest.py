@@ -1,5 +1,6 @@
-"""Makes the project's modules importable from the tests, and gives every test the same random numbers."""
+"""Makes the project's modules importable from the tests, gives every test the same random numbers, and keeps the fast tier fast."""
 
+import os
 import pathlib
 import sys
 
@@ -7,6 +8,28 @@ import pytest
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+
+FAST_SECONDS = 10.0  # of CPU time, with fixtures and child processes
+
+
+def cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.began = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    result = yield
+    taken = cpu_seconds() - item.began
+    if taken > FAST_SECONDS and not item.get_closest_marker("slow"):
+        pytest.fail(f"it took {taken:.1f} s of CPU time, a fast test at most {FAST_SECONDS:.0f}: make it smaller, or mark it slow")
+    return result
 
 
 @pytest.fixture(autouse=True)

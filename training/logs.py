@@ -27,7 +27,7 @@ class Logger:
     Args:
         logdir: folder of the run.
         unit: what a step of the log is, for the console.
-        more: writers beside these, see writers.py.
+        more: writers beside these, see training/writers.py.
         disk: what writes the files, a `disk.Disk`.
     """
 
