@@ -1,6 +1,7 @@
 """Actor and critic: returns, weights, normalisation, and which gradients flow where."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 import distributions as dists
+import dreamer
 import models
 import tools
 from dreamer import Dreamer
@@ -115,6 +117,65 @@ def test_reinforce_reaches_the_mean_of_a_continuous_policy():
     torch.testing.assert_close(grad, expected.detach())
 
 
+def aim(agent: Dreamer, mean: float) -> None:
+    """Sets the mean of the task's continuous policy, whatever the features."""
+    with torch.no_grad():
+        agent._task_behavior.actor.mean_layer.weight.zero_()
+        agent._task_behavior.actor.mean_layer.bias.fill_(math.atanh(mean))
+
+
+def mean_score_of_clipped_samples(mean: float, std: float) -> float:
+    """Expectation of the slope of the log-probability in its mean, at samples cut to [-1, 1]: by numerical integration."""
+    x, width = np.linspace(mean - 10 * std, mean + 10 * std, 200_001, retstep=True)
+    density = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+    return float((density * (x.clip(-1, 1) - mean) / std**2).sum() * width)
+
+
+def test_reinforce_scores_the_samples_that_the_policy_drew_and_not_what_the_environment_makes_of_them():
+    mean, std = 0.9, 0.5
+    agent = make_agent(CONTINUOUS, imag_gradient="reinforce", **{"actor.std": str(std)})
+    aim(agent, mean)
+    start = {key: value.repeat(200, *[1] * (value.ndim - 1)) for key, value in starts(agent).items()}
+    _, stats, action = agent._task_behavior.imagine(agent._wm.dynamics, start, 11)
+    torch.testing.assert_close(stats["mean"], torch.full_like(stats["mean"], mean))
+    center = stats["mean"].detach().requires_grad_()
+    policy = agent._task_behavior.actor.dist({**stats, "mean": center})
+
+    def mean_score(sample: torch.Tensor) -> float:
+        return torch.autograd.grad(policy.log_prob(sample).sum(), center)[0].mean().item()
+
+    error = 1.0 / std / action.numel() ** 0.5  # a score has the deviation 1 / std
+    assert abs(mean_score(action)) < 4 * error
+    bias = mean_score_of_clipped_samples(mean, std)
+    assert bias == pytest.approx(-0.6138, abs=1e-3)  # policies at a bound would be pushed away from it, whatever the returns
+    assert abs(mean_score(action.clamp(-1.0, 1.0)) - bias) < 4 * error
+
+
+@pytest.mark.parametrize("explorer", ["greedy", "random", "plan2explore"])
+def test_actions_that_reach_the_environment_and_the_next_state_are_within_their_bounds(explorer):
+    agent = make_agent(CONTINUOUS, expl_behavior=explorer, **{"actor.std": "0.5"})
+    aim(agent, 0.9)
+    obs = {"vector": np.zeros((1000, 4), np.float32), "is_first": np.ones(1000, bool)}
+    for agent.exploring in (True, False):
+        action, state = agent.act(obs, training=True)
+        assert state["action"].shape == (1000, 2) and state["action"].abs().max() <= 1.0
+        np.testing.assert_allclose(action, state["action"], atol=1e-6)  # the space's own bounds are -1 and 1
+    at_the_bound = (state["action"] == 1.0).float().mean().item()
+    expected = 0.5 * math.erfc(0.2 / math.sqrt(2.0))  # the share of samples beyond 1
+    assert abs(at_the_bound - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5
+    mode, _ = agent.act(obs)
+    np.testing.assert_allclose(mode, 0.9, atol=1e-6)
+
+
+def test_stored_actions_are_within_their_bounds(tmp_path):
+    flags = {"task": "gym_Pendulum-v1", "device": "cpu", "logdir": tmp_path, "steps": 250, "prefill": 50, "eval_every": 0, "actor.std": 1.0}
+    flags |= {"train_ratio": 8, "action_repeat": 1}
+    assert dreamer.main(["--configs", "debug", *(str(part) for key, value in flags.items() for part in (f"--{key}", value))]) == 0
+    stored = np.concatenate([np.load(path)["action"] for path in sorted(tmp_path.glob("train_eps/*.npz"))])
+    assert len(stored) > 200 and np.abs(stored).max() == 1.0
+    assert (np.abs(stored) == 1.0).mean() > 0.1  # with a deviation of 1, at least 32% of samples are beyond them
+
+
 @pytest.mark.parametrize(
     "setting, value, words",
     [
@@ -146,7 +207,7 @@ def test_imagined_features_carry_a_graph_only_for_the_dynamics_gradient(hierarch
     agent = make_agent(act_space, imag_gradient=gradient, hierarchical_mode=hierarchical)
     behavior = agent._task_behavior
     start = starts(agent)
-    feat, _, stats, action = behavior.imagine(agent._wm.dynamics, start, 6)
+    feat, stats, action = behavior.imagine(agent._wm.dynamics, start, 6)
     assert feat.shape == (6, 12, agent._wm.dynamics.feat_size) and action.shape == (5, 12, agent.codec.size)
     assert all(value.shape[:2] == (5, 12) and value.requires_grad for value in stats.values())
     assert feat.requires_grad == action.requires_grad == (gradient == "dynamics")
@@ -180,7 +241,7 @@ def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
     bias = behavior.actor.mean_layer.bias
 
     def rollout() -> tuple:
-        feat, _, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
+        feat, stats, action = behavior.imagine(wm.dynamics, start, 2, sample=False)
         value = behavior.value(feat).mode
         returns = models.lambda_return(wm.heads["reward"](feat).mode, value, 0.997 * wm.heads["cont"](feat).mean, 0.95)
         return stats, action, value, returns
@@ -210,7 +271,7 @@ def test_dynamics_gradient_of_the_actor_is_the_slope_of_the_imagined_return():
 def test_actions_are_no_function_of_the_features_that_the_policy_sees():
     agent = make_agent(CONTINUOUS)
     start = {key: value.requires_grad_() for key, value in starts(agent).items()}
-    feat, _, _, action = agent._task_behavior.imagine(agent._wm.dynamics, start, 4)
+    feat, _, action = agent._task_behavior.imagine(agent._wm.dynamics, start, 4)
     assert torch.autograd.grad(feat[-1].sum(), start["deter"], retain_graph=True)[0].any()
     assert torch.autograd.grad(action.sum(), start["deter"], allow_unused=True) == (None,)
 
@@ -238,7 +299,7 @@ def test_an_update_descends_the_losses_that_the_formulas_give(act_space):
 
     torch.manual_seed(3)
     with torch.no_grad():
-        feat, _, stats, action = behavior.imagine(wm.dynamics, {key: value.flatten(0, 1) for key, value in post.items()}, 5)
+        feat, stats, action = behavior.imagine(wm.dynamics, {key: value.flatten(0, 1) for key, value in post.items()}, 5)
         for slow, fast in zip(slow_value.parameters(), behavior.value.parameters()):
             slow.copy_(0.5 * slow + 0.5 * fast)
         double = lambda x: x.double().numpy()

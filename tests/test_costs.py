@@ -3,19 +3,36 @@
 `python -m pytest -q -s tests/test_costs.py` prints the table that the README shows.
 """
 
-import unittest.mock
-
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import tools
 from dreamer import Dreamer
-from recurrence import StepProducts
+
+pytestmark = pytest.mark.slow
 
 VARIANTS = {"flat": [], "hdreamer_split": ["hdreamer_split"], "hdreamer": ["hdreamer"]}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the floating-point operations of products and convolutions.
+
+    PyTorch's `FlopCounterMode` does too, but it also follows modules, and fails where one is given a view that was made without gradients.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket in flop_registry:
+            self.total += flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def count(presets: list[str]) -> dict[str, float]:
@@ -37,18 +54,7 @@ def count(presets: list[str]) -> dict[str, float]:
         saved[storage.data_ptr()] = storage  # held, so that no address is used twice
         return tensor
 
-    record = StepProducts.record
-
-    def pack_inputs(self, inputs: dict[str, torch.Tensor]) -> None:
-        for x in inputs.values():
-            pack(x)
-        record(self, inputs)
-
-    with (
-        FlopCounterMode(display=False) as flops,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        unittest.mock.patch.object(StepProducts, "record", pack_inputs),
-    ):
+    with Operations() as operations, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         agent.update(batch)
     states = [optimizer.state_dict()["state"] for optimizer in agent.optimizers().values()]
     optimizer = sum(value.nbytes for state in states for slots in state.values() for value in slots.values())
@@ -57,7 +63,7 @@ def count(presets: list[str]) -> dict[str, float]:
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     return {
         "parameters": sum(parameter.numel() for parameter in agent.parameters()),
-        "operations": flops.get_total_flops(),
+        "operations": operations.total,
         "bytes": weights + optimizer + sum(storage.nbytes() for storage in saved.values()),
     }
 
@@ -86,6 +92,7 @@ def test_equal_capacity_in_two_levels_takes_less_than_a_hundredth_more_operation
 
 
 def test_an_update_takes_no_more_operations_and_memory_than_it_did(costs):
-    # Not a formula: what it took when this was written, and half a percent. Whoever needs more changes it knowingly.
-    assert costs["flat"]["operations"] < 1.005 * 646.4e9
-    assert costs["flat"]["bytes"] < 1.005 * 2.493e9
+    # Not a formula: what it took when this was written, and half a percent. Whoever needs more changes it knowingly. It took 646.4e9
+    # operations while one-hot vectors were looked up: fewer, but slower ones than those of whole products.
+    assert costs["flat"]["operations"] < 1.005 * 750.6e9
+    assert costs["flat"]["bytes"] < 1.005 * 2.492e9

@@ -92,17 +92,37 @@ def test_two_hot_target_is_predicted_back():
         assert dists.SymlogDisc(probs.log()).mode.item() == pytest.approx(value, rel=1e-3, abs=1e-4)
 
 
-def test_normal_agrees_with_torch_and_bounds_its_samples():
+@pytest.mark.parametrize("probability, value, read", [(0.1, 2.0, 0.1161), (0.5, 100.0, 9.0499), (0.5, -100.0, -9.0499), (1.0, 2.0, 2.0)])
+def test_an_uncertain_scalar_reads_as_less_than_its_expectation(probability, value, read):
+    # The expectation is formed in symlog space, where x is ln(1 + |x|): 2 with probability 0.1 and else 0 reads as 3^0.1 - 1.
+    assert math.copysign((1.0 + abs(value)) ** probability - 1.0, value) == pytest.approx(read, abs=1e-4)
+    bins = torch.linspace(-20, 20, 255, dtype=torch.float64)
+    tent = lambda x: (1.0 - (bins - math.copysign(math.log1p(abs(x)), x)).abs() / (bins[1] - bins[0])).clamp(min=0.0)
+    probs = probability * tent(value) + (1.0 - probability) * tent(0.0)
+    dist = dists.SymlogDisc(probs.clamp(min=1e-30).log().float())
+    assert dist.mean.item() == dist.mode.item() == pytest.approx(read, rel=1e-3)
+
+
+def test_actions_are_pulled_back_onto_their_bounds_and_keep_their_gradients_direction():
+    action = torch.tensor([[3.0, -0.5, -2.0], [1.0, 0.0, -1.0]], requires_grad=True)
+    bounded = dists.bounded(action)
+    assert bounded.tolist() == [[1.0, -0.5, -1.0], [1.0, 0.0, -1.0]]
+    (gradient,) = torch.autograd.grad(bounded.sum(), action)
+    np.testing.assert_allclose(gradient, [[1 / 3, 1.0, 0.5], [1.0, 1.0, 1.0]], rtol=1e-6)
+
+
+def test_normal_agrees_with_torch():
     mean, std = torch.randn(6, 3), torch.rand(6, 3) + 0.1
     x = torch.randn(6, 3)
     other = torch.distributions.Normal(torch.zeros(6, 3), 2.0)
     theirs = torch.distributions.Normal(mean, std)
-    ours = dists.Normal(mean, std, bound=1.0)
+    ours = dists.Normal(mean, std)
     np.testing.assert_allclose(ours.log_prob(x), theirs.log_prob(x).sum(-1), rtol=1e-4)
     np.testing.assert_allclose(ours.entropy(), theirs.entropy().sum(-1), rtol=1e-4)
     expected = torch.distributions.kl_divergence(theirs, other).sum(-1)
     np.testing.assert_allclose(ours.kl(dists.Normal(torch.zeros(6, 3), 2.0)), expected, rtol=1e-4)
-    assert dists.Normal(mean * 10, std, bound=1.0).sample().abs().max() <= 1.0 + 1e-6
+    noise = torch.randn(6, 3)
+    torch.testing.assert_close(ours.sample(noise), mean + std * noise)
 
 
 def test_bernoulli_agrees_with_torch():

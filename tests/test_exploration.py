@@ -12,7 +12,7 @@ import exploration
 import tools
 from benchmarks import exploring
 from benchmarks.synthetic import Grid
-from dreamer import Dreamer, Training
+from dreamer import Dreamer
 from envs.spaces import ActionCodec
 from models import Rollout
 from training import run
@@ -98,7 +98,7 @@ def test_the_explorers_reward_is_the_ensembles_disagreement(hierarchical, log, e
     with torch.no_grad():
         wm.heads["reward"].mean_layer.weight.normal_()
         feat, action = torch.randn(4, 5, wm.dynamics.feat_size), torch.eye(3)[torch.randint(3, (3, 5))]
-        actual = explorer.reward(wm, Rollout(feat, None, {}, action))
+        actual = explorer.reward(wm, Rollout(feat, {}, action))
         assert actual.shape == (4, 5, 1)
         inputs = torch.cat([feat[:-1], action], -1) if action_cond else feat[1:]
         outputs = np.stack([network.mean_layer(network.hidden(inputs)).double().numpy() for network in explorer._networks])
@@ -114,33 +114,14 @@ def test_by_default_the_explorer_is_not_paid_to_end_an_episode():
         assert (agent._expl_behavior.reward(agent._wm, rollout) > 0.0).all()  # after an end there is no reward at all
 
 
-@both_levels
-@pytest.mark.parametrize("action_cond", [False, True])
-def test_the_explorers_reward_is_the_same_with_look_ups_and_without(hierarchical, action_cond):
-    agent = make_agent(hierarchical_mode=hierarchical, disag_action_cond=action_cond, disag_log=False)
-    explorer, wm = agent._expl_behavior, agent._wm
-    with torch.no_grad():
-        rollout = explorer._behavior.imagine(wm.dynamics, wm.dynamics.initial(5), 4)
-        assert rollout.ones.index.shape[:2] == (4, 5)
-        actual, expected = explorer.reward(wm, rollout), explorer.reward(wm, rollout._replace(ones=None))
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-@both_levels
-def test_the_ensemble_learns_the_same_with_look_ups_and_without(hierarchical, monkeypatch):
-    agent = make_agent(hierarchical_mode=hierarchical, disag_action_cond=True, disag_offset=2)
-    explorer, wm = agent._expl_behavior, agent._wm
-    data = wm.preprocess(make_batch(agent))
-    post = wm.loss(data)[1]
-    parameters = list(explorer._networks.parameters())
-    found = []
-    for look_ups in (True, False):
-        if not look_ups:
-            monkeypatch.setattr(type(wm.dynamics), "ones", lambda self, state: None)
-        loss = explorer.ensemble_loss(wm, post, data)
-        found.append((loss.detach(), *torch.autograd.grad(loss, parameters)))
-    for actual, expected in zip(*found):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+@torch.no_grad()
+def test_the_explorers_reward_is_about_actions_as_the_environment_takes_them():
+    agent = make_agent(spaces.Box(-1.0, 1.0, (2,)), disag_action_cond=True)
+    feat, action = torch.randn(4, 5, agent._wm.dynamics.feat_size), torch.randn(3, 5, 2)
+    reward = lambda action: agent._expl_behavior.reward(agent._wm, Rollout(feat, {}, action))
+    at_the_bounds = reward(action.sign())
+    assert torch.equal(reward(3.0 * action.sign()), at_the_bounds)
+    assert not torch.isclose(reward(0.5 * action.sign())[1:], at_the_bounds[1:]).any()
 
 
 @both_levels
@@ -210,11 +191,11 @@ def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory
         "logdir": str(tmp_path),
         "steps": 60,
     }
-    dreamer.Training(tools.load_config(["defaults", "debug"], overrides)).run()
+    dreamer.learn(dreamer.start(tools.load_config(["defaults", "debug"], overrides)))
     for steps, explores in ((80, True), (120, True), (121, False)):
-        training = dreamer.Training(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
-        assert training.agent.exploring == explores
-        training.run()
+        going = dreamer.start(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
+        assert going.agent.exploring == explores
+        dreamer.learn(going)
 
 
 @pytest.mark.parametrize("sample", [False, True])
@@ -228,12 +209,12 @@ def test_evaluations_play_the_tasks_policy_sampled_if_so_asked(tmp_path, monkeyp
 
     monkeypatch.setattr(run, "play_episodes", watched)
     overrides = {"task": "gym_CartPole-v1", "device": "cpu", "logdir": str(tmp_path), "steps": 60, "eval_every": 60}
-    training = dreamer.Training(
+    going = dreamer.start(
         tools.load_config(["defaults", "debug"], {**overrides, "expl_behavior": "plan2explore", "expl_until": 1000, "eval_sample": sample})
     )
-    training.run()
+    dreamer.learn(going)
     assert seen == [(False, sample)]
-    assert training.agent.exploring
+    assert going.agent.exploring
 
 
 def test_a_run_explores_for_expl_until_frames(tmp_path, monkeypatch):
@@ -304,12 +285,13 @@ def cells_of_a_random_walk(seed: int) -> set[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_plan2explore_reaches_states_that_random_actions_do_not(tmp_path):
     """The number of states alone varies too much between seeds, see docs/results.md; the far corner was found with every one of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the experiment; such small networks are no faster on two
     try:
-        Training(exploring.config_of("flat", seed=1, logdir=str(tmp_path))).run()
+        dreamer.learn(dreamer.start(exploring.config_of("flat", seed=1, logdir=str(tmp_path))))
     finally:
         torch.set_num_threads(threads)
     cells, rewards = exploring.cells_reached(tmp_path / "train_eps")

@@ -10,8 +10,21 @@ import heads
 import layers
 import tools
 
-ENCODER = dict(tools.load_config().encoder, cnn_depth=2, mlp_layers=1, mlp_units=8)
-DECODER = dict(tools.load_config().decoder, cnn_depth=2, mlp_layers=1, mlp_units=8)
+SMALL = dict(cnn_depth=2, mlp_layers=1, mlp_units=8)
+
+
+def section(name: str, **changes):
+    """A section of the default settings with changes."""
+    return tools.load_config(overrides={f"{name}.{key}": value for key, value in changes.items()})[name]
+
+
+def make_encoder(shapes: dict, **changes) -> encoders.MultiEncoder:
+    return encoders.MultiEncoder(shapes, section("encoder", **{**SMALL, **changes}))
+
+
+def make_decoder(shapes: dict, **changes) -> encoders.MultiDecoder:
+    """On features of 11."""
+    return encoders.MultiDecoder(11, shapes, section("decoder", **{**SMALL, **changes}))
 
 
 def random_obs(shapes: dict) -> dict:
@@ -35,8 +48,8 @@ def random_obs(shapes: dict) -> dict:
     ],
 )
 def test_any_set_of_images_and_vectors_is_encoded_and_predicted(shapes):
-    encoder = encoders.MultiEncoder(shapes, **ENCODER)
-    decoder = encoders.MultiDecoder(11, shapes, **DECODER)
+    encoder = make_encoder(shapes)
+    decoder = make_decoder(shapes)
     obs = random_obs(shapes)
     assert encoder(obs).shape == (2, 3, encoder.outdim)
     predictions = decoder(torch.randn(2, 3, 11))
@@ -49,7 +62,7 @@ def test_any_set_of_images_and_vectors_is_encoded_and_predicted(shapes):
 
 @pytest.mark.parametrize("shapes", [{"a": (64, 64, 3), "b": (32, 32, 1), "v": (4,)}, {"a": (32, 32, 3), "b": (32, 32, 1)}])
 def test_every_key_influences_the_embedding_and_is_told_apart(shapes):
-    encoder = encoders.MultiEncoder(shapes, **ENCODER)
+    encoder = make_encoder(shapes)
     obs = random_obs(shapes)
     for key in shapes:
         changed = encoder({**obs, key: obs[key].flip(1) * 0.5})
@@ -57,13 +70,11 @@ def test_every_key_influences_the_embedding_and_is_told_apart(shapes):
 
 
 def test_images_at_64_have_the_reference_layers():
-    encoder = encoders.ConvEncoder((64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True)
+    encoder = encoders.ConvEncoder((64, 64), 3, section("encoder"))
     shapes = [tuple(layer.weight.shape) for layer in encoder.layers if isinstance(layer, torch.nn.Conv2d)]
     assert shapes == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
     assert encoder.outdim == 4096
-    decoder = encoders.ConvDecoder(
-        1536, (64, 64), 3, depth=32, kernel_size=4, minres=4, act="SiLU", norm=True, cnn_sigmoid=False, outscale=1.0
-    )
+    decoder = encoders.ConvDecoder(1536, (64, 64), 3, section("decoder"))
     shapes = [tuple(layer.weight.shape) for layer in decoder.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
     assert shapes == [(256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)]
     assert decoder._linear_layer.weight.shape == (4096, 1536)
@@ -71,7 +82,7 @@ def test_images_at_64_have_the_reference_layers():
 
 def test_keys_are_selected_by_regular_expression():
     shapes = {"image": (64, 64, 3), "depth": (64, 64, 1), "position": (3,)}
-    encoder = encoders.MultiEncoder(shapes, **{**ENCODER, "cnn_keys": "image", "mlp_keys": "$^"})
+    encoder = make_encoder(shapes, cnn_keys="image", mlp_keys="$^")
     obs = random_obs(shapes)
     torch.testing.assert_close(encoder(obs), encoder({"image": obs["image"]}))
 
@@ -88,7 +99,7 @@ def test_keys_are_selected_by_regular_expression():
 )
 def test_impossible_encoders_are_refused(shapes, changes, words):
     with pytest.raises(ValueError, match=words):
-        encoders.MultiEncoder(shapes, **{**ENCODER, **changes})
+        make_encoder(shapes, **changes)
 
 
 @pytest.mark.parametrize(
@@ -107,21 +118,28 @@ def test_heads_give_the_distribution_that_is_asked_for(dist, kind, event):
     assert type(out) is kind and out.mode.shape == (4, 5, *event)
 
 
-def action_head(size: int, classes: tuple[int, ...] | None, dist: str, std: str = "learned", outscale: float = 1.0) -> heads.ActionHead:
+def action_head(size: int, classes: tuple[int, ...] | None, **changes) -> heads.ActionHead:
     """A small policy on features of 6."""
-    limits = dict(min_std=0.1, max_std=1.0, unimix_ratio=0.01)
-    return heads.ActionHead(6, size, 1, 8, classes=classes, dist=dist, std=std, act="SiLU", norm=True, outscale=outscale, **limits)
+    return heads.ActionHead(6, size, classes, section("actor", layers=1, **changes), units=8, act="SiLU", norm=True)
 
 
-def test_discrete_actions_have_a_onehot_distribution():
-    head = action_head(3, (3,), "onehot")
+@pytest.mark.parametrize("dist", ["auto", "onehot"])
+def test_discrete_actions_have_a_onehot_distribution(dist):
+    head = action_head(3, (3,), dist=dist)
     out = head(torch.randn(4, 5, 6))
     assert type(out) is dists.OneHot and out.mode.shape == (4, 5, 3)
 
 
+@pytest.mark.parametrize("dist", ["auto", "normal"])
+def test_continuous_actions_have_a_gaussian_whose_samples_are_not_bounded(dist):
+    out = action_head(2, None, dist=dist, std="3.0")(torch.randn(4, 5, 6))
+    assert type(out) is dists.Normal and out.mode.shape == (4, 5, 2)
+    assert out.sample().abs().max() > 1.0 and out.mode.abs().max() <= 1.0
+
+
 def test_observation_keys_that_cannot_name_a_layer_are_refused():
     with pytest.raises(ValueError, match="values"):
-        encoders.MultiDecoder(11, {"values": (3,)}, **DECODER)
+        make_decoder({"values": (3,)})
 
 
 def test_heads_refuse_what_they_cannot_predict():
@@ -132,14 +150,14 @@ def test_heads_refuse_what_they_cannot_predict():
     with pytest.raises(ValueError, match="one number"):
         heads.MLP(6, (3,), 2, 8, name="Head", dist="symlog_disc")
     with pytest.raises(ValueError, match="actions are discrete"):
-        action_head(3, (3,), "normal")
+        action_head(3, (3,), dist="normal")
     with pytest.raises(ValueError, match="actions are continuous"):
-        action_head(3, None, "onehot")
+        action_head(3, None, dist="onehot")
 
 
 @pytest.mark.parametrize("std", ["learned", "0.3"])
 def test_continuous_policies_keep_their_deviation_in_bounds(std):
-    head = action_head(2, None, "normal", std=std, outscale=100.0)
+    head = action_head(2, None, std=std, outscale=100.0)
     stats = head.stats(torch.randn(1000, 6))
     low, high = (0.1, 1.0) if std == "learned" else (0.3, 0.3)
     assert stats["std"].min() >= low - 1e-6 and stats["std"].max() <= high + 1e-6
@@ -147,7 +165,7 @@ def test_continuous_policies_keep_their_deviation_in_bounds(std):
 
 
 def test_a_policy_over_several_discrete_parts_draws_one_class_of_each():
-    head = action_head(7, (2, 5), "onehot")
+    head = action_head(7, (2, 5))
     sample = head(torch.randn(100, 6)).sample()
     np.testing.assert_allclose(sample[:, :2].sum(-1).detach(), 1.0, rtol=1e-5)
     np.testing.assert_allclose(sample[:, 2:].sum(-1).detach(), 1.0, rtol=1e-5)

@@ -1,6 +1,7 @@
 """Checkpoints of dreamerv3-torch and of flat agents: what they become, flat and in two levels, and what is refused."""
 
 import copy
+import math
 import pathlib
 import re
 
@@ -17,51 +18,61 @@ from dreamer import Dreamer
 from old_files import DATA, NAMES, answers, batch, checkpoint, close, levels, make_agent, recorded, same
 from settings import parse_flags
 
-S, K = 6, 4  # the latent of every file
 CATEGORICAL = [name for name in NAMES if name != "gaussian"]
-FITTING = {
-    "even split": (3, 4, 3, 4),
-    "uneven split": (2, 4, 4, 4),
-    "split after five": (5, 4, 1, 4),
-    "new bottom": (6, 4, 3, 5),
-    "wider top": (8, 4, 2, 3),
-    "filled bottom with new slots": (4, 4, 5, 4),
-}
-SPLITS = ["even split", "uneven split", "split after five"]
+SPLITS = ["even split", "uneven split", "all but one above"]
+KINDS = [*SPLITS, "new bottom", "wider top", "filled bottom with new slots"]
+
+
+def latent(name: str) -> tuple[int, int]:
+    """S and K of a file."""
+    return recorded(name)["out_post_logit"].shape[-2:]
+
+
+def fitting(name: str, kind: str) -> tuple[int, int, int, int]:
+    """Latents and classes of top and bottom that a file fits."""
+    s, k = latent(name)
+    return {
+        "even split": (s // 2, k, s // 2, k),
+        "uneven split": (s // 3, k, s - s // 3, k),
+        "all but one above": (s - 1, k, 1, k),
+        "new bottom": (s, k, 3, 5),
+        "wider top": (s + 2, k, 2, 3),
+        "filled bottom with new slots": (s - 2, k, 5, k),
+    }[kind]
 
 
 def loaded(name: str, kind: str, **overrides) -> Dreamer:
     """An agent with two levels that has taken up a file."""
-    agent = make_agent(name, **levels(*FITTING[kind]), **overrides)
+    agent = make_agent(name, **levels(*fitting(name, kind)), **overrides)
     agent.load_checkpoint(checkpoint(name))
     return agent
 
 
-def filled(state: dict, key: str) -> torch.Tensor:
+def filled(state: dict, key: str, s: int, k: int) -> torch.Tensor:
     """The slots that a flat latent fills, (..., S, K), of a statistic of two levels."""
     both = torch.cat([state[f"{key}_top"].flatten(-2), state[f"{key}_bottom"].flatten(-2)], -1)
-    return both[..., : S * K].unflatten(-1, (S, K))
+    return both[..., : s * k].unflatten(-1, (s, k))
 
 
 def kl(post: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
     """KL in nats between two groups of categoricals with 1% uniform, summed over the group, in float64."""
-    q, p = (0.99 * torch.softmax(torch.as_tensor(logit).double(), -1) + 0.01 / K for logit in (post, prior))
+    q, p = (0.99 * torch.softmax(torch.as_tensor(x).double(), -1) + 0.01 / x.shape[-1] for x in (post, prior))
     return (q * (q / p).log()).sum((-1, -2))
 
 
 # What a loaded agent answers
 
 
-@pytest.mark.parametrize("kind", FITTING)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CATEGORICAL)
 def test_an_agent_with_two_levels_gives_the_old_answers(name, kind):
-    agent = loaded(name, kind)
+    agent, (s, k) = loaded(name, kind), latent(name)
     found, expected = answers(agent, name), recorded(name)
     size = agent._wm.dynamics.stoch_size
     for key in ("feat", "open_feat"):
-        found[key] = torch.cat([found[key][..., : S * K], found[key][..., size:]], -1)
+        found[key] = torch.cat([found[key][..., : s * k], found[key][..., size:]], -1)
     for key in ("post", "prior"):
-        found[f"{key}_logit"] = filled(found, f"{key}_logit")
+        found[f"{key}_logit"] = filled(found, f"{key}_logit", s, k)
     for key, values in expected.items():
         if key.startswith("out_"):
             close(found[key[4:]][:, : values.shape[1]], values, atol=1e-5)
@@ -169,26 +180,30 @@ def flat_losses() -> list[float]:
     return [losses_after_fifty_updates(make_agent("atari"), seed) for seed in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["even split", "new bottom", "filled bottom with new slots"])
 def test_after_fifty_updates_the_losses_are_those_of_the_flat_agent(kind, flat_losses):
     for seed, flat in enumerate(flat_losses):
-        agent = make_agent("atari", **levels(*FITTING[kind]))
+        agent = make_agent("atari", **levels(*fitting("atari", kind)))
         hierarchical = losses_after_fifty_updates(agent, seed)
         print(f"{kind}, seed {seed}: {flat:.4f} flat, {hierarchical:.4f} in two levels")
         assert hierarchical < 1.02 * flat and flat < 1.02 * hierarchical
-        size = agent._wm.dynamics.stoch_size
+        entries, size = math.prod(latent("atari")), agent._wm.dynamics.stoch_size
         readers = [layer for layer in agent.latent_readers() if layer.weight.requires_grad]
-        for layer in readers if size > S * K else []:
-            assert (layer.weight[:, S * K : size] != 0).any(1).float().mean() > 0.5
+        for layer in readers if size > entries else []:
+            assert (layer.weight[:, entries:size] != 0).any(1).float().mean() > 0.5
 
 
 def one_update(agent: Dreamer, name: str) -> None:
     """An update in which the slots that a flat latent fills get the same uniforms, however many slots there are."""
     generator, more = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
-    slots = sum(level.stoch for level in agent._wm.dynamics.levels.values())
+    sizes = {name: level.stoch for name, level in agent._wm.dynamics.levels.items()}
+    s, _ = latent(name)
 
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.cat([torch.rand(*shape, S, generator=generator), torch.rand(*shape, slots - S, generator=more)], -1)
+    def noise(sample: bool, *shape: int) -> dict[str, torch.Tensor]:
+        assert sample is True
+        parts = torch.rand(*shape, s, generator=generator), torch.rand(*shape, sum(sizes.values()) - s, generator=more)
+        return dict(zip(sizes, torch.cat(parts, -1).split(list(sizes.values()), -1)))
 
     agent._wm.dynamics._noise = noise
     torch.manual_seed(0)
@@ -210,7 +225,7 @@ def test_an_update_moves_what_is_shared_as_in_the_flat_agent(name, kind):
     one_update(flat, name)
     one_update(agent, name)
     moved = {key: tensor - flat_before[key] for key, tensor in flat.state_dict().items()}
-    for key, source in models.flat_sources(agent, S * K).items():
+    for key, source in models.flat_sources(agent, math.prod(latent(name))).items():
         # The explorer's reward is a mean over all latents, so more latents make another reward.
         if source is not None and not (kind == "new bottom" and key.startswith("_expl_behavior._behavior.")):
             difference = agent.state_dict()[key] - before[key]
@@ -238,12 +253,12 @@ def test_the_next_update_is_adams_from_the_stored_moments(name):
         torch.testing.assert_close(moved, -step, atol=1e-7, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize("kind", FITTING)
+@pytest.mark.parametrize("kind", KINDS)
 def test_moments_follow_their_entries_and_new_ones_start_with_the_mean_square(kind):
     flat = make_agent("plan2explore")
     flat.load_checkpoint(checkpoint("plan2explore"))
     agent = loaded("plan2explore", kind)
-    (top, top_classes, bottom, bottom_classes), n = FITTING[kind], S * K
+    (top, top_classes, bottom, bottom_classes), n = fitting("plan2explore", kind), math.prod(latent("plan2explore"))
     t, size = top * top_classes, top * top_classes + bottom * bottom_classes
     flat_moments, moments = (by_name(a) for a in (flat, agent))
     assert moments.keys() >= {"_wm.dynamics.W", "_expl_behavior._networks.1.layers.NoName_linear0.weight"}
@@ -361,6 +376,7 @@ def tiny_answers(agent: Dreamer, entries: int) -> list[torch.Tensor]:
         ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(s=small, k=classes, top=small, top_k=classes, bottom=small, bottom_k=classes, data=st.data())
 def test_any_flat_latent_loads_where_it_fits_and_is_refused_elsewhere(s, k, top, top_k, bottom, bottom_k, data):

@@ -50,7 +50,7 @@ def test_imagined_returns_and_critic_terms_are_the_old_ones(name):
     wm, behavior = agent._wm, agent._task_behavior
     _, post, _ = wm.loss(wm.preprocess(batch(name)), sample=False)
     start = {key: value.flatten(0, 1) for key, value in post.items()}
-    feat, _, stats, action = behavior.imagine(wm.dynamics, start, 4, sample=False)
+    feat, stats, action = behavior.imagine(wm.dynamics, start, 4, sample=False)
     # The recorded program formed symexp as exp(x) - 1, so its values near zero are multiples of 1.2e-7.
     rounding = 5e-7
     close(feat, expected["imag_feat"], atol=1e-5)

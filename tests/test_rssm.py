@@ -155,18 +155,14 @@ def test_hierarchical_logits_follow_the_formulas_in_float64():
 
 def test_a_weight_of_minus_one_takes_the_prior_out_of_the_posterior_exactly():
     rssm = make("hierarchical")
-    deter, x = torch.randn(6, 10), torch.randn(6, 12)
-
-    def product(name, x):
-        return rssm._stat_layers()[name](x)
-
+    x_prior, x_post, top = torch.randn(6, 12), torch.randn(6, 12), torch.eye(3)[torch.randint(3, (6, 2))]
     with torch.no_grad():
         rssm._prior_weight.fill_(-1.0)
         rssm._imgs_stat_layer["bottom"].weight.mul_(1e6)
-        large = rssm._posterior_stats(deter, x, rssm._greedy, product)
+        large = rssm.level_logits("bottom", top, x_prior, x_post)
         rssm._imgs_stat_layer["bottom"].weight.zero_()
-        none = rssm._posterior_stats(deter, x, rssm._greedy, product)
-    assert torch.equal(large["logit_bottom"], none["logit_bottom"])
+        none = rssm.level_logits("bottom", top, x_prior, x_post)
+    assert torch.equal(large, none)
 
 
 def test_only_the_dynamics_loss_trains_the_bottom_prior():
@@ -272,14 +268,109 @@ def test_draws_of_different_steps_and_sequences_are_independent(kind):
             assert abs(same - 1 / level.discrete) < 5 * (0.25 / a.numel()) ** 0.5
 
 
-def test_a_product_that_is_formed_twice_in_a_step_is_refused():
-    class Twice(HierarchicalRSSM):
-        def _posterior_stats(self, deter, x, draw, product):
-            product("bottom", x)
-            return super()._posterior_stats(deter, x, draw, product)
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_zeros_start_with_nothing_but_zeros(kind):
+    sizes = HIER if kind == "hierarchical" else dict(stoch=4, discrete=5 if kind == "flat" else 0)
+    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**sizes, **COMMON, initial="zeros")
+    with torch.no_grad():
+        for parameter in rssm.parameters():  # so that a prior's latents and statistics would not be zero
+            parameter.add_(torch.randn_like(parameter))
+    start = rssm.initial(6)
+    assert {key: tuple(value.shape) for key, value in start.items()} == {key: (6, *shape) for key, shape in SHAPES[kind].items()}
+    assert not any(value.any() for value in start.values())
+    embed, action, is_first = inputs()
+    post = rssm.filter(embed, action, is_first, sample=False)
+    x = rssm._img_in_layers(torch.zeros(1, rssm.stoch_size + 3))
+    expected = rssm._cell(x, torch.zeros(1, 10)).expand(6, 10)
+    torch.testing.assert_close(post["deter"][:, 0], expected)
+    torch.testing.assert_close(post["deter"][0, 2], expected[0])  # an episode that begins within the sequence
 
-    with pytest.raises(ValueError, match="'bottom' is formed twice in a step"):
-        Twice(**HIER, **COMMON).observe(*inputs())
+
+@every_kind
+def test_actions_beyond_their_bounds_are_those_at_the_bounds(kind):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    at, beyond = torch.sign(action), 3.0 * torch.sign(action)
+    state = rssm.img_step(rssm.initial(6), action[:, 0], sample=False)
+    for one, other in (
+        (rssm.img_step(state, at[:, 0], sample=False), rssm.img_step(state, beyond[:, 0], sample=False)),
+        (rssm.imagine_with_action(at, state, sample=False), rssm.imagine_with_action(beyond, state, sample=False)),
+        (rssm.filter(embed, at, is_first, sample=False), rssm.filter(embed, beyond, is_first, sample=False)),
+    ):
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    within = rssm.img_step(state, 0.5 * at[:, 0], sample=False)
+    assert not torch.isclose(within["deter"], rssm.img_step(state, at[:, 0], sample=False)["deter"]).all(-1).any()
+
+
+# How likely codes are, given other steps
+
+
+class Changed(HierarchicalRSSM):
+    """A latent whose bottom posterior has another formula: it is sharper, and turned by one class if the top begins with class 0."""
+
+    def level_logits(self, name, above, x_prior, x_post=None):
+        logits = super().level_logits(name, above, x_prior, x_post)
+        if name == "top" or x_post is None:
+            return logits
+        logits = 2.0 * logits.unflatten(-1, (4, 5))
+        return torch.where(above[..., :1, :1] > 0.5, logits.roll(1, -1), logits).flatten(-2)
+
+
+def with_all_terms(kind: type) -> HierarchicalRSSM:
+    """A latent with two levels, with weights from `make`."""
+    rssm = kind(**HIER, **COMMON)
+    rssm.load_state_dict(make("hierarchical").state_dict())
+    return rssm
+
+
+def log_prob(logit: torch.Tensor, code: torch.Tensor) -> float:
+    """ln of the probability of codes (S, K), with 1% uniform, in float64."""
+    probs = 0.99 * torch.softmax(logit.double(), -1) + 0.01 / logit.shape[-1]
+    return (probs.log() * code.double().round()).sum().item()
+
+
+@pytest.mark.parametrize("kind", [RSSM, HierarchicalRSSM, Changed])
+@torch.no_grad()
+def test_codes_are_as_likely_as_the_posterior_of_another_step_says(kind, monkeypatch):
+    rssm = make("flat") if kind is RSSM else with_all_terms(kind)
+    steps = 5
+    embed, action, first = torch.randn(steps, 7), torch.randn(steps, 3).tanh(), torch.zeros(1, dtype=torch.bool)
+    states = [rssm.initial(1)]  # before each step
+    for t in range(steps):
+        states.append(rssm.obs_step(states[t], action[t : t + 1], embed[t : t + 1], first)[0])
+    post = {key: torch.cat([state[key] for state in states[1:]]) for key in states[1]}
+    found = rssm.code_likelihoods(post, embed)
+    assert {name: value.shape for name, value in found.items()} == dict.fromkeys(rssm.levels, (steps, steps))
+
+    draw = rssm._draw
+    for i in range(steps):  # whose codes are judged
+        codes = {name: post["stoch" + level.suffix][i] for name, level in rssm.levels.items()}
+        # With the top's code put in place of its draw, a step forms the bottom's posterior given that code.
+        monkeypatch.setattr(rssm, "_draw", lambda name, *rest: codes[name][None] if name == "top" else draw(name, *rest))
+        for j in range(steps):
+            state, _ = rssm.obs_step(states[j], action[j : j + 1], embed[j : j + 1], first)
+            torch.testing.assert_close(state["deter"][0], post["deter"][j])
+            for name, level in rssm.levels.items():
+                expected = log_prob(state["logit" + level.suffix][0], codes[name])
+                assert found[name][i, j].item() == pytest.approx(expected, rel=1e-4, abs=1e-5), (name, i, j)
+
+
+@torch.no_grad()
+def test_a_latent_with_another_bottom_posterior_has_other_likelihoods_of_its_bottom_alone():
+    rssm, changed = (with_all_terms(kind) for kind in (HierarchicalRSSM, Changed))
+    changed.load_state_dict(rssm.state_dict())
+    embed, action, is_first = inputs()
+    post = {key: value[1] for key, value in rssm.filter(embed, action, is_first).items()}
+    own, other = (latent.code_likelihoods(post, embed[1]) for latent in (rssm, changed))
+    assert torch.equal(own["top"], other["top"])
+    assert (own["bottom"] - other["bottom"]).abs().min() > 1e-3
+
+
+def test_gaussian_latents_have_no_codes():
+    rssm = make("gaussian")
+    embed, action, is_first = inputs()
+    post = {key: value[1] for key, value in rssm.filter(embed, action, is_first).items()}
+    assert rssm.code_likelihoods(post, embed[1]) == {}
 
 
 def test_wrong_sizes_and_keywords_are_refused():
