@@ -153,3 +153,17 @@ def test_a_stored_value_that_is_none_is_refused_by_name(name, value):
     stored = {**settings.plain(settings.load_config(["hdreamer"])), name: value}
     with pytest.raises(ValueError, match=f"setting '{name}' is"):
         settings.keep_stored(settings.load_config(["hdreamer"]), stored)
+
+
+def test_a_new_run_from_its_checkpoint_keeps_the_sizes_alone(two_levels, tmp_path, capsys):
+    flags = ["--from_checkpoint", str(two_levels), "--logdir", str(tmp_path / "new"), "--steps", "200"]
+    assert dreamer.main([*COMMANDS["two_levels"].split(), *flags]) == 0
+    assert capsys.readouterr().out.count("Kept from the stored run") == 1
+    config = load(tmp_path / "new" / "latest.pt")["config"]
+    assert settings.level_sizes(config) == SIZES["two_levels"] and config["kl_free"] == 1.0
+
+
+def test_sizes_that_are_given_are_not_replaced_by_those_of_a_checkpoint(two_levels, tmp_path, capsys):
+    flags = ["--from_checkpoint", str(two_levels), "--logdir", str(tmp_path / "new"), "--dyn_stoch_top", "3"]
+    assert dreamer.main([*COMMANDS["two_levels"].split(), *flags]) == 2
+    assert "dyn_stoch_top 2, dyn_discrete_top 4" in capsys.readouterr().err

@@ -40,9 +40,14 @@ class Run:
         self.resources, self._lock = opened, None
         self.unit = curves.unit(config)
         offline.check_settings(config)
-        self._changes = self._settle_in()
+        stored = self._find_folder()
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
+        self._checkpoint = self._read_checkpoint()
+        self._kept = settings.keep_stored(config, stored)
+        self._changes = settings.changes_of_run(stored, config, self.logdir)
+        if not stored and self._checkpoint:
+            self._kept = settings.keep_stored(config, self._checkpoint.get("config"), settings.SIZES)
         writers.check(config)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
@@ -51,20 +56,16 @@ class Run:
         self.disk = Disk()
         self.step, self.last_eval, self._saved, self._told = 0, 0, None, None
 
-    def _settle_in(self) -> list[tuple[str, str, str]]:
-        """Locks the folder, if it exists; returns the settings that change in the run that is there."""
-        config, changes = self.config, []
-        if config.logdir:
-            self.logdir = pathlib.Path(config.logdir).expanduser()
-            config.logdir = str(self.logdir)
-            if self.logdir.is_dir():
-                self._take_lock()
-            stored = folder.stored_config(self.logdir)
-            note = settings.keep_stored(config, stored)
-            changes = settings.changes_of_run(stored, config, self.logdir)
-            if note:
-                console.say(note)
-        return changes
+    def _find_folder(self) -> dict:
+        """Locks the folder, if it exists; returns the settings of the run that is there."""
+        config, self.logdir = self.config, None
+        if not config.logdir:
+            return {}
+        self.logdir = pathlib.Path(config.logdir).expanduser()
+        config.logdir = str(self.logdir)
+        if self.logdir.is_dir():
+            self._take_lock()
+        return folder.stored_config(self.logdir)
 
     def _take_lock(self) -> None:
         try:
@@ -81,13 +82,16 @@ class Run:
         """
         config = self.config
         self.agent, self.data = agent, data
-        checkpoint, found = self._take_up_agent()
+        checkpoint, self._checkpoint = self._checkpoint, None
+        found = self._take_up_agent(checkpoint) if checkpoint else {}
         self.logdir = folder.open_logdir(config)
         config.logdir = str(self.logdir)
         if self._lock is None:
             self._take_lock()
         files.remove_partial(self.logdir)
         console.say(self._summary())
+        if self._kept:
+            console.say(self._kept)
         for text in settings.without_effect(config):
             console.warn(text)
         if self.origin:
@@ -290,29 +294,29 @@ class Run:
 
     # Going on
 
-    def _take_up_agent(self) -> tuple[dict | None, dict[str, str]]:
-        """Loads weights and optimizers: from latest.pt if the logdir has one, else from `from_checkpoint`.
-
-        Returns:
-            the checkpoint, None if there is none; and what was found in it, see `Dreamer.load_checkpoint`.
-        """
-        own = self.logdir / "latest.pt" if self.config.logdir else None
+    def _read_checkpoint(self) -> dict | None:
+        """Reads latest.pt if the folder has one, else `from_checkpoint`; None if there is neither."""
+        own = self.logdir / "latest.pt" if self.logdir else None
         if own and own.exists():
             if self.origin:
                 console.warn(f"from_checkpoint is not read, since {self.logdir} has a checkpoint of its own")
-            self.origin, path, way_out = None, own, None
+            self._source, self._way_out, self.origin = own, None, None
         elif self.origin:
-            path, way_out = self.origin, "Give another --from_checkpoint"
+            self._source, self._way_out = self.origin, "Give another --from_checkpoint"
         elif own and own.with_name("latest_model.pt").exists():  # a new agent would learn beside the old one's episodes
             raise ValueError(
                 f"{self.logdir} has a latest_model.pt, as early versions of dreamerv3-torch wrote it, but no latest.pt; those weights "
                 "cannot be read. Move the file away to train a new agent from the episodes there, or give another --logdir"
             )
         else:
-            return None, {}
-        checkpoint = checkpoints.load(path, way_out)
-        if "version" not in checkpoint:
-            self.origin = path
+            return None
+        checkpoint = checkpoints.load(self._source, self._way_out)
+        if "version" not in checkpoint:  # dreamerv3-torch's
+            self.origin = self._source
+        return checkpoint
+
+    def _take_up_agent(self, checkpoint: dict) -> dict[str, str]:
+        """Loads weights, optimizers and counters; returns what was found, see `Dreamer.load_checkpoint`."""
         try:
             found = self.agent.load_checkpoint(checkpoint)
             self._restore(checkpoint)
@@ -320,8 +324,8 @@ class Run:
             differing = settings.changes_of_model(checkpoint.get("config"), self.config, latent=True)
             told = "; ".join(f"{name} {old}, here {new}" for name, old, new in differing)
             trained_with = f"It was trained with {told}. " if told else ""
-            raise ValueError(f"{path}: {error}. {trained_with}{way_out or 'Or give another --logdir'}") from error
-        return checkpoint, found
+            raise ValueError(f"{self._source}: {error}. {trained_with}{self._way_out or 'Or give another --logdir'}") from error
+        return found
 
     def _restore(self, checkpoint: dict) -> None:
         """Sets counters, and random states if the run goes on in its own folder."""
