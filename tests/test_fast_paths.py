@@ -154,12 +154,13 @@ def recurrence_inputs(steps: int = 5, batch: int = 3) -> tuple[torch.Tensor, dic
 
 
 def by_linear(start: torch.Tensor, wide: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Steps that use a part of a larger weight twice, once with a bias, and another weight once."""
-    h, total, weight = start, 0.0, wide[:, 2:]
+    """Steps that use a part of a weight twice, once with a bias, the whole of it too, and another weight once."""
+    h, total, part = start, 0.0, wide[:, :4]
     with layers.weight_gradients_once():
         for t in range(len(share)):
-            h = torch.tanh(layers.linear(h, weight, bias) + share[t])
-            h = torch.tanh(layers.linear(h, weight))
+            h = torch.tanh(layers.linear(h, part, bias) + share[t])
+            h = torch.tanh(layers.linear(torch.cat([h, share[t, :, :2]], -1), wide))
+            h = torch.tanh(layers.linear(h, part))
             total = total + layers.linear(h, out).square().sum()
     return total
 
@@ -168,8 +169,9 @@ def plainly(start: torch.Tensor, wide: torch.Tensor, bias: torch.Tensor, out: to
     """The same with PyTorch's own operations."""
     h, total = start, 0.0
     for t in range(len(share)):
-        h = torch.tanh(h @ wide[:, 2:].T + bias + share[t])
-        h = torch.tanh(h @ wide[:, 2:].T)
+        h = torch.tanh(h @ wide[:, :4].T + bias + share[t])
+        h = torch.tanh(torch.cat([h, share[t, :, :2]], -1) @ wide.T)
+        h = torch.tanh(h @ wide[:, :4].T)
         total = total + (h @ out.T).square().sum()
     return total
 
@@ -210,7 +212,7 @@ def test_each_weight_gets_its_gradient_by_one_product():
         with Products() as products:
             value.backward()
         counts.append(products.count)
-    assert counts[1] - counts[0] == 3 * 5 - 2  # three products in each of five steps, two weights
+    assert counts[1] - counts[0] == 4 * 5 - 3  # four products in each of five steps, three weights
 
 
 def test_two_backward_passes_through_one_graph_give_the_gradient_twice():
@@ -376,6 +378,22 @@ def test_filtering_equals_the_formulas_written_out_with_all_gradients(kind, monk
     for actual, expected in zip(results[0][0], results[1][0]):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert_same_gradients(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("kind, weights", [("flat", 4), ("deep", 4), ("gaussian", 4), ("hierarchical", 7)])
+def test_the_weights_of_the_recurrence_get_their_gradients_once(kind, weights, monkeypatch):
+    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**KINDS[kind], **SIZES)
+    steps, counts = 5, []
+    for context in (networks.weight_gradients_once, contextlib.nullcontext):
+        monkeypatch.setattr(networks, "weight_gradients_once", context)
+        post = rssm.filter(torch.randn(6, steps, 7), torch.randn(6, steps, 3), torch.zeros(6, steps))
+        loss = sum(value.square().sum() for value in post.values())
+        with Products() as products:
+            loss.backward()
+        counts.append(products.count)
+    # A step forms a product for latents and action, for the gates (two if deep), for deter, and for each of the posterior's own layers.
+    used = weights + (kind == "deep")
+    assert counts[1] - counts[0] == used * steps - weights
 
 
 def test_a_latent_that_uses_a_layer_twice_has_the_gradients_of_both(monkeypatch):
