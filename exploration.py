@@ -144,7 +144,7 @@ class Plan2Explore(nn.Module):
         feat = world_model.dynamics.get_feat(post)  # (B, T, F)
         inputs = feat[:, :-offset]
         if config.disag_action_cond:  # what is done at a step is stored with the next one
-            inputs = torch.cat([inputs, data["action"][:, 1 : feat.shape[1] - offset + 1]], -1)
+            inputs = torch.cat([inputs, dists.bounded(data["action"][:, 1 : feat.shape[1] - offset + 1])], -1)
         target = self._target(world_model, post, feat, data)
         log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
         episode = data["is_first"].cumsum(1)

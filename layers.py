@@ -72,19 +72,21 @@ def product_dtype(x: Tensor) -> torch.dtype:
 _onednn = False  # whether oneDNN forms large float32 products on this processor
 
 
-@functools.cache
 def choose_library() -> None:
-    """Times PyTorch's own product (MKL on most computers) and oneDNN's on the CPU, some 20 ms, and lets `linear` take the faster one.
-
-    The two round differently, so where operations must repeat exactly nothing is timed and PyTorch's own is taken.
-    """
+    """Lets `linear` take the faster of two libraries, which round differently; PyTorch's own where operations must repeat exactly."""
     global _onednn
+    _onednn = not torch.are_deterministic_algorithms_enabled() and _onednn_is_faster()
+
+
+@functools.cache
+def _onednn_is_faster() -> bool:
+    """Times PyTorch's own product (MKL on most computers) and oneDNN's on the CPU, which takes some 20 ms."""
     x, weight, seconds = torch.ones(1024, 512, device="cpu"), torch.ones(512, 512, device="cpu"), {}
     for product in 5 * (F.linear, _onednn_linear):
         start = time.perf_counter()
         product(x, weight, None)
         seconds[product] = min(time.perf_counter() - start, seconds.get(product, math.inf))
-    _onednn = 1.2 * seconds[_onednn_linear] < seconds[F.linear] and not torch.are_deterministic_algorithms_enabled()
+    return 1.2 * seconds[_onednn_linear] < seconds[F.linear]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -149,6 +151,7 @@ class _Constant(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, dtype: torch.dtype, steps: list) -> Tensor:
         ctx.steps, ctx.dtype = steps, weight.dtype
+        ctx.set_materialize_grads(False)
         return weight.to(dtype) if weight.dtype != dtype else weight.view_as(weight)
 
     @staticmethod
@@ -172,9 +175,9 @@ class _StepProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight = ctx.saved_tensors
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(weight.grad_fn):  # not in a pass for other tensors alone
             ctx.steps.append((grad.flatten(0, -2), x.flatten(0, -2)))
-        return grad @ weight, None, None
+        return grad @ weight if ctx.needs_input_grad[0] else None, None, None
 
 
 # Blocks

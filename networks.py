@@ -453,7 +453,7 @@ class HierarchicalRSSM(RSSM):
         if x_post is None:
             return self._imgs_stat_layer["bottom"](x_prior) + self._top_to_prior(summary)
         with torch.no_grad():
-            prior = self.level_logits("bottom", above, x_prior)
+            prior = self.level_logits("bottom", above.detach(), x_prior)
         return torch.addcmul(self._obs_stat_layer["bottom"](x_post) + self._top_to_post(summary), 1.0 + self._prior_weight, prior)
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:

@@ -18,10 +18,10 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import dreamer
 import tools
 from benchmarks import results
 from benchmarks.synthetic import Grid
-from dreamer import learn
 from storage.episodes import load_episode
 
 STEPS, EVERY, SEEDS = 2000, 50, range(1, 6)  # the settings were chosen on seed 0
@@ -68,7 +68,7 @@ def run_one(variant: str, seed: int) -> None:
     torch.set_num_threads(1)
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        learn(start(config_of(variant, seed=seed, logdir=f"{folder}/run")))
+        dreamer.learn(dreamer.start(config_of(variant, seed=seed, logdir=f"{folder}/run")))
         cells, rewards = cells_reached(pathlib.Path(folder, "run", "train_eps"))
     reached = [len(set(cells[:steps])) for steps in range(EVERY, STEPS + 1, EVERY)]
     results.store("exploring", results.name_of(variant, seed), {

@@ -175,10 +175,10 @@ def test_nothing_is_harmful_in_real_checkpoints(path):
 @pytest.mark.parametrize("name, value", [("dyn_deter", 10**7), ("units", 10**6), ("actor.layers", 10**9), ("disag_models", 10**8)])
 def test_settings_of_an_agent_far_larger_than_its_weights_are_refused_before_it_is_built(name, value, trained, tmp_path):
     checkpoint = checkpoints.load(trained.logdir / "latest.pt")
-    *folders, key = name.split(".")
+    *sections, key = name.split(".")
     place = checkpoint["config"]
-    for folder in folders:
-        place = place[folder]
+    for section in sections:
+        place = place[section]
     place[key] = value
     checkpoint["config"]["expl_behavior"] = "plan2explore" if name.startswith("disag") else "greedy"
     torch.save(checkpoint, tmp_path / "latest.pt")
