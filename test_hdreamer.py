@@ -319,9 +319,28 @@ def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
         assert all(word in message for word in words), message
 
 
+class Limit:
+    """Fails a test of the fast tier that takes more than SECONDS of CPU time, with its fixtures and child processes."""
+
+    SECONDS = 10.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self._began = sum(os.times()[:4])
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        result = yield
+        taken = sum(os.times()[:4]) - self._began
+        if taken > self.SECONDS and not item.get_closest_marker("slow"):
+            pytest.fail(f"it took {taken:.1f} s of CPU time, a fast test at most {self.SECONDS:.0f}: make it smaller, or mark it slow")
+        return result
+
+
 if __name__ == "__main__":
     root, arguments = pathlib.Path(__file__).parent, sys.argv[1:]
     tiers = {"--all": [], "--slow": ["-m", "slow"]}
     tier = next((tiers[word] for word in arguments if word in tiers), ["-m", "not slow"])
     arguments = [word for word in arguments if word not in tiers]
-    sys.exit(pytest.main(["-q", str(root / "test_hdreamer.py"), str(root / "tests"), *tier, *arguments]))
+    sys.exit(pytest.main(["-q", str(root / "test_hdreamer.py"), str(root / "tests"), *tier, *arguments], plugins=[Limit()]))

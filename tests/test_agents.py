@@ -22,6 +22,8 @@ from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from old_files import DATA
 from play import film
 
+pytestmark = pytest.mark.slow
+
 
 def observations(agent, count: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)

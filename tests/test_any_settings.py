@@ -1,6 +1,7 @@
 """Settings of any kind, as a generator of examples finds them: what is valid comes back, what is not is refused by name."""
 
 import copy
+import fractions
 import io
 import math
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 import settings
 from settings import files, levels, loading, names
+
+pytestmark = pytest.mark.slow
 
 TASK = "gym_CartPole-v1"
 DEFAULTS = settings.flatten(settings.plain(settings.load_config([], {"task": TASK})))
@@ -82,6 +85,12 @@ def written(value, draw) -> list[str]:
     return [repr(value) if isinstance(value, float) else value]
 
 
+def broken_shares(flat: dict) -> bool:
+    """Whether a level that is read would have a fraction of a latent."""
+    shares = [fractions.Fraction(flat[name]) * flat["dyn_stoch"] for name in COUNTS if flat["hierarchical_mode"]]
+    return any(share.denominator > 1 for share in shares)
+
+
 @examples(max_examples=100, deadline=None)
 @given(st.lists(valid(), min_size=1, max_size=6, unique_by=lambda pair: pair[0]), st.data())
 def test_flags_in_any_order_and_spelling_give_their_values(pairs, data):
@@ -90,6 +99,10 @@ def test_flags_in_any_order_and_spelling_give_their_values(pairs, data):
         spelled = written(value, data.draw)
         words += [f"--{name}={spelled[0]}"] if len(spelled) == 1 and data.draw(st.booleans()) else [f"--{name}", *spelled]
     presets, flags = settings.parse_flags(words)
+    if broken_shares({**DEFAULTS, **dict(pairs)}):
+        with pytest.raises(ValueError, match="which is no whole number"):
+            settings.load_config(presets, flags)
+        return
     config = settings.load_config(presets, flags)
     found = settings.flatten(settings.plain(config))
     assert found == {**DEFAULTS, **dict(pairs)}

@@ -16,6 +16,8 @@ import tools
 from benchmarks import draw, exploring, learning, results, worldmodel
 from envs import make_envs
 
+pytestmark = pytest.mark.slow
+
 
 def switches(name: str, steps: int = 4000) -> np.ndarray:
     """Which things change at each step, (steps, things), with the first action alone."""

@@ -25,6 +25,8 @@ import dreamer
 import settings
 from settings import help
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 CARTPOLE = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--steps", "200", "--eval_every", "100"]
 

@@ -13,6 +13,8 @@ import settings
 import tools
 from pages import comparison, curves
 
+pytestmark = pytest.mark.slow
+
 
 def write_run(
     folder: pathlib.Path, returns: dict[int, float], presets: tuple[str, ...] = (), metric: str = "eval/return", **overrides

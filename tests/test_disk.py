@@ -23,6 +23,8 @@ from test_replay import episode
 from training import logs
 from training.data import EpisodeFolder
 
+pytestmark = pytest.mark.slow
+
 CARTPOLE = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "0"]
 
 

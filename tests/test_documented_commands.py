@@ -26,6 +26,8 @@ from envs import OPTIONAL
 from old_files import DATA
 from pages import __main__ as run_page_command
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 MAINS = {module.__name__: module.main for module in (compare, dreamer, evaluate, latent_report, record)}

@@ -20,6 +20,8 @@ from envs.spaces import ActionCodec, ObservationCodec
 from replay import Replay
 from storage.episodes import load_episode
 
+pytestmark = pytest.mark.slow
+
 
 class Counter(gymnasium.Env):
     """Counts its steps; an episode ends truly after `length` steps, or is cut off after `limit`. The reward names the action."""

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.reliability import kill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("how, times", [(kill.kill, 4), (kill.stop, 2)])
 def test_a_run_that_is_ended_from_outside_loses_nothing_that_was_finished(how, times, tmp_path):

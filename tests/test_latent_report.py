@@ -15,6 +15,8 @@ from envs import EnvBatch, atari, make_envs
 from networks import RSSM, HierarchicalRSSM
 from play import measures, playing, probes, report
 
+pytestmark = pytest.mark.slow
+
 COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
 
 

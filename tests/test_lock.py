@@ -12,6 +12,8 @@ import pytest
 
 from storage.lock import NAME, Lock
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = [
     sys.executable,

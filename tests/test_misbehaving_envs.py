@@ -16,6 +16,8 @@ from benchmarks.reliability.counting import FIRST_SEED, REASONS, Counting, colle
 from collect import play_episodes
 from envs.workers import RESTARTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("task", ["Counting", "SlowCounting"])
 @pytest.mark.parametrize("count", [1, 4, 16])

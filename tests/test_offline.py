@@ -27,6 +27,8 @@ from play.playing import play
 from storage.episodes import load_episode
 from training import offline
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 NO_ENVIRONMENT = ["--task", "gym_Nowhere-v0", "--eval_episode_num", "0"]
 

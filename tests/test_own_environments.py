@@ -20,6 +20,8 @@ from dreamer import load_agent
 from envs import make_envs
 from envs.check import STEPS, check
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--configs", "defaults", "debug", "--steps", "120", "--eval_every", "60", "--device", "cpu"]
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "your_environment.md"

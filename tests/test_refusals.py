@@ -12,6 +12,8 @@ import checkpoints
 from dreamer import Dreamer
 from old_files import KINDS, Payload, batch, checkpoint, levels, make_agent, same
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path):
     file = tmp_path / "latest.pt"

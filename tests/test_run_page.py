@@ -20,6 +20,8 @@ from pages.curves import Curve
 from play import report
 from training import logs, writers
 
+pytestmark = pytest.mark.slow
+
 
 class Parsed(html.parser.HTMLParser):
     """The elements of a page, with attributes and text; fails where a closing tag has no opening one or the other way round."""

@@ -26,6 +26,8 @@ from storage.episodes import load_episode, save_episode
 from test_replay import episode, make
 from training import folder, logs, offline, writers
 
+pytestmark = pytest.mark.slow
+
 REPLAY_NAME = "20260101T000000-x-9.npz"
 
 

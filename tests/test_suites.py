@@ -20,6 +20,8 @@ from envs.gym import ActionRepeat, OldGym, vectorize
 from envs.metaworld import Drawn, MetaWorld
 from envs.minigrid import MISSION_LENGTH, WORD_BITS, WORDS, View, encode_mission
 
+pytestmark = pytest.mark.slow
+
 
 class Countdown:
     """A dm_env environment without dm_env: ends after three steps, truly or by a time limit; counts up from its seed."""

@@ -23,6 +23,8 @@ from old_files import DATA, KINDS, NAMES, Payload, batch, checkpoint, levels, ma
 from training import folder
 from training.run import Run
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 # A game of five actions, as the file's, and its episodes' observations.
 GAME = """

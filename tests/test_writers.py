@@ -11,6 +11,8 @@ import dreamer
 import tools
 from training import logs, writers
 
+pytestmark = pytest.mark.slow
+
 
 class Error(Exception):
     pass
