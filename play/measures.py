@@ -71,6 +71,7 @@ def measure_levels(model: WorldModel, data: Data, post: State, prior: State, rng
     return found
 
 
+@torch.no_grad()
 def information(likelihoods: dict[str, Tensor]) -> dict[str, float]:
     """Nats that the code of each categorical level tells about the step that it was drawn for, beyond what the levels above tell.
 
