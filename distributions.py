@@ -34,7 +34,7 @@ def sample_onehot(probs: Tensor, uniform: Tensor) -> Tensor:
     """
     cdf = probs.detach().cumsum(-1)
     index = torch.searchsorted(cdf, uniform.unsqueeze(-1).contiguous(), right=True)  # (..., 1)
-    return _one_hot(index.clamp_(max=probs.shape[-1] - 1), probs)  # rounding may leave the last sum below a number that is below 1
+    return _one_hot(index.clamp_(max=probs.shape[-1] - 1), probs)  # the last sum can round below the number
 
 
 def _one_hot(index: Tensor, like: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class OneHot:
 
 
 def bounded(action: Tensor) -> Tensor:
-    """Actions (..., A) pulled back onto [-1, 1] by a constant factor, which leaves their gradient's direction unchanged."""
+    """Actions (..., A) with every number beyond [-1, 1] pulled back by a factor that is a constant for the gradient."""
     return action / action.detach().abs().clamp(min=1.0)
 
 
@@ -251,7 +251,7 @@ class SymlogDisc:
 
         This is not the expectation of the scalar: uncertain values shrink. 2 with probability 0.1 and else 0 reads as 0.12, not 0.2.
         """
-        # Bins are symmetric about zero: the sum over differences of opposite ones rounds less, and is exactly 0 where they agree.
+        # Opposite bins are paired: less rounding, and exactly 0 for symmetric probabilities.
         probs, half = torch.softmax(self._logits, -1), self.BINS // 2
         difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
         return symexp((difference * self._bins()[half + 1 :]).sum(-1, keepdim=True))

@@ -337,11 +337,12 @@ def start(config: settings.Config) -> Run:
     """A run with everything that it needs; it goes on with what its folder holds of an earlier run.
 
     Raises:
-        ValueError: if settings, environment, episodes or checkpoint do not fit; then nothing has been written.
+        ValueError: if settings, environment, episodes or checkpoint do not fit; then nothing has changed in the folder.
     """
     with contextlib.ExitStack() as opened:  # closes lock and environments if anything fails
         run = Run(config, opened)
         data = (Recordings if config.offline_traindir else Environments)(run.config, opened)
+        run.read_checkpoint()
         agent = Dreamer(data.obs_space, data.act_space, run.config, dataset=data.replay)
         run.begin(agent, data)
         run.resources = opened.pop_all()  # the run closes them when it ends

@@ -73,7 +73,7 @@ _onednn = False  # whether oneDNN forms large float32 products on this processor
 
 
 def choose_library() -> None:
-    """Lets `linear` take the faster of two libraries, which round differently; PyTorch's own where operations must repeat exactly."""
+    """Chooses the faster library for `linear`. The two round differently, so in deterministic mode it is PyTorch's own."""
     global _onednn
     _onednn = not torch.are_deterministic_algorithms_enabled() and _onednn_is_faster()
 
@@ -93,14 +93,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, (..., in), (out, in) -> (..., out): every product of the networks."""
     if _weights is not None and torch.is_grad_enabled():
         y = _weights.product(x, weight)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)
     rows = x.shape[:-1].numel()
     large = rows >= 256 and rows % 16 == 0 and x.device.type == "cpu" and product_dtype(x) == torch.float32
     return (_onednn_linear if _onednn and large else F.linear)(x, weight, bias)
 
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` as a 1x1 convolution, which PyTorch gives to oneDNN if it has several images; 16 suit one thread and many."""
+    """`linear` as a 1x1 convolution. PyTorch gives convolutions of several images to oneDNN; 16 are fast on one thread and on many."""
     images = x.reshape(16, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (16, in, 1, rows / 16), channels last
     y = F.conv2d(images, weight[..., None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
@@ -124,15 +124,15 @@ def weight_gradients_once():
     weight T times; and with autocast every step keeps its own bfloat16 copy of the weight until then.
     """
     global _weights
-    _weights = _StepWeights()
+    before, _weights = _weights, _StepWeights()
     try:
         yield
     finally:
-        _weights = None
+        _weights = before
 
 
 class _StepWeights:
-    """The weights of a recurrence, each as a constant in the products' precision with the list that its gradient is formed from."""
+    """For each weight of a recurrence a copy in the products' precision, and pairs of output gradient and input, one of each product."""
 
     def __init__(self):
         self._constants = {}
@@ -146,7 +146,7 @@ class _StepWeights:
 
 
 class _Constant(torch.autograd.Function):
-    """A weight (out, in) in another precision; its backward comes after those of all products and forms the gradient of their sum."""
+    """A weight (out, in) in the products' precision. Its backward runs after those of all products and forms its gradient at once."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, dtype: torch.dtype, steps: list) -> Tensor:

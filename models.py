@@ -346,7 +346,7 @@ class ImagBehavior(nn.Module):
         """
         state, feats, stats, actions = start, [dynamics.get_feat(start)], [], []
         for _ in range(horizon - 1):
-            # The policy's input is a constant: its gradient comes from what the action changes, not from what led to it.
+            # Boundary between policy and world model: the policy's gradient flows through its action, not through its input.
             stats.append(self.actor.stats(feats[-1].detach()))
             policy = self.actor.dist(stats[-1])
             with torch.set_grad_enabled(self.gradient == "dynamics"):
@@ -383,8 +383,8 @@ class ImagBehavior(nn.Module):
     ) -> tuple[Tensor, Tensor, Metrics]:
         """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
 
-        One evaluation of the critic serves both: through its input for the actor, through its parameters for the critic. So each
-        optimizer must form gradients for its own parameters alone.
+        The critic runs once for both losses: the actor's differentiates its input, the critic's its weights. So each optimizer must form
+        gradients for its own parameters alone.
         """
         config = self._config
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
@@ -421,7 +421,7 @@ class ImagBehavior(nn.Module):
             )
         return policy_loss, value_loss, metrics
 
-    @torch.no_grad()  # in place and with gradients, every update would lengthen a graph that nothing frees
+    @torch.no_grad()  # with gradients the graph would grow with every update
     def _update_slow_value(self, updates: int) -> None:
         config = self._config.critic
         if config.slow_target and updates % config.slow_target_update == 0:
@@ -438,8 +438,8 @@ class ImagBehavior(nn.Module):
 class Source(NamedTuple):
     """Where a tensor comes from in a checkpoint.
 
-    Along `dim`, entry i is entry index[i] of the stored tensor `name`, which has `size` of them, or new where that is -1; without
-    an index all is the same.
+    Along `dim`, entry i is entry index[i] of the stored tensor `name`, which has `size` entries; -1 marks a new one. Without an index
+    the tensor is copied.
     """
 
     name: str
@@ -512,9 +512,9 @@ def flat_sources(agent: nn.Module, entries: int) -> dict[str, Source | None]:
 
 
 def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
-    """What a flat checkpoint lacks of an agent's latents, by name: as on a new model, but with little to say.
+    """What a flat checkpoint lacks of an agent's latents, by name: as on a new model, with posterior weights scaled by 0.1.
 
-    The KL of the new slots stays below the free nats. The bottom's posterior is its prior plus a delta, so a small delta is enough;
+    So the KL of the new slots stays below the free nats. The bottom's posterior is its prior plus a delta, so a small delta is enough;
     a new slot of the top has no such base, so there prior and posterior are both nearly uniform.
     """
     config = copy.deepcopy(agent._config)

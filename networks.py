@@ -138,7 +138,7 @@ class RSSM(nn.Module):
         init_output(self._obs_stat_layer, 1.0)
 
     def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor | None, x_post: Tensor | None = None) -> Tensor:
-        """What a level's distribution is formed from: of the posterior if its hidden feature is given, else of the prior.
+        """Logits of one level: of the posterior if `x_post` is given, else of the prior.
 
         Args:
             name: the level.
@@ -180,9 +180,9 @@ class RSSM(nn.Module):
         return dists.Normal(state["mean"], state["std"])
 
     def _draw(self, name: str, stats: State, noise: dict[str, Tensor] | None) -> Tensor:
-        """Latents of a level: a sample if there is noise for it, else the most likely ones, with the gradient that a sample has.
+        """Latents of a level: a sample if `noise` has the level, else the most likely ones with a sample's gradient.
 
-        Without any noise (None) they have the gradient of the log-probabilities, as dreamerv3-torch's initial state does.
+        With `noise=None` the most likely ones have the gradient of the log-probabilities, as in dreamerv3-torch's initial state.
         """
         dist = self._level_dist(name, stats)
         if noise is None:
@@ -194,9 +194,11 @@ class RSSM(nn.Module):
 
         They are uniform for categoricals and normal for Gaussians.
         """
-        if sample is False:
+        if not isinstance(sample, Collection):
+            sample = self.levels if sample else ()
+        if not sample:
             return {}
-        names = self._check_levels(self.levels if sample is True else sample)
+        names = self._check_levels(sample)
         sizes = [level.stoch for level in self.levels.values()]
         draw = torch.rand if all(level.discrete for level in self.levels.values()) else torch.randn
         parts = draw((*batch, sum(sizes)), device=self.device).split(sizes, -1)
@@ -263,7 +265,7 @@ class RSSM(nn.Module):
             posterior and prior, dicts of (B, T, ...).
         """
         post = self.filter(embed, action, is_first, state, sample)
-        # No step needs the prior of the one before, so all are formed at once, at the latents of the posterior.
+        # The recurrence does not use the prior, so the priors of all steps are one pass, at the latents of the posterior.
         prior = self._chain(self._img_out_layers(post["deter"]), None, noise={}, given=post)
         prior = {key: value for key, value in prior.items() if not key.startswith("stoch")}
         return post, {"deter": post["deter"], **prior}
@@ -363,7 +365,7 @@ class RSSM(nn.Module):
         return self.get_dist(state).entropy()
 
     def code_likelihoods(self, post: State, embed: Tensor) -> dict[str, Tensor]:
-        """ln q(code of step i | step j, codes of the levels above of step i), (N, N), of each categorical level.
+        """Log-probability of step i's code under step j's posterior, given step i's codes of the levels above: (N, N) for each level.
 
         Args:
             post, embed: posterior states and embeddings of N steps, (N, ...).
@@ -480,8 +482,8 @@ def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Ten
     - `kl`: unclipped KL(posterior || prior), summed over categoricals.
     - `prior_entropy`, `post_entropy`: entropy, summed over categoricals.
     - `perplexity`: exp of the entropy of the code averaged over the batch, mean over categoricals: between 1 and K.
-    - `active`: categoricals whose code tells at least `ACTIVE_NATS` about its posterior: entropy of the average code minus average
-      entropy, which is the mutual information within the batch. The bottom's posterior also follows the top's code.
+    - `active`: how many categoricals have at least `ACTIVE_NATS` of mutual information with the step within the batch: entropy of the
+      average code minus average entropy. The bottom's posterior also follows the top's code.
     - `delta`: root mean square of what the observation adds to the prior's logits (in the bottom level the residual).
 
     Gaussian levels have only the first three.

@@ -1,4 +1,4 @@
-"""Replay memory, and episodes on disk."""
+"""Replay memory."""
 
 import copy
 import mmap
@@ -32,8 +32,8 @@ class Replay:
     and follows the stream through the ends of episodes; after the newest step it goes on at the oldest. `is_first` marks the
     starts of episodes and that seam.
 
-    As an iterator it copies the next batch in a thread while the caller works on the last one. So a batch is drawn from what was
-    stored when the one before it was taken.
+    As an iterator it copies the next batch in a thread while the caller works on the last one. So a batch contains no step that was
+    added after the call before.
 
     Args:
         obs_space: gymnasium Dict of images and vectors.
@@ -163,7 +163,7 @@ class Replay:
     def load(self, directory: pathlib.Path) -> int:
         """Appends the newest episodes on disk that fit, oldest first; damaged files are named, counted and skipped.
 
-        Only one of them is in memory beside this one at a time.
+        They are read one at a time.
 
         Returns:
             agent steps loaded; the first observation of an episode is not a step.

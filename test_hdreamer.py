@@ -10,6 +10,7 @@ Further arguments go to pytest. This file holds the uses that the README promise
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -153,6 +154,29 @@ def test_a_run_ends_with_an_evaluation_and_only_with_one(tmp_path):
     for steps, evaluated in ((100, [60, 100]), (100, [60, 100]), (120, [60, 100, 120])):
         rows = run(tmp_path, "defaults", *flags, "--steps", str(steps))
         assert [row["step"] for row in rows if "eval/return" in row] == evaluated
+
+
+def test_an_evaluation_at_the_end_that_is_made_up_for_is_saved(tmp_path):
+    flags = ["--task", "gym_CartPole-v1", "--eval_every", "60", "--prefill", "50"]
+    run(tmp_path, "defaults", *flags, "--steps", "100")
+    checkpoint = checkpoints.load(tmp_path / "latest.pt")
+    assert checkpoint["last_eval"] == 100
+    checkpoints.save(tmp_path / "latest.pt", {**checkpoint, "last_eval": 60})  # as if it had been stopped before its end
+    for _ in range(2):
+        rows = run(tmp_path, "defaults", *flags, "--steps", "100")
+    assert [row["step"] for row in rows if "eval/return" in row] == [60, 100, 100]
+    assert checkpoints.load(tmp_path / "latest.pt")["last_eval"] == 100
+
+
+@pytest.mark.parametrize("damage", [{"removing": []}, {"removed_steps": None}, {"update_credit": "much"}, {"step": "far"}])
+def test_damaged_counters_of_a_checkpoint_are_told_before_anything_changes(tmp_path, capsys, damage):
+    run(tmp_path, "defaults", "--task", "gym_CartPole-v1", "--eval_every", "0", "--steps", "60")
+    checkpoints.save(tmp_path / "latest.pt", {**checkpoints.load(tmp_path / "latest.pt"), **damage})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    argv = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--eval_every", "0", "--steps", "90", "--device", "cpu"]
+    assert dreamer.main([*argv, "--logdir", str(tmp_path)]) == 2
+    assert re.search(r"error: .*latest.pt: it is incomplete or damaged", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_how_many_updates_there_have_been_is_told_once_at_a_step(tmp_path):

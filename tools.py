@@ -1,4 +1,4 @@
-"""Logging, schedules, devices and seeding."""
+"""Loading settings, schedules, devices and seeding."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ class Every:
 
 
 class Timer:
-    """True when `seconds` have passed since it last was."""
+    """True once every `seconds`."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds

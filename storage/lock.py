@@ -43,7 +43,11 @@ class Lock:
             finally:
                 if self._file is None:
                     file.close()
-        self._sign()
+        try:
+            self._sign()
+        except OSError:
+            self.close()
+            raise
 
     def _acquire(self, file) -> None:
         try:

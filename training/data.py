@@ -1,4 +1,8 @@
-"""What a run learns from: environments that it steps, or recorded episodes. `Run` and the loops of dreamer.py use either."""
+"""What a run learns from: `Environments` that it steps, or `Recordings`.
+
+`Run` uses of either: `obs_space`, `act_space`, `replay`, `eval_envs` and `episodes`; `about`, `counters`, `restore`, `begin`, `end` and
+`held_out_batches`.
+"""
 
 import contextlib
 import pathlib
@@ -34,34 +38,33 @@ class EpisodeFolder:
 
     Args:
         path: the folder.
-        keep: whether all files stay; otherwise those go for which `capacity` newer steps leave no room.
+        keep: whether all files stay. Otherwise files older than the newest `capacity` steps are deleted.
         disk: warns where files cannot be removed.
+        removed_steps: in files that are gone.
+        removing: files that were about to go when the last checkpoint was written, and their steps.
     """
 
-    def __init__(self, path: pathlib.Path, keep: bool, capacity: int, disk: Disk):
+    def __init__(self, path: pathlib.Path, keep: bool, capacity: int, disk: Disk, removed_steps: int, removing: dict[str, int]):
         self.path, self._keep, self._capacity, self._disk = path, keep, capacity, disk
-        self._removed_steps = 0
-        self._removing: dict[str, int] = {}  # files that go once a checkpoint names them, and their steps
+        self._removed_steps, self._removing = removed_steps, removing
 
     def counters(self) -> dict:
         """What a checkpoint must know, so that steps count whether or not their files are gone when the run goes on."""
         return {"removed_steps": self._removed_steps, "removing": self._removing}
 
-    def restore(self, checkpoint: dict) -> None:
-        """Takes up what `counters` left in a checkpoint."""
-        self._removed_steps = int(checkpoint.get("removed_steps", 0))
-        self._removing = {str(name): int(steps) for name, steps in checkpoint.get("removing", {}).items()}
-
-    def steps(self) -> int:
-        """Agent steps that the run has collected, as far as the files tell."""
+    def count_steps(self) -> int:
+        """Agent steps that the run has collected, as far as the files tell; takes note of files that a killed run has removed."""
         on_disk = {path.name: steps for path, steps in stored_steps(self.path).items()}
-        gone = {name: steps for name, steps in self._removing.items() if name not in on_disk}  # a killed run may not have removed all
+        gone = {name: steps for name, steps in self._removing.items() if name not in on_disk}
         self._removed_steps += sum(gone.values())
         self._removing = {name: steps for name, steps in self._removing.items() if name in on_disk}
         return sum(on_disk.values()) + self._removed_steps
 
     def mark_old(self) -> None:
-        """Chooses the files that go; the next checkpoint must name them before `remove_old`."""
+        """Chooses the files that go. The next checkpoint names them, so that a kill during `remove_old` loses no steps.
+
+        They go even if that checkpoint cannot be written, since they may be what fills the disk.
+        """
         old = [] if self._keep else old_episodes(self.path, self._capacity)
         self._removing = {path.name: steps for path, steps in old}
 
@@ -108,6 +111,7 @@ class Environments:
         )
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
         self.episodes: EpisodeFolder | None = None
+        self._removed: tuple[int, dict[str, int]] = (0, {})
 
     def about(self) -> list[tuple[str, str]]:
         """Where the data comes from and how it is used, for the summary."""
@@ -124,17 +128,30 @@ class Environments:
         """What a checkpoint must know of it."""
         return {"update_credit": self.budget.credit, **self.episodes.counters()}
 
+    def restore(self, checkpoint: dict, goes_on: bool) -> None:
+        """Takes up what `counters` left in a checkpoint; `goes_on`: of this run, not of another one.
+
+        Raises:
+            Exception: nearly anything, for a damaged one; then nothing has been written.
+        """
+        self._removed = (
+            int(checkpoint.get("removed_steps", 0)),
+            {str(name): int(steps) for name, steps in checkpoint.get("removing", {}).items()},
+        )
+        self.budget.credit = float(checkpoint["update_credit"]) if goes_on else 0.0
+
     def begin(self, run, checkpoint: dict | None) -> None:
-        """Loads the episodes of a run whose agent has been taken up from a checkpoint, if there is one, and starts the environments."""
+        """Loads the episodes on disk, sets the run's step by them, and starts the environments.
+
+        Args:
+            run: whose agent has been taken up from the checkpoint, if there is one.
+        """
         config, directory = self._config, run.logdir / "train_eps"
-        self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk)
+        self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk, *self._removed)
         if run.origin:
             folder.take_over_episodes(run.origin.parent / "train_eps", directory)
-        if checkpoint:
-            self.episodes.restore(checkpoint)
-            self.budget.credit = 0.0 if run.origin else checkpoint["update_credit"]
         loaded_steps = self.replay.load(directory)
-        run.step = max(run.step, self.episodes.steps() * config.action_repeat)  # frames
+        run.step = max(run.step, self.episodes.count_steps() * config.action_repeat)  # frames
         if checkpoint:
             updates = f"{run.agent.updates:,} updates"
             console.say(f"Continuing at frame {run.step:,} after {updates}, with {loaded_steps:,} steps in memory.")
@@ -168,7 +185,7 @@ class Recordings:
         opened: closes the environments.
     """
 
-    episodes = None  # of its own
+    episodes = None  # the run writes none
 
     def __init__(self, config: Config, opened: contextlib.ExitStack):
         self._config = config
@@ -202,6 +219,9 @@ class Recordings:
     def counters(self) -> dict:
         """What a checkpoint must know of it."""
         return {"update_credit": 0.0}
+
+    def restore(self, checkpoint: dict, goes_on: bool) -> None:
+        """Nothing: `counters` leaves nothing that is read again."""
 
     def begin(self, run, checkpoint: dict | None) -> None:
         """Says where the run goes on."""

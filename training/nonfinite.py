@@ -1,4 +1,4 @@
-"""What happens when losses or gradients are not finite: single updates are skipped, see `models.Optimizer`; too many end the run."""
+"""What happens when losses or gradients are not finite: single updates are skipped, see `optim.Optimizer`; too many end the run."""
 
 import io
 import pathlib

@@ -22,8 +22,8 @@ from training import folder, logs, nonfinite, offline, stop, writers
 class Run:
     """Counts, logs, evaluates and saves; goes on with what its folder holds of an earlier run.
 
-    `with run:` around the training takes Ctrl-C and SIGTERM for `stop`, and saves everything at the end, or after an error what can
-    be saved.
+    `with run:` goes around the training. Within it Ctrl-C and SIGTERM set `stop`. At its end everything is saved, after an error what
+    can be saved.
 
     Args:
         config: settings, from `tools.load_config`.
@@ -43,11 +43,8 @@ class Run:
         stored = self._find_folder()
         # The checkpoint of another run or program that this one begins with.
         self.origin = None if config.from_checkpoint is None else checkpoints.locate(config.from_checkpoint)
-        self._checkpoint = self._read_checkpoint()
-        self._kept = settings.keep_stored(config, stored)
+        self._goes_on, self._kept = bool(stored), settings.keep_stored(config, stored)
         self._changes = settings.changes_of_run(stored, config, self.logdir)
-        if not stored and self._checkpoint:
-            self._kept = settings.keep_stored(config, self._checkpoint.get("config"), settings.SIZES)
         writers.check(config)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
@@ -72,6 +69,15 @@ class Run:
             self._lock = self.resources.enter_context(contextlib.closing(Lock(self.logdir)))
         except OSError as error:
             raise folder.cannot_write(error) from error
+
+    def read_checkpoint(self) -> None:
+        """Reads the checkpoint that the agent begins with; a new run has its latent sizes, unless others were given.
+
+        After environments are opened: their processes are copies of this one and would keep it in memory.
+        """
+        self._checkpoint = self._find_checkpoint()
+        if self._checkpoint and not self._goes_on:
+            self._kept = settings.keep_stored(self.config, self._checkpoint.get("config"), settings.SIZES)
 
     def begin(self, agent, data) -> None:
         """Takes up the agent and all around it from the folder, and makes ready to train.
@@ -141,11 +147,11 @@ class Run:
         return self.step if self.unit == "frame" else self.agent.updates
 
     def add(self, metrics: dict, prefix: str) -> None:
-        """Collects metrics, and writes them if that is due."""
+        """Collects metrics for the next entry of the log."""
         self.logger.add(metrics, prefix)
 
     def count(self, steps: int, episodes: list[Finished]) -> None:
-        """Counts agent steps that were collected, and logs the episodes that ended."""
+        """Counts agent steps that were collected, logs the episodes that ended, and writes the log if that is due."""
         self.step += steps * self.config.action_repeat
         self._set_exploring()
         self._log_episodes(episodes)
@@ -233,7 +239,7 @@ class Run:
         Returns:
             whether it was written.
         """
-        if (self.step, self.agent.updates) == self._saved:
+        if (self.step, self.agent.updates, self.last_eval) == self._saved:
             return False
         episodes = self.data.episodes
         if episodes:
@@ -255,24 +261,26 @@ class Run:
         }
         written = self.disk.attempt("the checkpoint", self.logdir, lambda: checkpoints.save(self.logdir / "latest.pt", checkpoint))
         if written:
-            self._saved = (self.step, self.agent.updates)
+            self._saved = (self.step, self.agent.updates, self.last_eval)
         self._should_save.restart()
         return written
 
     def __enter__(self) -> "Run":
-        self.stop.__enter__()
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.close)
+            self.stop.__enter__()  # only in the main thread
+            failed.pop_all()
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(self.stop.__exit__)
+            ending.callback(self.close)
             if error is None:
                 self._log_episodes(self.data.end())
                 self.save()
             else:
                 self._rescue(error)
-        finally:
-            self.close()
-            self.stop.__exit__()
 
     def _rescue(self, error: BaseException) -> None:
         """Saves what can be saved after an error; the checkpoint only if the weights are worth it."""
@@ -287,14 +295,14 @@ class Run:
 
     def close(self) -> None:
         """Ends writers and environments, and releases the folder."""
-        self._write_metrics()
-        self.logger.close()
-        self.disk.retry()
-        self.resources.close()
+        with self.resources:
+            self._write_metrics()
+            self.logger.close()
+            self.disk.retry()
 
     # Going on
 
-    def _read_checkpoint(self) -> dict | None:
+    def _find_checkpoint(self) -> dict | None:
         """Reads latest.pt if the folder has one, else `from_checkpoint`; None if there is neither."""
         own = self.logdir / "latest.pt" if self.logdir else None
         if own and own.exists():
@@ -332,9 +340,10 @@ class Run:
         try:
             self.step = int(checkpoint.get("step", 0))
             self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
+            self.data.restore(checkpoint, goes_on=not self.origin)
             if not self.origin:
                 self.last_eval = checkpoint["last_eval"]
-                self._saved = (self.step, self.agent.updates)
+                self._saved = (self.step, self.agent.updates, self.last_eval)
                 checkpoints.restore_random_state(checkpoint["random_state"], self.data.replay.rng)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
             raise ValueError(f"it is incomplete or damaged ({type(error).__name__}: {' '.join(str(error).split())})") from error
