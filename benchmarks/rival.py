@@ -50,6 +50,10 @@ def main() -> None:
     spaces, batch = load_batch(pathlib.Path(sys.argv[4]))
     with contextlib.redirect_stdout(sys.stderr):
         import models
+        import networks
+
+        # Its MLP makes a tensor on the GPU unless it is told otherwise, and its encoder does not tell.
+        networks.MLP.__init__.__defaults__ = tuple("cpu" if value == "cuda" else value for value in networks.MLP.__init__.__defaults__)
 
         sections = YAML(typ="safe", pure=True).load((checkout / "configs.yaml").read_text())
         settings = dict(sections["defaults"])
@@ -102,6 +106,8 @@ def load_batch(path: pathlib.Path) -> tuple[gymnasium.spaces.Dict, dict[str, np.
     """A batch, and the spaces that it comes from."""
     with np.load(path, allow_pickle=False) as file:
         batch = {key: file[key] for key in file.files}
+    if not any(value.ndim == 5 for value in batch.values()):  # it fails without an image, which its encoder is told to leave out
+        batch["image"] = np.zeros((*batch["reward"].shape, 1, 1, 3), np.uint8)
     observed = {key: value for key, value in batch.items() if key not in ("action", "reward", "is_first", "is_terminal", "discount")}
     return gymnasium.spaces.Dict(
         {
