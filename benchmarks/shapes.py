@@ -67,3 +67,8 @@ SHAPES = {
     ),
     "small": Shape("vectors, small size, REINFORCE", {"observation": (4,)}, spaces.Discrete(2), ["small"], single_thread=True),
 }
+# What the recurrence of a large model costs, without the convolutions that take most of its time.
+LARGE = Shape("vectors, sizes of crafter", {"observation": (16,)}, spaces.Discrete(17), ["crafter"])
+LARGE_SETTINGS = {
+    f"{net}.{key}": value for net in ("encoder", "decoder") for key, value in dict(mlp_keys=".*", mlp_layers=1, mlp_units=256).items()
+}

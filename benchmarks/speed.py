@@ -38,7 +38,7 @@ import layers
 import networks
 import tools
 from benchmarks.rival import peak_memory
-from benchmarks.shapes import SHAPES, Shape
+from benchmarks.shapes import LARGE, LARGE_SETTINGS, SHAPES, Shape
 from replay import Replay, available_memory
 
 WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
@@ -359,16 +359,44 @@ def _updates_with_peaks(name: str, settings: dict, updates: list[int], pipe) -> 
     pipe.send([after - before for before, after in itertools.pairwise(peaks)])
 
 
-def memory_of_updates(*args) -> list[int]:
-    """`_updates_with_peaks` from a fresh process."""
+def from_fresh_process(function: Callable, *args):
+    """What a function sends through the pipe that it gets as its last argument, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_updates_with_peaks, args=(*args, theirs))
+    process = context.Process(target=function, args=(*args, theirs))
     process.start()
     theirs.close()  # so that a process that dies ends the wait
     result = ours.recv()
     process.join()
     return result
+
+
+def memory_of_updates(*args) -> list[int]:
+    """`_updates_with_peaks` from a fresh process."""
+    return from_fresh_process(_updates_with_peaks, *args)
+
+
+def _large_updates(once: bool, precision: str, count: int, pipe) -> None:
+    """In a process of its own: median seconds of the world model's updates at large sizes, and the bytes that they add to its peak."""
+    tools.keep_freed_memory()
+    agent = LARGE.agent(precision=precision, **LARGE_SETTINGS)
+    data = agent._wm.preprocess(LARGE.batch(16, 64))
+    before, step = peak_memory(), timed(agent._wm.update, data)
+    with contextlib.nullcontext() if once else unittest.mock.patch.object(networks, "weight_gradients_once", contextlib.nullcontext):
+        seconds = [step() for _ in range(count + 1)][1:]
+    pipe.send((statistics.median(seconds), peak_memory() - before))
+
+
+def measure_recurrence(options) -> dict:
+    """What weight gradients formed once are worth for a large model: seconds and memory of the world model's update."""
+    results, rows = {}, []
+    for precision in ("32", *(["bf16"] if options.bf16 else [])):
+        for name, once in (("once for all steps", True), ("at every step", False)):
+            seconds, memory = from_fresh_process(_large_updates, once, precision, options.repeats)
+            results[f"{precision}, {name}"] = {"seconds": seconds, "bytes": memory}
+            rows.append((f"precision {precision}, {name}", f"{seconds:.2f} s, {memory / 1e9:.1f} GB"))
+    console.say(console.table(f"Weight gradients of the recurrence: {LARGE.about}", rows))
+    return results
 
 
 def measure_memory(options) -> dict:
@@ -512,6 +540,7 @@ PARTS = {
     "machine": measure_machine,
     "updates": measure_updates,
     "means": measure_means,
+    "recurrence": measure_recurrence,
     "policy": measure_policy,
     "replay": measure_replay,
     "loop": measure_loop,
