@@ -412,7 +412,7 @@ def train_on_recordings(run: Run) -> None:
     run.evaluate_if_due(last=True)
 
 
-def learn(run: Run) -> None:
+def run_to_end(run: Run) -> None:
     """Trains, and saves everything at the end, whatever the end is."""
     with run:
         (train_on_recordings if run.config.offline_traindir else train)(run)
@@ -447,7 +447,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print("Stopped before the run began.", file=sys.stderr)
             return 130
         try:
-            learn(run)
+            run_to_end(run)
         except (nonfinite.NonFinite, EnvironmentFailed) as error:
             if debug:
                 raise

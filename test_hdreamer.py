@@ -62,7 +62,7 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
     assert_same(training.agent.state_dict(), first["agent_state_dict"])
     assert_same({name: optimizer.state_dict() for name, optimizer in training.agent.optimizers().items()}, first["optims_state_dict"])
     assert_same(checkpoints.random_state(training.data.replay.rng), first["random_state"])
-    dreamer.learn(training)
+    dreamer.run_to_end(training)
 
     second = checkpoints.load(tmp_path / "latest.pt")
     assert second["step"] == 900 and second["updates"] == 2 + (900 // repeat - 50 - 1) // 12

@@ -68,7 +68,7 @@ def run_one(variant: str, seed: int) -> None:
     torch.set_num_threads(1)
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        dreamer.learn(dreamer.start(config_of(variant, seed=seed, logdir=f"{folder}/run")))
+        dreamer.run_to_end(dreamer.start(config_of(variant, seed=seed, logdir=f"{folder}/run")))
         cells, rewards = cells_reached(pathlib.Path(folder, "run", "train_eps"))
     reached = [len(set(cells[:steps])) for steps in range(EVERY, STEPS + 1, EVERY)]
     results.store("exploring", results.name_of(variant, seed), {

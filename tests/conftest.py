@@ -40,5 +40,5 @@ def trained(request, tmp_path_factory):
         },
     )
     training = dreamer.start(config)
-    dreamer.learn(training)
+    dreamer.run_to_end(training)
     return training

@@ -162,7 +162,7 @@ def test_a_run_goes_on_without_a_disk_and_ends_with_an_error(device, fails, tmp_
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".pt", ".npz")}
     training = dreamer.start(settings.load_config(["debug"], {**settings.parse_flags(CARTPOLE)[1], "logdir": str(tmp_path), "steps": 200}))
     device.fails = fails
-    dreamer.learn(training)
+    dreamer.run_to_end(training)
     assert training.step == 200 and "the checkpoint, episodes" in training.disk.unsaved()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".npz", ".partial")} == before
     device.fails = None
@@ -173,13 +173,13 @@ def test_a_run_goes_on_without_a_disk_and_ends_with_an_error(device, fails, tmp_
 
 
 def test_a_run_that_could_not_save_says_so_and_returns_1(device, tmp_path, capsys, monkeypatch):
-    learn = dreamer.learn
+    run_to_end = dreamer.run_to_end
 
-    def fill_and_learn(run):
+    def fill_and_run(run):
         device.fails = "full"
-        learn(run)
+        run_to_end(run)
 
-    monkeypatch.setattr(dreamer, "learn", fill_and_learn)
+    monkeypatch.setattr(dreamer, "run_to_end", fill_and_run)
     assert train(tmp_path, "--steps", "100") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"error: not everything could be written to .*: the checkpoint, episodes \(\d+ files\), metrics .* MB are free", error)
@@ -222,7 +222,7 @@ def test_frames_are_counted_right_after_a_resume_although_files_are_gone(tmp_pat
         settings.load_config(["debug"], {**settings.parse_flags([*CARTPOLE, *flags])[1], "logdir": str(tmp_path), "steps": 340})
     )
     assert training.step == 320 and len(training.data.replay) == 60
-    dreamer.learn(training)
+    dreamer.run_to_end(training)
     assert checkpoints.load(tmp_path / "latest.pt")["step"] == 340 == steps_of(tmp_path)
 
 

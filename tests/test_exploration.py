@@ -191,11 +191,11 @@ def test_a_run_that_is_past_expl_until_does_not_explore_when_it_fills_the_memory
         "logdir": str(tmp_path),
         "steps": 60,
     }
-    dreamer.learn(dreamer.start(tools.load_config(["defaults", "debug"], overrides)))
+    dreamer.run_to_end(dreamer.start(tools.load_config(["defaults", "debug"], overrides)))
     for steps, explores in ((80, True), (120, True), (121, False)):
         going = dreamer.start(tools.load_config(["defaults", "debug"], {**overrides, "steps": steps}))
         assert going.agent.exploring == explores
-        dreamer.learn(going)
+        dreamer.run_to_end(going)
 
 
 @pytest.mark.parametrize("sample", [False, True])
@@ -212,7 +212,7 @@ def test_evaluations_play_the_tasks_policy_sampled_if_so_asked(tmp_path, monkeyp
     going = dreamer.start(
         tools.load_config(["defaults", "debug"], {**overrides, "expl_behavior": "plan2explore", "expl_until": 1000, "eval_sample": sample})
     )
-    dreamer.learn(going)
+    dreamer.run_to_end(going)
     assert seen == [(False, sample)]
     assert going.agent.exploring
 
@@ -294,7 +294,7 @@ def random_walk(seed: int) -> np.ndarray:
 @pytest.mark.slow
 def test_plan2explore_reaches_states_that_random_actions_do_not(tmp_path):
     """The number of cells varies too much between seeds, see docs/results.md; how far from its corner the agent goes differs more."""
-    dreamer.learn(dreamer.start(exploring.config_of("flat", seed=1, logdir=str(tmp_path))))
+    dreamer.run_to_end(dreamer.start(exploring.config_of("flat", seed=1, logdir=str(tmp_path))))
     cells, _ = exploring.cells_reached(tmp_path / "train_eps")
     walks = [distances(random_walk(seed)).mean() for seed in range(20)]
     assert distances(cells[len(cells) // 2 :]).mean() > 1.5 * np.mean(walks)

@@ -179,7 +179,7 @@ def test_a_trained_agent_fills_the_memory_with_its_own_policy(old_run, tmp_path,
         "action_repeat": 1,
     }
     training = dreamer.start(tools.load_config([], overrides))
-    dreamer.learn(training)
+    dreamer.run_to_end(training)
     assert training.step == 90 and len(acted) == 90 - 81
 
 
