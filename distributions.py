@@ -1,7 +1,7 @@
 """Distributions that the heads return, and the categorical sampler.
 
-Every distribution has the properties `mode` and `mean`, and `sample()`, `log_prob(x)` and `entropy()`; the last two return
-one number per event. All arithmetic is float32, whatever the precision of the inputs.
+Every distribution has properties `mode` and `mean`, and methods `sample()`, `log_prob(x)` and `entropy()`. The last
+two return one number per event, in nats. All arithmetic is float32, whatever the dtype of the inputs.
 """
 
 import copy
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|), which squashes large magnitudes (Hafner et al. 2023)."""
+    """sign(x) log(1 + |x|), which compresses large magnitudes (Hafner et al. 2023, "Symlog Predictions")."""
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
 def symexp(x: Tensor) -> Tensor:
-    """Inverse of `symlog`."""
+    """sign(x) (exp(|x|) - 1), the inverse of `symlog`."""
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
@@ -28,21 +28,23 @@ def sample_onehot(probs: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         probs: (..., K) probabilities.
-        uniform: (...) numbers in [0, 1), one per categorical.
+        uniform: (...) random numbers in [0, 1), one per categorical.
     Returns:
-        (..., K) one-hot float32, without gradient.
+        (..., K) one-hot, without gradient.
     """
     cdf = probs.detach().cumsum(-1)
     index = torch.searchsorted(cdf, uniform.unsqueeze(-1).contiguous(), right=True)  # (..., 1)
-    return _one_hot(index.clamp_(max=probs.shape[-1] - 1), probs)  # the last sum can round below the number
+    # The last entry of the CDF can round to less than `uniform`.
+    return _one_hot(index.clamp_(max=probs.shape[-1] - 1), probs)
 
 
 def _one_hot(index: Tensor, like: Tensor) -> Tensor:
-    """(..., 1) -> (..., K) as `like`, without the detour of `torch.nn.functional.one_hot` over int64."""
+    """Class indices (..., 1) -> one-hot (..., K) with shape and dtype of `like`. Unlike `F.one_hot` it skips int64."""
     return torch.zeros_like(like, requires_grad=False).scatter_(-1, index, 1.0)
 
 
 def _sum_events(x: Tensor, dims: int) -> Tensor:
+    """Sums over the last `dims` dimensions."""
     return x.sum(tuple(range(-dims, 0)))
 
 
@@ -51,8 +53,8 @@ class OneHot:
 
     Args:
         logits: (..., K), or (..., S, K) with `event_dims=2`, where S independent categoricals form one event.
-        unimix_ratio: share of the uniform distribution mixed into the probabilities.
-        event_dims: how many of the last dimensions form one event.
+        unimix_ratio: weight of the uniform distribution that is mixed into the probabilities.
+        event_dims: number of trailing dimensions that form one event.
     """
 
     def __init__(self, logits: Tensor, unimix_ratio: float = 0.0, event_dims: int = 1):
@@ -65,18 +67,21 @@ class OneHot:
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        """Formed when first asked for, since drawing samples needs none; with a graph if the probabilities have one."""
+        """(..., K), computed on first use: sampling does not need them.
+
+        They have a graph if the probabilities have one, even if first used under `torch.no_grad`.
+        """
         with torch.set_grad_enabled(self.probs.requires_grad):
             return torch.log(self.probs) if self._unimix_ratio > 0.0 else torch.log_softmax(self._logits, -1)
 
     def detach(self) -> "OneHot":
-        """The same distribution as a constant."""
+        """The same distribution without gradient."""
         constant = copy.copy(self)
         constant.probs, constant.log_probs = self.probs.detach(), self.log_probs.detach()
         return constant
 
     def _straight_through(self, onehot: Tensor, source: Tensor) -> Tensor:
-        """Exactly `onehot`, with the gradient of `source`."""
+        """The value of `onehot` with the gradient of `source`."""
         return onehot + (source - source.detach()) if source.requires_grad and torch.is_grad_enabled() else onehot
 
     def _most_likely(self) -> Tensor:
@@ -84,42 +89,66 @@ class OneHot:
 
     @property
     def mean(self) -> Tensor:
+        """The probabilities, (..., K)."""
         return self.probs
 
     @property
     def mode(self) -> Tensor:
-        """The most likely classes, with the gradient of the log-probabilities (as in dreamerv3-torch)."""
+        """One-hot of the most likely class, (..., K).
+
+        Its gradient is that of the log-probabilities, as in dreamerv3-torch.
+        """
         return self._straight_through(self._most_likely(), self.log_probs)
 
     def sample(self, uniform: Tensor | None = None) -> Tensor:
-        """One-hot samples with the gradient of the probabilities; `uniform` (...) replaces the random numbers."""
+        """Draws one-hot samples with straight-through gradients to the probabilities.
+
+        Args:
+            uniform: (...) random numbers in [0, 1); None draws new ones.
+        Returns:
+            (..., K).
+        """
         if uniform is None:
             uniform = torch.rand(self.probs.shape[:-1], device=self.probs.device)
         return self._straight_through(sample_onehot(self.probs, uniform), self.probs)
 
     def greedy_sample(self) -> Tensor:
-        """As `sample`, with the same gradient, but always the most likely classes: for comparisons without randomness."""
+        """`sample` without randomness: one-hot of the most likely class, with the gradient of a sample."""
         return self._straight_through(self._most_likely(), self.probs)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability of one-hot vectors, summed over the event: (..., K) -> (...)."""
         assert x.shape == self.log_probs.shape, (x.shape, self.log_probs.shape)
         return _sum_events(x * self.log_probs, self.event_dims)
 
     def entropy(self) -> Tensor:
+        """Entropy, summed over the event, (...)."""
         return -_sum_events(self.probs * self.log_probs, self.event_dims)
 
     def kl(self, other: "OneHot") -> Tensor:
-        """KL(self || other) in nats, summed over the event."""
+        """KL(self || other), summed over the event, (...)."""
         return _sum_events(self.probs * (self.log_probs - other.log_probs), self.event_dims)
 
 
 def bounded(action: Tensor) -> Tensor:
-    """Actions (..., A) with every number beyond [-1, 1] pulled back by a factor that is a constant for the gradient."""
+    """Divides each number of an action by max(1, |number|), which bounds it to [-1, 1].
+
+    The divisor is a constant for the gradient, so gradients do not vanish beyond the bounds.
+
+    Args:
+        action: (..., A).
+    """
     return action / action.detach().abs().clamp(min=1.0)
 
 
 class Normal:
-    """Independent Gaussians; the last `event_dims` dimensions form one event."""
+    """Independent Gaussians.
+
+    Args:
+        mean: (...).
+        std: standard deviation, like `mean` or a number.
+        event_dims: number of trailing dimensions that form one event.
+    """
 
     def __init__(self, mean: Tensor, std: Tensor | float, event_dims: int = 1):
         self.loc = mean.float()
@@ -127,45 +156,50 @@ class Normal:
         self.event_dims = event_dims
 
     def detach(self) -> "Normal":
-        """The same distribution as a constant."""
+        """The same distribution without gradient."""
         return Normal(self.loc.detach(), self.std.detach(), self.event_dims)
 
     @property
     def mean(self) -> Tensor:
+        """The mean, shaped like a sample."""
         return self.loc
 
     @property
     def mode(self) -> Tensor:
+        """The same as `mean`."""
         return self.loc
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
+        """Draws a reparametrised sample; `noise` replaces the standard normal numbers."""
         noise = torch.randn_like(self.loc) if noise is None else noise
         return self.loc + self.std * noise
 
     def greedy_sample(self) -> Tensor:
-        """As `sample`, but always the mode."""
+        """`sample` without randomness: the mode."""
         return self.loc
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of `x`, summed over the event."""
         assert x.shape == self.loc.shape, (x.shape, self.loc.shape)
         error = (x - self.loc) / self.std
         return _sum_events(-0.5 * error.square() - self.std.log() - 0.5 * math.log(2 * math.pi), self.event_dims)
 
     def entropy(self) -> Tensor:
+        """Differential entropy, summed over the event."""
         return _sum_events(self.std.log() + 0.5 * math.log(2 * math.pi * math.e), self.event_dims)
 
     def kl(self, other: "Normal") -> Tensor:
-        """KL(self || other) in nats, summed over the event."""
+        """KL(self || other), summed over the event."""
         ratio = (self.std / other.std).square()
         distance = ((self.loc - other.loc) / other.std).square()
         return _sum_events(0.5 * (ratio + distance - 1.0 - ratio.log()), self.event_dims)
 
 
 class Joint:
-    """Independent distributions side by side; an event is their flattened events concatenated along the last dimension.
+    """Independent distributions as one. Its event is their flattened events, concatenated along the last dimension.
 
     Args:
-        dists: the parts; each one's event lies in its last `event_dims` dimensions.
+        dists: the distributions; the event of each lies in its last `event_dims` dimensions.
     """
 
     def __init__(self, dists: list):
@@ -177,25 +211,34 @@ class Joint:
 
     @property
     def mean(self) -> Tensor:
+        """The parts' means, concatenated."""
         return self._concat([dist.mean for dist in self.dists])
 
     @property
     def mode(self) -> Tensor:
+        """The parts' modes, concatenated."""
         return self._concat([dist.mode for dist in self.dists])
 
     def sample(self) -> Tensor:
+        """Samples of the parts, concatenated."""
         return self._concat([dist.sample() for dist in self.dists])
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Sum of the parts' log-probabilities."""
         parts = x.split([shape.numel() for shape in self.shapes], -1)
         return sum(dist.log_prob(part.unflatten(-1, shape)) for dist, part, shape in zip(self.dists, parts, self.shapes))
 
     def entropy(self) -> Tensor:
+        """Sum of the parts' entropies."""
         return sum(dist.entropy() for dist in self.dists)
 
 
 class Bernoulli:
-    """Binary values of an event of shape (D,), from logits (..., D)."""
+    """Independent binary values, 0 or 1.
+
+    Args:
+        logits: (..., n); the last dimension forms one event.
+    """
 
     event_dims = 1
 
@@ -204,28 +247,33 @@ class Bernoulli:
 
     @property
     def mean(self) -> Tensor:
+        """Probability of 1, (..., n)."""
         return torch.sigmoid(self.logits)
 
     @property
     def mode(self) -> Tensor:
+        """The more likely value, (..., n)."""
         return (self.logits > 0).float()
 
     def sample(self) -> Tensor:
+        """Draws values, (..., n), without gradient."""
         return torch.bernoulli(self.mean)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability of values in [0, 1], a cross entropy for targets in between: (..., n) -> (...)."""
         assert x.shape == self.logits.shape, (x.shape, self.logits.shape)
         return (x * F.logsigmoid(self.logits) + (1.0 - x) * F.logsigmoid(-self.logits)).sum(-1)
 
     def entropy(self) -> Tensor:
+        """Entropy, summed over the event, (...)."""
         return -self.log_prob(self.mean)
 
 
 class SymlogDisc:
-    """A scalar as a categorical over 255 bins that are evenly spaced in symlog space (Hafner et al. 2023, "Critic learning").
+    """A scalar as a categorical over 255 bins, evenly spaced in symlog space (Hafner et al. 2023, "Critic Learning").
 
     Args:
-        logits: (..., 255). Events have shape (1,): `mode` and `mean` are (..., 1).
+        logits: (..., 255). Events have shape (1,), so `mode` and `mean` are (..., 1).
     """
 
     event_dims = 1
@@ -238,20 +286,25 @@ class SymlogDisc:
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        """(..., 255), formed when first asked for, since predictions need none; with a graph if the logits have one."""
+        """(..., 255), computed on first use: predictions do not need them.
+
+        They have a graph if the logits have one, even if first used under `torch.no_grad`.
+        """
         with torch.set_grad_enabled(self._logits.requires_grad):
             return torch.log_softmax(self._logits, -1)
 
     def _bins(self) -> Tensor:
+        """Bin positions in symlog space, (255,)."""
         return torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self._logits.device)
 
     @property
     def mean(self) -> Tensor:
         """symexp of the expectation in symlog space, (..., 1), as in Hafner et al. 2023.
 
-        This is not the expectation of the scalar: uncertain values shrink. 2 with probability 0.1 and else 0 reads as 0.12, not 0.2.
+        This is not the expectation of the scalar: it shrinks uncertain values. A scalar that is 2 with probability 0.1
+        and otherwise 0 gets the mean 0.12 instead of 0.2.
         """
-        # Opposite bins are paired: less rounding, and exactly 0 for symmetric probabilities.
+        # Pairing opposite bins reduces rounding, and gives exactly 0 for symmetric probabilities.
         probs, half = torch.softmax(self._logits, -1), self.BINS // 2
         difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
         return symexp((difference * self._bins()[half + 1 :]).sum(-1, keepdim=True))
@@ -262,30 +315,37 @@ class SymlogDisc:
         return self.mean
 
     def sample(self) -> Tensor:
+        """Draws the value of a bin, (..., 1), without gradient."""
         onehot = sample_onehot(self.log_probs.exp(), torch.rand(self.log_probs.shape[:-1], device=self.log_probs.device))
         return symexp((onehot * self._bins()).sum(-1, keepdim=True))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Cross entropy against the two-hot encoding of x (..., 1): weight on the two bins around it by nearness."""
+        """Negative cross entropy against the two-hot encoding of `x`: (..., 1) -> (...).
+
+        Two-hot: linear weights on the two bins around symlog(x), larger for the closer one.
+        """
         assert x.shape == (*self.log_probs.shape[:-1], 1), (x.shape, self.log_probs.shape)
         position = (symlog(x.float()) + self.LIMIT) * ((self.BINS - 1) / (2 * self.LIMIT))
         position = position.clamp(0, self.BINS - 1)
-        below = position.floor().long().clamp_(0, self.BINS - 1)  # NaN becomes the least integer; as a weight it stays NaN
+        # The integer of NaN is undefined, hence the clamp; the NaN still shows in `weight`.
+        below = position.floor().long().clamp_(0, self.BINS - 1)
         above = (below + 1).clamp(max=self.BINS - 1)
         weight = position - below
         pair = self.log_probs.gather(-1, torch.cat([below, above], -1))  # (..., 2)
         return (pair * torch.cat([1.0 - weight, weight], -1)).sum(-1)
 
     def entropy(self) -> Tensor:
+        """Entropy of the categorical, (...)."""
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
 
 class MSE:
-    """A point prediction with squared error: a Gaussian of variance 1/2 without its normaliser.
+    """A point prediction with squared error: a Gaussian with variance 1/2, without its normaliser.
 
     Args:
-        mode: predicted values; the last `event_dims` dimensions form one event.
-        squash: compare and predict in symlog space (`mode` is then given in symlog space).
+        mode: predicted values, in symlog space if `squash`.
+        event_dims: number of trailing dimensions that form one event.
+        squash: whether errors are computed in symlog space.
     """
 
     def __init__(self, mode: Tensor, event_dims: int = 1, squash: bool = False):
@@ -295,22 +355,26 @@ class MSE:
 
     @property
     def mode(self) -> Tensor:
+        """The predicted values."""
         return symexp(self.loc) if self.squash else self.loc
 
     @property
     def mean(self) -> Tensor:
+        """The same as `mode`."""
         return self.mode
 
     def sample(self) -> Tensor:
+        """Draws values from the Gaussian."""
         x = self.loc + math.sqrt(0.5) * torch.randn_like(self.loc)
         return symexp(x) if self.squash else x
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Negative squared error, summed over the event."""
         assert x.shape == self.loc.shape, (x.shape, self.loc.shape)
         x = symlog(x.float()) if self.squash else x
         return -_sum_events((self.loc - x).square(), self.event_dims)
 
     def entropy(self) -> Tensor:
-        """Entropy in nats of the Gaussian in the space where the error is measured; the same for every prediction."""
+        """Entropy of the Gaussian in the space of the error, summed over the event; the same for every prediction."""
         size = self.loc.shape[-self.event_dims :].numel()
         return torch.full(self.loc.shape[: -self.event_dims], 0.5 * size * math.log(math.pi * math.e), device=self.loc.device)

@@ -1,7 +1,7 @@
 """Encoders and decoders of image and vector observations.
 
-Shapes: B batch, T time, N images, H height, W width, C channels, F feature. Parameter names and shapes are those of
-dreamerv3-torch, so that checkpoints carry over.
+Shapes: N images, H height, W width, C channels, n length of a vector, F feature; "..." stands for batch and time.
+Parameter names and shapes are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import math
@@ -18,12 +18,24 @@ VECTOR_DISTS = ("symlog_mse", "mse", "normal", "binary")
 
 
 def select_keys(shapes: dict[str, tuple[int, ...]], pattern: str, rank: int) -> dict[str, tuple[int, ...]]:
-    """The observation keys that match a regular expression and whose shapes have this many dimensions."""
+    """Selects observations by key and number of dimensions.
+
+    Args:
+        shapes: shape of every observation by key, without batch and time.
+        pattern: regular expression that the start of a key must match.
+        rank: number of dimensions: 3 for images, 1 for vectors.
+    """
     return {key: shape for key, shape in shapes.items() if len(shape) == rank and re.match(pattern, key)}
 
 
 def image_groups(shapes: dict[str, tuple[int, ...]]) -> dict[tuple[int, int], dict[str, int]]:
-    """Images (H, W, C) grouped by size: {(H, W): {key: C}}. Images of one size share a network, as channels."""
+    """Groups images by height and width. The images of a group share a network, concatenated along channels.
+
+    Args:
+        shapes: (H, W, C) by key.
+    Returns:
+        {(H, W): {key: C}}.
+    """
     groups = {}
     for key, (height, width, channels) in shapes.items():
         groups.setdefault((height, width), {})[key] = channels
@@ -31,7 +43,14 @@ def image_groups(shapes: dict[str, tuple[int, ...]]) -> dict[tuple[int, int], di
 
 
 def conv_stages(size: tuple[int, int], minres: int) -> int:
-    """How often an image (H, W) is halved: while both sides stay whole numbers of at least `minres`."""
+    """How often an image is halved: as long as both sides are even and stay at least `minres`.
+
+    Args:
+        size: (H, W).
+        minres: smallest height and width.
+    Raises:
+        ValueError: if a side is not a multiple of 16, or the image cannot be halved at all.
+    """
     if any(side % 16 for side in size):
         raise ValueError(f"an image is {size[0]}x{size[1]}; sides must be multiples of 16 (the setting size resizes images)")
     stages, (height, width) = 0, size
@@ -43,28 +62,35 @@ def conv_stages(size: tuple[int, int], minres: int) -> int:
 
 
 def _same_padding(kernel_size: int) -> int:
+    """The padding with which a convolution of stride 2 halves an image exactly."""
     if kernel_size < 2 or kernel_size % 2:
         raise ValueError(f"kernel_size is {kernel_size}; it must be even, so that a stride of 2 halves the image")
     return (kernel_size - 2) // 2
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of (N, C, H, W)."""
+    """Layer norm over the channels of images (N, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvEncoder(nn.Module):
-    """Stack of stride-2 convolutions with doubling depth; images (..., H, W, C) in [0, 1] -> (..., outdim).
+    """Convolutions of stride 2 that double the channels at each stage.
 
     Args:
-        size, channels: (H, W) and C.
-        config: settings of the encoder.
+        size: (H, W) of the images.
+        channels: C.
+        config: the settings' section `encoder`.
+    Attributes:
+        outdim: length of the embedding.
+    Raises:
+        ValueError: for an image size or kernel size that is not supported.
     """
 
     def __init__(self, size: tuple[int, int], channels: int, config):
@@ -78,23 +104,27 @@ class ConvEncoder(nn.Module):
                 layers.append(ChannelNorm(out))
             layers.append(activation(config.act))
             channels = out
-        # Images arrive with channels last, so weights in that layout spare a transposition of every activation.
+        # Images have channels last; weights in the same layout avoid transposing every activation.
         self.layers = nn.Sequential(*layers).apply(init_hidden).to(memory_format=torch.channels_last)
         self.outdim = channels * (size[0] >> stages) * (size[1] >> stages)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images (..., H, W, C) in [0, 1] -> (..., outdim)."""
         x = (image - 0.5).flatten(0, -4).permute(0, 3, 1, 2)  # (N, C, H, W), centred at 0
         x = self.layers(x).flatten(1)
         return x.unflatten(0, image.shape[:-3])
 
 
 class ConvDecoder(nn.Module):
-    """Mirror of `ConvEncoder`: features (..., F) -> images (..., H, W, C), centred at 0.5.
+    """Transposed convolutions of stride 2 that mirror `ConvEncoder`.
 
     Args:
         feat_size: size F of a feature.
-        size, channels: (H, W) and C.
-        config: settings of the decoder.
+        size: (H, W) of the images.
+        channels: C.
+        config: the settings' section `decoder`.
+    Raises:
+        ValueError: for an image size or kernel size that is not supported.
     """
 
     def __init__(self, feat_size: int, size: tuple[int, int], channels: int, config):
@@ -118,6 +148,7 @@ class ConvDecoder(nn.Module):
         self.layers.to(memory_format=torch.channels_last)
 
     def forward(self, feat: Tensor) -> Tensor:
+        """Features (..., F) -> images (..., H, W, C), centred at 0.5; in [0, 1] only with `cnn_sigmoid`."""
         x = self._linear_layer(feat).unflatten(-1, self._start).flatten(0, -4)  # (N, h, w, c)
         x = self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = x.unflatten(0, feat.shape[:-1])
@@ -125,11 +156,15 @@ class ConvDecoder(nn.Module):
 
 
 class MultiEncoder(nn.Module):
-    """Embeds a dict of images (..., H, W, C) and vectors (..., n) as one vector (..., outdim).
+    """Encodes images and vectors as one embedding.
 
     Args:
-        shapes: shape of every observation key, without batch and time.
-        config: settings of the encoder, the section `encoder`.
+        shapes: shape of every observation by key, without batch and time.
+        config: the settings' section `encoder`.
+    Attributes:
+        outdim: size E of the embedding.
+    Raises:
+        ValueError: if no observation matches `cnn_keys` or `mlp_keys`.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], config):
@@ -160,12 +195,12 @@ class MultiEncoder(nn.Module):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every observation that is encoded, by key."""
+        """Shape of every encoded observation, by key."""
         images = {key: (*size, count) for size, channels in self._images.items() for key, count in channels.items()}
         return {**images, **self._vectors}
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        """Images (..., H, W, C) in [0, 1] and vectors (..., n) by key -> (..., outdim)."""
+        """Images (..., H, W, C) in [0, 1] and vectors (..., n), by key -> embeddings (..., E)."""
         parts = []
         for index, keys in enumerate(self._images.values()):
             image = torch.cat([obs[key] for key in keys], -1) if len(keys) > 1 else obs[next(iter(keys))]
@@ -176,12 +211,14 @@ class MultiEncoder(nn.Module):
 
 
 class MultiDecoder(nn.Module):
-    """Predicts images and vectors from features: (..., F) -> {key: distribution}.
+    """Predicts images and vectors from features.
 
     Args:
         feat_size: size F of a feature.
-        shapes: shape of every observation key, without batch and time.
-        config: settings of the decoder, the section `decoder`.
+        shapes: shape of every observation by key, without batch and time.
+        config: the settings' section `decoder`.
+    Raises:
+        ValueError: for an unknown `image_dist` or `vector_dist`.
     """
 
     def __init__(self, feat_size: int, shapes: dict[str, tuple[int, ...]], config):
@@ -215,10 +252,11 @@ class MultiDecoder(nn.Module):
 
     @property
     def image_keys(self) -> list[str]:
-        """Keys of the images that are predicted."""
+        """Keys of the predicted images."""
         return [key for channels in self._images.values() for key in channels]
 
     def forward(self, feat: Tensor) -> dict:
+        """Features (..., F) -> distributions of the observations, by key."""
         predictions = {}
         for index, channels in enumerate(self._images.values()):
             images = getattr(self, _cnn_name(index))(feat).split(list(channels.values()), -1)

@@ -1,6 +1,7 @@
-"""Heads: multi-layer perceptrons that end in a distribution, and the policy.
+"""Multi-layer perceptrons that return distributions, and the policy.
 
-Shapes: F feature, A action. Parameter names and shapes are those of dreamerv3-torch, so that checkpoints carry over.
+Shapes: F feature, A action; "..." stands for batch and time.
+Parameter names and shapes are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import math
@@ -13,16 +14,22 @@ from layers import NORM_EPS, LayerNorm, Linear, activation, init_hidden, init_ou
 
 
 class MLP(nn.Module):
-    """Hidden blocks followed by an output distribution.
+    """Hidden blocks and an output distribution.
 
     Args:
         inp_dim: size of the input.
-        shape: shape of the event, () for scalars (which come as (..., 1)); a dict of shapes for several outputs; None for none:
-            the hidden features themselves are returned.
+        shape: shape of the output; () or (1,) for scalars, which are returned as (..., 1). A dict of shapes for several
+            outputs. None for no output: the hidden features are returned.
+        layers: number of hidden blocks.
+        units: size of each block.
         name: prefix of the layers' names.
-        dist: symlog_disc, symlog_mse, mse, binary or normal.
-        outscale: scale of the output layer's initial weights.
-        symlog_inputs: squash inputs with symlog.
+        act: name of the activation in `torch.nn`.
+        norm: whether blocks have layer norm.
+        dist: distribution of the output, one of `DISTS`.
+        outscale: scale of the output layer's initial weights, see `init_output`.
+        symlog_inputs: whether symlog is applied to the input.
+    Raises:
+        ValueError: for an unknown `dist`, or a `shape` that it does not support.
     """
 
     DISTS = ("symlog_disc", "symlog_mse", "mse", "binary", "normal")
@@ -76,12 +83,12 @@ class MLP(nn.Module):
         return math.prod(shape)
 
     def input_layers(self) -> list[nn.Linear]:
-        """The layers that read the input: the first hidden one, or the outputs where nothing is hidden."""
+        """The layers that read the input: the first hidden layer, or the output layers if there are no hidden ones."""
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         return linear[:1] if len(self.layers) else linear
 
     def hidden(self, x: Tensor) -> Tensor:
-        """Output of the hidden blocks, (..., units)."""
+        """The hidden features, (..., inp_dim) -> (..., units)."""
         return self.layers(dists.symlog(x) if self._symlog_inputs else x)
 
     def stats(self, x: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ class MLP(nn.Module):
         return self.mean_layer(self.hidden(x))
 
     def forward(self, x: Tensor):
-        """(..., inp_dim) -> a distribution, a dict of them, or hidden features."""
+        """(..., inp_dim) -> a distribution, a dict of distributions, or hidden features, as `shape` says."""
         if self._shape is None:
             return self.hidden(x)
         elif isinstance(self._shape, dict):
@@ -98,7 +105,7 @@ class MLP(nn.Module):
         return self.dist(self.stats(x))
 
     def dist(self, out: Tensor):
-        """The distribution with parameters from `stats`."""
+        """The distribution with the parameters `out` (..., n), as from `stats`."""
         if self._dist == "symlog_disc":
             return dists.SymlogDisc(out)
         elif self._dist == "symlog_mse":
@@ -124,15 +131,18 @@ def _positive(name: str, value, allowed: str) -> float:
 class ActionHead(MLP):
     """The policy: features (..., F) -> a distribution over action vectors (..., A).
 
-    Samples of continuous actions are not bounded: they enter dynamics and environment through `distributions.bounded`, and their
-    log-probability is that of the sample itself.
+    Continuous actions are not bounded, and `log_prob` scores the unbounded sample. Actions pass through
+    `distributions.bounded` where they enter world model and environment.
 
     Args:
         inp_dim: size F of a feature.
         size: length A of an action vector.
-        classes: class counts of the discrete parts of an action (concatenated one-hots), or None for continuous actions.
-        config: settings of the actor, the section `actor`.
-        units, act, norm: of the hidden layers.
+        classes: class counts of the discrete parts of an action, which is their concatenated one-hots; None for
+            continuous actions.
+        config: the settings' section `actor`.
+        units, act, norm: as in `MLP`.
+    Raises:
+        ValueError: if `config.dist` does not fit the actions, or `config.std` is neither "learned" nor positive.
     """
 
     DISTS = ("onehot", "normal")
@@ -150,7 +160,13 @@ class ActionHead(MLP):
             self._std = _positive("actor.std", config.std, "'learned' or a positive number")
 
     def stats(self, feat: Tensor) -> dict[str, Tensor]:
-        """The distribution's parameters by name, which can be stacked over time: `logit`, or `mean` and `std`, each (..., A)."""
+        """The parameters of the policy, as tensors that can be stacked over time.
+
+        Args:
+            feat: (..., F).
+        Returns:
+            `logit`, or `mean` and `std`, each (..., A).
+        """
         x, config = self.hidden(feat), self._config
         mean = self.mean_layer(x)
         if self._dist == "onehot":
@@ -163,7 +179,7 @@ class ActionHead(MLP):
         return {"mean": torch.tanh(mean.float()), "std": std}
 
     def dist(self, stats: dict[str, Tensor]):
-        """The distribution with parameters from `stats`."""
+        """The distribution with the parameters from `stats`."""
         if self._dist == "normal":
             return dists.Normal(stats["mean"], stats["std"])
         parts = [dists.OneHot(logit, self._config.unimix_ratio) for logit in stats["logit"].split(self._classes, -1)]

@@ -1,6 +1,6 @@
-"""The blocks that all networks are made of: initialisation, products, normalisation, hidden layers, the GRU.
+"""Building blocks of the networks: initialisation, matrix products, normalisation, hidden blocks and the GRU cell.
 
-Parameter names and shapes are those of dreamerv3-torch, so that checkpoints carry over.
+Parameter names and shapes are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import contextlib
@@ -18,17 +18,24 @@ NORM_EPS = 1e-3
 
 
 def init_hidden(module: nn.Module) -> None:
-    """Truncated normal with variance 1 / mean(fan in, fan out), for layers inside a network."""
+    """Initialises a hidden layer: truncated normal with variance 1 / mean(fan in, fan out), biases zero.
+
+    Other modules stay unchanged, so that `module.apply(init_hidden)` works on whole networks.
+    """
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         fan_in, fan_out = _fans(module)
-        std = math.sqrt(2.0 / (fan_in + fan_out)) / 0.87962566103423978  # a normal cut at two deviations has this deviation
+        # 0.8796 is the standard deviation of a unit normal truncated at -2 and 2.
+        std = math.sqrt(2.0 / (fan_in + fan_out)) / 0.87962566103423978
         nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def init_output(module: nn.Module, scale: float) -> None:
-    """Uniform with variance `scale` / mean(fan in, fan out), for layers that end a network; 0 makes the output zero."""
+    """Initialises an output layer: uniform with variance `scale` / mean(fan in, fan out), biases zero.
+
+    With `scale=0` the initial output is zero. Other modules stay unchanged.
+    """
     if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
         fan_in, fan_out = _fans(module)
         limit = math.sqrt(3.0 * scale * 2.0 / (fan_in + fan_out))
@@ -45,7 +52,13 @@ def _fans(module: nn.Module) -> tuple[int, int]:
 
 
 def activation(name: str) -> nn.Module:
-    """An activation module of `torch.nn` by its name, for example SiLU."""
+    """Builds an activation module.
+
+    Args:
+        name: its class in `torch.nn`, for example "SiLU".
+    Raises:
+        ValueError: if `torch.nn` has no such activation, or its constructor requires arguments.
+    """
     choice = getattr(nn, name, None)
     if not (isinstance(choice, type) and choice.__module__ == nn.SiLU.__module__):
         raise ValueError(f"unknown activation {name!r}; give the name of one in torch.nn, for example SiLU, ELU or ReLU")
@@ -56,12 +69,12 @@ def activation(name: str) -> nn.Module:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """The same numbers as float32 if they are bfloat16."""
+    """Converts bfloat16 to float32; other dtypes pass unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The precision in which products with x are formed: x's own, unless autocast says otherwise."""
+    """The dtype of matrix products with `x`: autocast's if autocast is enabled, else that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -69,18 +82,24 @@ def product_dtype(x: Tensor) -> torch.dtype:
 # Products
 
 
-_onednn = False  # whether oneDNN forms large float32 products on this processor
+_onednn = False  # whether `linear` uses oneDNN for large float32 products on the CPU
 
 
 def choose_library() -> None:
-    """Chooses the faster library for `linear`. The two round differently, so in deterministic mode it is PyTorch's own."""
+    """Lets `linear` use the faster of PyTorch's default library and oneDNN for large float32 products on the CPU.
+
+    The two round differently. Deterministic mode therefore always uses PyTorch's default.
+    """
     global _onednn
     _onednn = not torch.are_deterministic_algorithms_enabled() and _onednn_is_faster()
 
 
 @functools.cache
 def _onednn_is_faster() -> bool:
-    """Times PyTorch's own product (MKL on most computers) and oneDNN's on the CPU, which takes some 20 ms."""
+    """Whether oneDNN beats PyTorch's default product (MKL on most computers) by more than a factor of 1.2.
+
+    Timing both takes about 20 ms.
+    """
     x, weight, seconds = torch.ones(1024, 512, device="cpu"), torch.ones(512, 512, device="cpu"), {}
     for product in 5 * (F.linear, _onednn_linear):
         start = time.perf_counter()
@@ -90,7 +109,17 @@ def _onednn_is_faster() -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, (..., in), (out, in) -> (..., out): every product of the networks."""
+    """Computes x W^T + b. All linear layers use this function.
+
+    Inside `weight_gradients_once` the gradient of `weight` is computed once for all calls.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,).
+    Returns:
+        (..., out).
+    """
     if _weights is not None and torch.is_grad_enabled():
         y = _weights.product(x, weight)
         return y if bias is None else y + bias.to(y.dtype)
@@ -100,28 +129,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` as a 1x1 convolution. PyTorch gives convolutions of several images to oneDNN; 16 are fast on one thread and on many."""
+    """`linear` as a 1x1 convolution over 16 images: PyTorch gives convolutions of several images to oneDNN.
+
+    With 16 images it is fast on one thread and on many.
+    """
     images = x.reshape(16, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (16, in, 1, rows / 16), channels last
     y = F.conv2d(images, weight[..., None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose product is `linear`."""
+    """`nn.Linear` that computes its product with `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
         return linear(x, self.weight, self.bias)
 
 
-_weights = None  # the `_StepWeights` of the recurrence that is running
+_weights = None  # state of the active `weight_gradients_once`, None outside
 
 
 @contextlib.contextmanager
 def weight_gradients_once():
-    """Within this, every weight of `linear` gets its gradient once for all steps of a recurrence, as a single product.
+    """Inside this context, the gradient of each weight of `linear` is a single product over all steps of a recurrence.
 
-    Left to autograd, every step forms a gradient from a handful of rows and adds it to the sum, which reads and writes the whole
-    weight T times; and with autocast every step keeps its own bfloat16 copy of the weight until then.
+    Without it, autograd computes a small gradient per step and adds it to the sum. That reads and writes memory of the
+    weight's size T times. With autocast, each step also keeps its own bfloat16 copy of the weight until the backward
+    pass.
     """
     global _weights
     before, _weights = _weights, _StepWeights()
@@ -132,7 +166,11 @@ def weight_gradients_once():
 
 
 class _StepWeights:
-    """For each weight of a recurrence a copy in the products' precision, and pairs of output gradient and input, one of each product."""
+    """The state of one `weight_gradients_once` context, by weight.
+
+    For each weight: a copy in the dtype of the products, and a list of (output gradient, input) pairs that the backward
+    pass fills, one pair per product.
+    """
 
     def __init__(self):
         self._constants = {}
@@ -146,7 +184,10 @@ class _StepWeights:
 
 
 class _Constant(torch.autograd.Function):
-    """A weight (out, in) in the products' precision. Its backward runs after those of all products and forms its gradient at once."""
+    """A weight (out, in) in the dtype of the products.
+
+    Its backward runs after the backwards of all products. It computes the weight's gradient from the collected pairs.
+    """
 
     @staticmethod
     def forward(ctx, weight: Tensor, dtype: torch.dtype, steps: list) -> Tensor:
@@ -163,7 +204,10 @@ class _Constant(torch.autograd.Function):
 
 
 class _StepProduct(torch.autograd.Function):
-    """y = x W^T with the gradient dx = dy W; what the weight's gradient needs is left to `_Constant`."""
+    """y = x W^T with the input gradient dx = dy W.
+
+    Its backward leaves the pair (dy, x) for `_Constant`, which computes the weight's gradient.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, steps: list) -> Tensor:
@@ -175,7 +219,8 @@ class _StepProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight = ctx.saved_tensors
-        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(weight.grad_fn):  # not in a pass for other tensors alone
+        # A backward pass restricted to other tensors does not reach `_Constant`, and would leave the pairs behind.
+        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(weight.grad_fn):
             ctx.steps.append((grad.flatten(0, -2), x.flatten(0, -2)))
         return grad @ weight if ctx.needs_input_grad[0] else None, None, None
 
@@ -184,17 +229,24 @@ class _StepProduct(torch.autograd.Function):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm whose statistics and parameter gradients are float32 whatever the input's precision.
+    """Layer norm with statistics and parameter gradients in float32, whatever the dtype of the input.
 
     PyTorch's own gives wrong parameter gradients for bfloat16 on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> the same shape and dtype."""
         return super().forward(full_precision(x)).to(x.dtype)
 
 
 class HiddenBlock(nn.Sequential):
-    """Linear without bias, layer norm, activation: (..., in) -> (..., out)."""
+    """Linear layer without bias, layer norm, activation: (..., in) -> (..., out).
+
+    Args:
+        inp_size, out_size: sizes in and out.
+        act: name of the activation in `torch.nn`.
+        norm: whether there is a layer norm.
+    """
 
     def __init__(self, inp_size: int, out_size: int, act: str, norm: bool):
         norms = [LayerNorm(out_size, eps=NORM_EPS)] if norm else []
@@ -202,16 +254,22 @@ class HiddenBlock(nn.Sequential):
         self.apply(init_hidden)
 
     def after_product(self, x: Tensor) -> Tensor:
-        """The block's output from its linear product, (..., out) -> (..., out)."""
-        for layer in itertools.islice(self, 1, None):  # a slice of a Sequential would be a new module at every call
+        """Layer norm and activation alone, for a linear product computed elsewhere: (..., out) -> (..., out)."""
+        for layer in itertools.islice(self, 1, None):  # slicing a Sequential would build a new module
             x = layer(x)
         return x
 
 
 class GRUCell(nn.Module):
-    """GRU with layer norm on the stacked gates and an update gate that starts nearly closed, as in DreamerV2 and V3."""
+    """GRU cell with layer norm over the three stacked gates, as in DreamerV2 and DreamerV3.
 
-    UPDATE_BIAS = -1.0
+    Args:
+        inp_size: size of the input.
+        size: size D of the recurrent state.
+        norm: whether there is a layer norm.
+    """
+
+    UPDATE_BIAS = -1.0  # the update gate starts nearly closed, so the state changes slowly
 
     def __init__(self, inp_size: int, size: int, norm: bool = True):
         super().__init__()
@@ -222,9 +280,9 @@ class GRUCell(nn.Module):
         self.layers.apply(init_hidden)
 
     def forward(self, x: Tensor, deter: Tensor) -> Tensor:
-        """(B, hidden), (B, D) -> (B, D); the gates and the new state are float32."""
+        """One step, (B, inp_size) and (B, D) -> (B, D). Gates and new state are float32."""
         gates = full_precision(self.layers[0](torch.cat([x, deter], -1)))
         gates = self.layers[1](gates) if len(self.layers) > 1 else gates
-        reset, candidate, update = gates.chunk(3, -1)
+        reset, candidate, update = gates.chunk(3, -1)  # (B, D) each
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate, torch.sigmoid(update + self.UPDATE_BIAS))

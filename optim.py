@@ -1,4 +1,4 @@
-"""The optimizer."""
+"""The optimizer of world model, actor, critic and ensemble."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,19 @@ Metrics = dict[str, Tensor]  # scalars by name
 
 
 class Optimizer:
-    """Adam with clipping of the global gradient norm, on the parameters that it is given and on no others.
+    """Adam with gradient norm clipping, for a given set of parameters.
 
-    A step whose loss or gradient is not finite changes nothing but is counted.
+    A step with a non-finite loss or gradient norm is skipped and counted: parameters and moments stay unchanged.
 
     Args:
         name: prefix of the metrics.
         params: the parameters to train.
-        lr, eps, clip, weight_decay: learning rate, Adam's epsilon, largest gradient norm, decoupled decay per unit of learning rate.
+        lr: learning rate.
+        eps: Adam's epsilon.
+        clip: largest global gradient norm.
+        weight_decay: decoupled weight decay, scaled by the learning rate as in AdamW.
     Attributes:
-        skipped_in_a_row: how many steps have been skipped since the last one that was not; a scalar tensor.
+        skipped_in_a_row: consecutive skipped steps up to now, a scalar tensor.
     """
 
     def __init__(self, name: str, params, *, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
@@ -29,35 +32,45 @@ class Optimizer:
         self.skipped_in_a_row = torch.zeros((), device=self._params[0].device)
 
     def step(self, loss: Tensor, retain_graph: bool = False) -> Metrics:
-        """Descends a scalar loss; gradients are formed for this optimizer's parameters alone."""
+        """Takes one step on a scalar loss. Only this optimizer's parameters receive gradients.
+
+        Args:
+            loss: scalar.
+            retain_graph: whether a later backward pass needs the graph again.
+        Returns:
+            scalar metrics: loss, gradient norm before clipping, and 1 if the step was skipped, else 0.
+        """
         self._opt.zero_grad(set_to_none=True)
         loss.backward(inputs=self._params, retain_graph=retain_graph)
         norm = nn.utils.clip_grad_norm_(self._params, self._clip)
         skip = (~(loss.detach().isfinite() & norm.isfinite())).float()
         self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * skip
         self._step_unless(skip)
-        self._opt.zero_grad(set_to_none=True)  # nothing reads gradients until the next step, and they are as large as the weights
+        self._opt.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
         return {f"{self._name}_loss": loss.detach(), f"{self._name}_grad_norm": norm.detach(), f"{self._name}_skipped": skip}
 
     def _step_unless(self, skip: Tensor) -> None:
-        if self._fused:  # the kernel itself looks, as for `torch.amp.GradScaler`, so that nothing waits for a GPU
+        if self._fused:  # the kernel reads `found_inf` itself, as with `torch.amp.GradScaler`: no GPU sync
             self._opt.found_inf = skip
             self._opt.step()
         elif not skip:
             self._opt.step()
 
     def state_dict(self) -> dict:
+        """State of the wrapped `torch.optim.AdamW`."""
         return self._opt.state_dict()
 
     def load_moments(self, moments: list[dict[str, Tensor] | None]) -> None:
-        """Takes up copies of step count and moments of every parameter, None for those that have none yet.
+        """Loads copies of step counts and moments. Learning rate, epsilon and weight decay keep their present values.
 
-        Learning rate, epsilon and decay stay as they were given to this optimizer.
+        Args:
+            moments: for each parameter, in order, its entry of AdamW's state (`step`, `exp_avg`, `exp_avg_sq`); None
+                starts from zero.
         """
         state = {}
         for number, (parameter, slots) in enumerate(zip(self._params, moments, strict=True)):
             if slots is not None:
-                # The fused step walks through parameter and moments in the order of memory, which must be the same.
+                # The fused step needs moments with the same memory layout as the parameter.
                 state[number] = {
                     key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in slots.items()
                 }
