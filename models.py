@@ -1,6 +1,7 @@
-"""The world model and the actor-critic that learns inside it.
+"""The world model, and the actor and critic that learn inside it.
 
-Shapes: B batch, T time, H imagination horizon, N = B * T imagined rollouts, A action, F feature.
+Shapes: B batch, T time, H imagination horizon, N = B * T imagined rollouts, A action, E embed, S categoricals,
+K classes, F feature.
 """
 
 import copy
@@ -21,7 +22,7 @@ from networks import State
 from optim import Metrics, Optimizer
 from tools import autocast
 
-GRADIENTS = ("reinforce", "dynamics")  # what a policy may follow
+GRADIENTS = ("reinforce", "dynamics")  # estimators of the policy gradient
 SCALAR_DISTS = ("symlog_disc", "symlog_mse", "mse", "normal")  # for rewards and values
 
 
@@ -31,12 +32,12 @@ def _check_scalar_dist(name: str, dist: str) -> None:
 
 
 class Rollout(NamedTuple):
-    """What a policy imagined.
+    """Imagined trajectories of a policy.
 
-    Attributes:
-        feat: features (H, N, F), with a graph only if the policy's gradient comes from the dynamics.
-        stats: the policy's parameters in all states but the last, as from `ActionHead.stats`, each (H - 1, N, ...).
-        action: what it chose there, (H - 1, N, A); continuous actions may leave [-1, 1], see `distributions.bounded`.
+    Args:
+        feat: features, (H, N, F), with gradient only if the policy's gradient comes from the dynamics.
+        stats: parameters of the policy at all states but the last, see `ActionHead.stats`, each (H - 1, N, ...).
+        action: sampled actions, (H - 1, N, A); continuous ones may exceed [-1, 1], see `distributions.bounded`.
     """
 
     feat: Tensor
@@ -45,12 +46,14 @@ class Rollout(NamedTuple):
 
 
 class WorldModel(nn.Module):
-    """Encoder, latent dynamics and the heads that predict observation, reward and continuation.
+    """Encoder, latent dynamics, and heads for observation, reward and continue flag.
 
     Args:
         obs_space: gymnasium Dict of images (H, W, C) uint8 and vectors (n,) float32.
         num_actions: size A of an action vector.
-        config: settings, see configs.yaml.
+        config: the settings, see configs.yaml.
+    Raises:
+        ValueError: for a setting that is not allowed.
     """
 
     def __init__(self, obs_space: gymnasium.spaces.Dict, num_actions: int, config):
@@ -80,9 +83,13 @@ class WorldModel(nn.Module):
         )
 
     def preprocess(self, obs: dict) -> dict[str, Tensor]:
-        """A batch of observations (arrays or tensors) as model inputs on the device.
+        """Converts a batch of observations to model inputs: float32 on the device, images in [0, 1].
 
-        All become float32, images in [0, 1]; reward and the continue flag `cont` = 1 - is_terminal get a trailing dimension of 1.
+        Args:
+            obs: arrays or tensors with any leading dimensions, by key.
+        Returns:
+            tensors by key, without keys that start with `log_`. Reward gets a last dimension of 1. From `is_terminal`
+            comes the continue flag `cont` = 1 - is_terminal, with a last dimension of 1 too.
         """
         data = {}
         device = torch.device(self._config.device)
@@ -91,8 +98,8 @@ class WorldModel(nn.Module):
                 continue
             value = torch.as_tensor(value)
             if device.type == "cuda" and value.device.type == "cpu":
-                value = value.pin_memory()  # the copy to the GPU waits for nothing
-            if value.dtype == torch.uint8:  # images travel to the device as bytes
+                value = value.pin_memory()  # makes the copy to the GPU asynchronous
+            if value.dtype == torch.uint8:  # images are copied as bytes, a quarter of their float32 size
                 data[key] = value.to(device, non_blocking=True).float() / 255.0
             else:
                 data[key] = value.to(device, torch.float32, non_blocking=True)
@@ -103,10 +110,14 @@ class WorldModel(nn.Module):
         return data
 
     def loss(self, data: dict[str, Tensor], sample: bool = True) -> tuple[Tensor, State, Metrics]:
-        """The world model's loss on preprocessed (B, T, ...) data.
+        """The world model's loss: negative ELBO with scaled terms (Hafner et al. 2023, "World Model Learning").
 
+        Args:
+            data: a preprocessed batch, (B, T, ...).
+            sample: whether latents are drawn; False takes the most likely ones.
         Returns:
-            the mean loss; the posterior, detached, (B, T, ...); metrics, per step (B, T) or scalar, losses without their scales.
+            mean loss, a scalar; the posterior without gradient, (B, T, ...); metrics, each (B, T) or a scalar. Losses
+            among the metrics are without their scales.
         """
         with autocast(self._config):
             return self._loss(data, sample)
@@ -141,15 +152,25 @@ class WorldModel(nn.Module):
         return {**metrics, "prior_entropy": self.dynamics.entropy(prior), "post_entropy": self.dynamics.entropy(post)}
 
     def reward(self, rollout: Rollout) -> Tensor:
-        """Predicted rewards (H, N, 1) of imagined states, whatever is done there."""
+        """Predicted rewards of imagined states.
+
+        They depend on states only: the reward of an action is predicted at the state that it leads to.
+
+        Returns:
+            (H, N, 1).
+        """
         return self.heads["reward"](rollout.feat).mode
 
     def latent_readers(self) -> list[nn.Linear]:
-        """Every layer whose first inputs are latents."""
+        """All layers whose inputs begin with the latents."""
         return [self.dynamics._img_in_layers[0], *(layer for head in self.heads.values() for layer in head.input_layers())]
 
     def update(self, data: dict[str, Tensor]) -> tuple[State, Metrics]:
-        """One optimizer step; returns the posterior that imagination starts from, and scalar metrics."""
+        """Takes one optimizer step on a preprocessed batch (B, T, ...).
+
+        Returns:
+            the posterior without gradient, (B, T, ...), where imagination starts; scalar metrics.
+        """
         loss, post, metrics = self.loss(data)
         metrics = {key: value.mean() for key, value in metrics.items()}
         metrics.update(self._model_opt.step(loss))
@@ -157,13 +178,17 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def video_pred(self, batch: dict, context: int = 5) -> dict[str, np.ndarray]:
-        """Open-loop predictions: `context` steps are observed, the rest is predicted from the actions alone.
+        """Videos of open-loop predictions, next to the ground truth.
+
+        The model observes the first `context` steps and predicts all later ones from the actions only.
 
         Args:
-            batch: arrays (B, T, ...) as they come from replay, T at least 2.
+            batch: arrays (B, T, ...) from replay, with T at least 2.
+            context: number of observed steps.
         Returns:
-            for every decoded image a video (T, R H, B W, C) in [0, 1] with R rows, from above: truth, prediction, error (0.5: none),
-            and with two levels a reconstruction of which only the top level saw the images, while the bottom came from its prior.
+            for every decoded image a video (T, R * H, B * W, C) in [0, 1]. Its R rows are, from the top: ground truth,
+            prediction, and error (0.5 where there is none). A model with two levels adds a row: decoded states of which
+            only the top level observed the images, while the bottom was drawn from its prior.
         """
         if not self.heads["decoder"].image_keys:
             return {}
@@ -182,7 +207,7 @@ class WorldModel(nn.Module):
         return videos
 
     def _open_loop(self, data: dict[str, Tensor], context: int) -> State:
-        """States (B, T, ...): posterior for the first `context` steps, from the actions alone after them."""
+        """States (B, T, ...): posteriors of the first `context` steps, then predictions from the actions."""
         context = min(context, data["action"].shape[1] - 1)
         seen = {key: value[:, :context] for key, value in data.items()}
         post, _ = self.dynamics.observe(self.encoder(seen), seen["action"], seen["is_first"])
@@ -196,7 +221,13 @@ class WorldModel(nn.Module):
 
 
 def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
-    """The latent dynamics that the settings ask for, flat or hierarchical."""
+    """Builds the latent dynamics, flat or hierarchical.
+
+    Args:
+        config: the settings, see configs.yaml.
+        num_actions: size A of an action vector.
+        embed: size E of an embedding.
+    """
     common = dict(
         deter=config.dyn_deter,
         hidden=config.dyn_hidden,
@@ -221,62 +252,80 @@ def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
-    """Exponentially weighted n-step returns (Hafner et al. 2023).
+    """Lambda returns (Hafner et al. 2023, "Critic Learning").
+
+    R_t = r_{t+1} + d_{t+1} ((1 - lambda) v_{t+1} + lambda R_{t+1}), and R_{H-1} = v_{H-1}.
 
     Args:
-        reward, value, discount: (H, N, 1) at the imagined states; index t is what state t yields, predicts and keeps.
+        reward, value: (H, N, 1), of the imagined states.
+        discount: (H, N, 1), discount times predicted continue probability.
+        lambda_: weight of longer returns, from 0 to 1.
     Returns:
-        (H - 1, N, 1): R_t = r_{t+1} + d_{t+1} ((1 - lambda) v_{t+1} + lambda R_{t+1}), with R_{H-1} = v_{H-1}.
+        (H - 1, N, 1).
     """
     assert reward.shape == value.shape == discount.shape, (reward.shape, value.shape, discount.shape)
     returns = [value[-1]]
     for t in reversed(range(1, len(value))):
         returns.append(reward[t] + discount[t] * ((1.0 - lambda_) * value[t] + lambda_ * returns[-1]))
-    return torch.stack(returns[:0:-1])  # in the order of time, without the bootstrap value
+    return torch.stack(returns[:0:-1])  # in time order, without the bootstrap value v_{H-1}
 
 
 def imagination_weight(start_cont: Tensor, discount: Tensor) -> Tensor:
-    """How much each imagined state counts: the probability that the episode goes on to it, discounted, without gradient.
+    """Weight of each imagined state: the discounted probability that the episode reaches it. Without gradient.
 
     Args:
-        start_cont: (N, 1), 1 where the replayed step was not terminal.
-        discount: (H, N, 1), discount times predicted continuation.
+        start_cont: (N, 1), continue flag of the replayed step.
+        discount: (H, N, 1), discount times predicted continue probability.
     Returns:
-        (H, N, 1), starting with start_cont.
+        (H, N, 1); the first weight is `start_cont`.
     """
     return torch.cat([start_cont[None].to(discount.dtype), discount[1:]]).detach().cumprod(0)
 
 
 def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Tensor:
-    """Tracks the 5th and 95th percentile of returns and gives the scale to divide advantages by, at least 1.
+    """Updates running percentiles of the returns and computes their range (Hafner et al. 2023, "Actor Learning").
 
     Args:
-        ema: (2,) running percentiles, moved in place.
-        returns: returns of any shape.
-    Source: Hafner et al. 2023, "Actor learning".
+        ema: (2,), running 5th and 95th percentiles; updated in place.
+        returns: any shape.
+        decay: of the running average.
+    Returns:
+        scalar by which advantages are divided: the difference of the percentiles, at least 1.
     """
-    levels = torch.linspace(0.05, 0.95, 2, device=returns.device)  # a Python list would force a copy to the GPU and a sync
+    # A Python list would force a host-to-device copy and a sync.
+    levels = torch.linspace(0.05, 0.95, 2, device=returns.device)
     percentiles = torch.quantile(returns.detach().float().flatten(), levels)
-    ema.lerp_(torch.where(percentiles.isfinite(), percentiles, ema), 1.0 - decay)  # a NaN would never leave the average
+    # A NaN would stay in the running average forever.
+    ema.lerp_(torch.where(percentiles.isfinite(), percentiles, ema), 1.0 - decay)
     return (ema[1] - ema[0]).clamp(min=1.0)
 
 
 def actor_loss(
     policy, action: Tensor, *, returns: Tensor, baseline: Tensor, weight: Tensor, scale: Tensor, gradient: str, entropy_scale: float
 ) -> Tensor:
-    """Policy loss over imagined steps, without the last (which has no return).
+    """The policy's loss over all imagined steps but the last, which has no return.
+
+    Source: Hafner et al. 2023, "Actor Learning".
 
     Args:
-        policy: the distribution of actions at each state, (H - 1, N).
-        action: (H - 1, N, A), what the policy drew.
-        returns, baseline, weight: (H - 1, N, 1); the weight discounts policy and entropy terms alike.
-        scale: of the returns, a constant.
-        gradient: "reinforce" follows the log-probability, "dynamics" the gradient of the returns through the world model.
+        policy: distribution of actions at each state, (H - 1, N).
+        action: sampled actions, (H - 1, N, A).
+        returns: lambda returns, (H - 1, N, 1).
+        baseline: values, (H - 1, N, 1).
+        weight: (H - 1, N, 1), of policy and entropy terms alike.
+        scale: scalar by which advantages are divided.
+        gradient: "reinforce" uses the gradient of the log-probability, "dynamics" that of the returns through the
+            world model.
+        entropy_scale: weight of the policy's entropy.
+    Returns:
+        scalar.
+    Raises:
+        ValueError: for an unknown `gradient`.
     """
     assert returns.shape == baseline.shape == weight.shape, (returns.shape, baseline.shape, weight.shape)
     advantage = ((returns - baseline) / scale).squeeze(-1)  # (H - 1, N)
     if gradient == "reinforce":
-        # A reparametrised action would cancel the mean's gradient, so the action is a constant here.
+        # Gradient boundary: the action is a constant. A reparametrised one would cancel the mean's gradient.
         objective = policy.log_prob(action.detach()) * advantage.detach()
     elif gradient == "dynamics":
         objective = advantage
@@ -286,13 +335,16 @@ def actor_loss(
 
 
 def critic_loss(value_dist, target: Tensor, slow_target: Tensor | None) -> Tensor:
-    """Negative log-likelihood of the returns and of the slow critic's prediction, per imagined step.
+    """Negative log-likelihood of the returns, plus that of the slow critic's values as a regulariser.
+
+    Source: Hafner et al. 2023, "Critic Learning".
 
     Args:
         value_dist: the critic's distribution at (H - 1, N) states.
-        target, slow_target: (H - 1, N, 1), constants; None to leave the slow critic out.
+        target: returns, (H - 1, N, 1), used without gradient.
+        slow_target: values of the slow critic, (H - 1, N, 1), used without gradient; None without a slow critic.
     Returns:
-        (H - 1, N), unweighted.
+        (H - 1, N), without imagination weights.
     """
     loss = -value_dist.log_prob(target.detach())
     if slow_target is not None:
@@ -301,13 +353,17 @@ def critic_loss(value_dist, target: Tensor, slow_target: Tensor | None) -> Tenso
 
 
 class ImagBehavior(nn.Module):
-    """Actor and critic, trained on rollouts that the world model imagines.
+    """Actor and critic, trained on imagined rollouts (Hafner et al. 2023, "Actor Critic Learning").
 
     Args:
-        feat_size: size F of the world model's features.
+        feat_size: size F of a feature.
         num_actions: size A of an action vector.
-        action_classes: class counts of the discrete parts of an action, or None for continuous actions.
-        config: settings, see configs.yaml.
+        action_classes: class counts of the discrete parts of an action; None for continuous actions.
+        config: the settings, see configs.yaml.
+    Attributes:
+        gradient: "reinforce" or "dynamics", see `actor_loss`.
+    Raises:
+        ValueError: for a setting that is not allowed.
     """
 
     def __init__(self, feat_size: int, num_actions: int, action_classes: tuple[int, ...] | None, config):
@@ -338,15 +394,17 @@ class ImagBehavior(nn.Module):
         )
 
     def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> Rollout:
-        """Rolls the policy out inside the world model.
+        """Rolls out the policy in the world model.
 
         Args:
-            start: states of (N, ...), the replayed ones; their latents must be samples, not averages.
-            horizon: number of states H, the replayed one included.
+            dynamics: the world model's dynamics.
+            start: replayed states, (N, ...), with sampled latents.
+            horizon: number of states H, including the replayed one.
+            sample: whether actions and latents are drawn; False takes the most likely ones.
         """
         state, feats, stats, actions = start, [dynamics.get_feat(start)], [], []
         for _ in range(horizon - 1):
-            # Boundary between policy and world model: the policy's gradient flows through its action, not through its input.
+            # Gradient boundary between policy and world model: the policy's input is a constant, its action is not.
             stats.append(self.actor.stats(feats[-1].detach()))
             policy = self.actor.dist(stats[-1])
             with torch.set_grad_enabled(self.gradient == "dynamics"):
@@ -356,20 +414,23 @@ class ImagBehavior(nn.Module):
         return Rollout(torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions))
 
     def latent_readers(self) -> list[nn.Linear]:
-        """Every layer whose first inputs are latents."""
+        """All layers whose inputs begin with the latents."""
         readers = [self.actor, self.value] + ([self._slow_value] if self._config.critic.slow_target else [])
         return [layer for reader in readers for layer in reader.input_layers()]
 
     def update(
         self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int, reward_of: Callable[[Rollout], Tensor] | None = None
     ) -> Metrics:
-        """One optimizer step of actor and critic.
+        """Takes one optimizer step of actor and critic.
 
         Args:
-            start: posterior states (B, T, ...), constants.
-            start_cont: continue flags of these steps, (B, T, 1).
-            updates: how many there have been.
-            reward_of: rewards (H, N, 1) of a rollout; None for the world model's.
+            world_model: where the policy is rolled out.
+            start: posterior states without gradient, (B, T, ...).
+            start_cont: their continue flags, (B, T, 1).
+            updates: number of previous updates.
+            reward_of: computes rewards (H, N, 1) of a rollout; None for `WorldModel.reward`.
+        Returns:
+            scalar metrics.
         """
         self._update_slow_value(updates)
         with autocast(self._config):
@@ -381,10 +442,15 @@ class ImagBehavior(nn.Module):
     def losses(
         self, world_model: WorldModel, start: State, start_cont: Tensor, reward_of: Callable[[Rollout], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Metrics]:
-        """Losses of actor and critic on one imagined rollout, and metrics; arguments as in `update`.
+        """Losses of actor and critic on one imagined rollout.
 
-        The critic runs once for both losses: the actor's differentiates its input, the critic's its weights. So each optimizer must form
-        gradients for its own parameters alone.
+        Both losses share one forward pass of the critic. With `gradient="dynamics"` each loss also has gradients for
+        the other's parameters, so each optimizer must compute gradients of its own parameters only.
+
+        Args:
+            world_model, start, start_cont, reward_of: as in `update`.
+        Returns:
+            the actor's loss and the critic's, both scalars; scalar metrics.
         """
         config = self._config
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
@@ -421,25 +487,32 @@ class ImagBehavior(nn.Module):
             )
         return policy_loss, value_loss, metrics
 
-    @torch.no_grad()  # with gradients the graph would grow with every update
+    @torch.no_grad()
     def _update_slow_value(self, updates: int) -> None:
+        """Moves the slow critic towards the critic, every `slow_target_update` updates."""
         config = self._config.critic
         if config.slow_target and updates % config.slow_target_update == 0:
             torch._foreach_lerp_(list(self._slow_value.parameters()), list(self.value.parameters()), config.slow_target_fraction)
 
 
-# Checkpoints of a flat model in one with two levels
+# Loading a flat checkpoint into a model with two levels
 #
-# The flat latent's S categoricals of K classes fill the slots [top, bottom] in order, so its S * K entries are the first ones of
-# the new latent, and only what follows them is new. Then the loaded model computes what the flat one does: the top posterior is
-# direct as the flat one is, the bottom posterior is with d = -1 and Up = Uq = 0, and nothing reads the new slots yet.
+# The flat latent's S categoricals of K classes fill the slots of top and bottom, in this order; slots beyond S are new.
+# So the flat latent's S * K entries come first in the new latent. The loaded model computes the same function as the
+# flat one: the top posterior is direct like the flat posterior, the bottom posterior becomes direct with d = -1 and
+# Up = Uq = 0, and layers that read latents have zero weights for new slots.
 
 
 class Source(NamedTuple):
-    """Where a tensor comes from in a checkpoint.
+    """Where a tensor comes from in a flat checkpoint.
 
-    Along `dim`, entry i is entry index[i] of the stored tensor `name`, which has `size` entries; -1 marks a new one. Without an index
-    the tensor is copied.
+    Without `index` the tensor is copied.
+
+    Args:
+        name: the stored tensor.
+        dim: dimension that `index` refers to.
+        index: entry i along `dim` is entry index[i] of the stored tensor; -1 marks a new entry.
+        size: length of the stored tensor along `dim`.
     """
 
     name: str
@@ -449,17 +522,22 @@ class Source(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What happens to the tensor: copied, split (a part of it) or widened (with new entries)."""
+        """ "copied", "split" (a part of the stored tensor) or "widened" (with new entries)."""
         if self.index is None:
             return "copied"
         return "widened" if (self.index < 0).any() else "split"
 
     def stored_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """The shape that the stored tensor must have, if the one here has this shape."""
+        """The shape that the stored tensor must have if this agent's tensor has `shape`."""
         return tuple(shape) if self.index is None else (*shape[: self.dim], self.size, *shape[self.dim + 1 :])
 
     def take(self, stored: Tensor, new: Tensor | float) -> Tensor:
-        """The tensor here, from the stored one and from `new` where that has no entry."""
+        """Builds this agent's tensor.
+
+        Args:
+            stored: the stored tensor.
+            new: values of new entries, of the shape of the result or a number.
+        """
         if self.index is None:
             return stored
         is_new = (self.index < 0).view([-1 if dim == self.dim else 1 for dim in range(stored.ndim)])
@@ -467,18 +545,19 @@ class Source(NamedTuple):
 
 
 def flat_sources(agent: nn.Module, entries: int) -> dict[str, Source | None]:
-    """The source of every tensor of an agent with two levels in a flat checkpoint, None for those that are new.
+    """Maps every tensor of an agent with two levels to its source in a flat checkpoint; None for tensors that are new.
 
     Args:
-        entries: S * K, the entries of the flat latent.
+        agent: the agent with two levels.
+        entries: S * K, length of the flat latent.
 
-    | here | there |
+    | tensor of the agent | source |
     |---|---|
-    | `_imgs_stat_layer.<level>`, `_obs_stat_layer.<level>` (Wpt, Wqt, Wpb, Wqb) | the level's rows of the same without a level |
+    | `_imgs_stat_layer.<level>`, `_obs_stat_layer.<level>` (Wpt, Wqt, Wpb, Wqb) | the level's rows of the flat layer |
     | `_top_summary`, `_top_to_prior`, `_top_to_post`, `_prior_weight` (Wc, Up, Uq, d) | new |
-    | weights that read latents: recurrence, decoder, reward, continue, actor, critics, ensemble | the same; columns of new slots |
-    | weights and biases that predict latents: ensemble | the same; rows of new slots |
-    | all others | the same |
+    | weights that read latents (recurrence, heads, actor, critics, ensemble) | same name; new slots' columns are new |
+    | weights and biases that predict latents (ensemble) | same name; new slots' rows are new |
+    | all others | same name |
     """
     dynamics = agent._wm.dynamics
     names = {module: name for name, module in agent.named_modules()}
@@ -512,13 +591,20 @@ def flat_sources(agent: nn.Module, entries: int) -> dict[str, Source | None]:
 
 
 def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
-    """What a flat checkpoint lacks of an agent's latents, by name: as on a new model, with posterior weights scaled by 0.1.
+    """Initial values of the latents' tensors that a flat checkpoint lacks, with posterior weights scaled by 0.1.
 
-    So the KL of the new slots stays below the free nats. The bottom's posterior is its prior plus a delta, so a small delta is enough;
-    a new slot of the top has no such base, so there prior and posterior are both nearly uniform.
+    With these weights the KL of the new slots stays below the free nats. The bottom's posterior is its prior plus a
+    residual, so a small residual is enough. The top's posterior is direct, so its prior is scaled by 0.1 too: both are
+    nearly uniform. d is -1 for bottom slots that the flat latent fills.
+
+    Args:
+        agent: the agent with two levels.
+        entries: S * K, length of the flat latent.
+    Returns:
+        tensors by name.
     """
     config = copy.deepcopy(agent._config)
-    config.dyn_deter = 1  # the recurrence is not used
+    config.dyn_deter = 1  # the recurrence is not used, so keep it small
     dynamics = make_dynamics(config, num_actions=1, embed=1)
     with torch.no_grad():
         for layer in (dynamics._imgs_stat_layer["top"], dynamics._obs_stat_layer["top"], dynamics._obs_stat_layer["bottom"]):
@@ -529,14 +615,25 @@ def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
 
 
 def convert_weights(sources: dict[str, Source | None], flat: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an agent with two levels; entries that are neither in `flat` nor in `new` are zero."""
+    """Builds the weights of an agent with two levels from a flat checkpoint.
+
+    Args:
+        sources: from `flat_sources`.
+        flat: tensors of the flat checkpoint, by name.
+        new: values of new tensors and entries, by name; entries in neither are zero.
+    """
     return {name: new[name] if source is None else source.take(flat[source.name], new.get(name, 0.0)) for name, source in sources.items()}
 
 
 def convert_moments(sources: dict[str, Source | None], flat: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Adam's moments of an agent with two levels, by parameter name; wholly new parameters have none.
+    """Builds Adam's moments of an agent with two levels from those of a flat checkpoint, by parameter name.
 
-    New entries of a parameter start with the mean of its others' second moment: from zero, their first steps would be far too long.
+    New parameters have no moments. New entries of a parameter get first moment 0, and the mean of the parameter's other
+    second moments: with second moment 0 their first steps would be far too large.
+
+    Args:
+        sources: from `flat_sources`.
+        flat: `step`, `exp_avg` and `exp_avg_sq` by parameter name.
     """
     moments = {}
     for name, source in sources.items():

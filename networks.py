@@ -1,7 +1,7 @@
-"""Recurrent state-space models of DreamerV3, with one and with two levels of latents.
+"""Recurrent state-space models (RSSM) of DreamerV3, with one or two levels of latents.
 
-Shapes: B batch, T time, A action, E embedding, D deter, S categoricals, K classes, F feature. Parameter names and shapes of the
-flat model are those of dreamerv3-torch, so that checkpoints carry over.
+Shapes: B batch, T time, A action, E embed, D deter, S categoricals, K classes, F feature.
+Parameter names and shapes of the flat model are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import contextlib
@@ -30,17 +30,29 @@ def _sigmoid2(x: Tensor) -> Tensor:
     return 2.0 * torch.sigmoid(x / 2.0)
 
 
-MEAN_ACTS = {"none": torch.positive, "tanh5": _tanh5}  # of Gaussian latents
+# Output functions of Gaussian latents
+MEAN_ACTS = {"none": torch.positive, "tanh5": _tanh5}
 STD_ACTS = {"softplus": F.softplus, "abs": _abs1, "sigmoid": torch.sigmoid, "sigmoid2": _sigmoid2}
 
 
 def stack_states(steps: list[State], dim: int) -> State:
-    """Joins the dicts of single steps to one dict with a time dimension."""
+    """Stacks states of single steps along a new time dimension.
+
+    Args:
+        steps: T states with the same keys.
+        dim: position of the time dimension.
+    """
     return {key: torch.stack([step[key] for step in steps], dim) for key in steps[0]}
 
 
 class Level(NamedTuple):
-    """Sizes of one group of latents, and the ending of its keys in a state ("logit" + suffix)."""
+    """One level of latents.
+
+    Args:
+        stoch: number S of latents.
+        discrete: classes K per latent; 0 for Gaussian latents.
+        suffix: ending of the level's keys in a state: "", "_top" or "_bottom".
+    """
 
     stoch: int
     discrete: int
@@ -48,37 +60,52 @@ class Level(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Length of the level's latents as one vector: S * K, or S for Gaussian latents."""
         return self.stoch * max(self.discrete, 1)
 
     @property
     def keys(self) -> list[str]:
+        """Keys of the level in a state."""
         return [name + self.suffix for name in (("stoch", "logit") if self.discrete else ("stoch", "mean", "std"))]
 
 
 def _note_levels(rssm: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:
-    """Adds the sizes of the latents to a state dict's metadata, since 32 of 32 and 64 of 16 have the same tensors."""
+    """Adds the sizes of the latents to the metadata of a state dict.
+
+    Shapes of tensors do not determine them: 32 latents of 32 classes have the same tensors as 64 of 16.
+    """
     metadata["levels"] = [[level.stoch, level.discrete] for level in rssm.levels.values()]
 
 
 class RSSM(nn.Module):
-    """Recurrent state-space model with one group of latents, as in DreamerV3.
+    """Recurrent state-space model with one level of latents (Hafner et al. 2023, "World Model Learning").
 
-    A state is a dict with `deter` (B, D), `stoch` (B, S, K) and `logit` (B, S, K). With `discrete=0` the latents are Gaussian:
-    `stoch`, `mean` and `std`, each (B, S). A prior returned beside a posterior has no `stoch`, since none is drawn.
+    A state is a dict with `deter` (B, D), `stoch` (B, S, K) and `logit` (B, S, K). With `discrete=0` the latents are
+    Gaussian, and a state has `deter`, `stoch`, `mean` and `std`, the last three (B, S). A prior that is returned
+    together with a posterior has no `stoch`: no latents are drawn from it.
 
     Args:
-        stoch: number of latents S.
         deter: size D of the recurrent state.
         hidden: units of the layers around the recurrence.
-        rec_depth: how often the recurrent core is applied per step.
-        discrete: classes K per latent; 0 for Gaussian latents.
-        act, norm: activation name, and whether layers are normalised.
-        mean_act, std_act, min_std: output functions of Gaussian latents.
-        unimix_ratio: uniform share in every categorical.
-        initial: the state before the first observation: "learned" (deter, with the most likely latents of its prior), or "zeros",
-            which all of it is.
         num_actions: size A of an action vector.
         embed: size E of an embedding.
+        rec_depth: applications of the recurrent core per step.
+        act: name of the activation in `torch.nn`.
+        norm: whether layers have layer norm.
+        mean_act, std_act: output functions of Gaussian latents, keys of `MEAN_ACTS` and `STD_ACTS`.
+        min_std: smallest standard deviation of Gaussian latents.
+        unimix_ratio: weight of the uniform distribution in every categorical.
+        initial: the initial state. "learned": a learned deter with the most likely latents of its prior. "zeros": deter
+            and latents are zero.
+        stoch: number S of latents.
+        discrete: classes K per latent; 0 for Gaussian latents.
+    Attributes:
+        levels: the levels of latents by name, from top to bottom; the flat model has one level, "flat".
+        stoch_size: length of all latents as one vector.
+        deter_size: D.
+        feat_size: size F of a feature, `stoch_size` + D.
+    Raises:
+        ValueError: for an unknown `initial`, `mean_act` or `std_act`, or for too few latents or classes.
     """
 
     def __init__(
@@ -119,7 +146,7 @@ class RSSM(nn.Module):
         self.W = nn.Parameter(torch.zeros(1, deter)) if initial == "learned" else None
         self.register_state_dict_post_hook(_note_levels)
 
-    # What differs between one and two levels: which there are, and their logits.
+    # Overridden by HierarchicalRSSM
 
     def _make_levels(self, *, stoch: int, discrete: int) -> dict[str, Level]:
         if stoch < 1 or discrete < 0 or discrete == 1:
@@ -138,25 +165,30 @@ class RSSM(nn.Module):
         init_output(self._obs_stat_layer, 1.0)
 
     def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor | None, x_post: Tensor | None = None) -> Tensor:
-        """Logits of one level: of the posterior if `x_post` is given, else of the prior.
+        """Computes the logits of one level: of its posterior if `x_post` is given, else of its prior.
 
         Args:
             name: the level.
-            above: latents of the level above it (..., S, K), None for the first.
-            x_prior, x_post: hidden features (..., hidden) of prior and posterior; a flat posterior needs no prior.
+            above: latents of the level above, (..., S, K); None for the first level.
+            x_prior: hidden features of the prior, (..., hidden); None is allowed for the flat posterior.
+            x_post: hidden features of the posterior, (..., hidden).
         Returns:
-            (..., S * K) logits; of Gaussian latents means and deviations before their activations, (..., 2 * S).
+            (..., S * K). For Gaussian latents (..., 2 * S): means and deviations before their output functions.
         """
         return self._imgs_stat_layer(x_prior) if x_post is None else self._obs_stat_layer(x_post)
 
-    # What is shared
+    # Shared with HierarchicalRSSM
 
     def _chain(self, x_prior: Tensor | None, x_post: Tensor | None, noise: dict[str, Tensor] | None, given: State | None = None) -> State:
-        """Statistics and latents of all levels, each given the one above: of the posterior if x_post is given, else of the prior.
+        """Computes statistics and latents of all levels from top to bottom, each given the level above.
 
         Args:
-            noise: as in `_draw`.
-            given: latents by key that are taken as they are instead of drawn.
+            x_prior: hidden features of the prior, (..., hidden).
+            x_post: hidden features of the posterior, (..., hidden); None computes the prior.
+            noise: see `_draw`.
+            given: latents by key that are used instead of drawn ones.
+        Returns:
+            a state without `deter`.
         """
         above, state = None, {}
         for name, level in self.levels.items():
@@ -166,7 +198,7 @@ class RSSM(nn.Module):
         return state
 
     def _statistics(self, name: str, x: Tensor) -> State:
-        """Raw network outputs (..., n) as the named statistics of a level."""
+        """Splits raw outputs (..., n) of a level into its named statistics."""
         level = self.levels[name]
         if level.discrete:
             return {"logit" + level.suffix: x.unflatten(-1, (level.stoch, level.discrete))}
@@ -180,9 +212,14 @@ class RSSM(nn.Module):
         return dists.Normal(state["mean"], state["std"])
 
     def _draw(self, name: str, stats: State, noise: dict[str, Tensor] | None) -> Tensor:
-        """Latents of a level: a sample if `noise` has the level, else the most likely ones with a sample's gradient.
+        """Draws the latents of a level.
 
-        With `noise=None` the most likely ones have the gradient of the log-probabilities, as in dreamerv3-torch's initial state.
+        Args:
+            name: the level.
+            stats: its statistics.
+            noise: random numbers (..., S) by level. A level without an entry gets its most likely latents with the
+                gradient of a sample. If None, all levels get their most likely latents with the gradient of the
+                log-probabilities, as in dreamerv3-torch's initial state.
         """
         dist = self._level_dist(name, stats)
         if noise is None:
@@ -190,9 +227,13 @@ class RSSM(nn.Module):
         return dist.sample(noise[name]) if name in noise else dist.greedy_sample()
 
     def _noise(self, sample: bool | Collection[str], *batch: int) -> dict[str, Tensor]:
-        """Numbers (*batch, S) for each level that is drawn: all of them, none, or those that are named.
+        """Draws random numbers for the levels that are sampled: uniform for categoricals, normal for Gaussians.
 
-        They are uniform for categoricals and normal for Gaussians.
+        Args:
+            sample: True for all levels, False for none, or the names of levels.
+            batch: leading dimensions.
+        Returns:
+            (*batch, S) by level.
         """
         if not isinstance(sample, Collection):
             sample = self.levels if sample else ()
@@ -205,45 +246,63 @@ class RSSM(nn.Module):
         return {name: part for name, part in zip(self.levels, parts) if name in names}
 
     def _advance(self, stoch: Tensor, deter: Tensor, action: Tensor) -> Tensor:
-        """One step of the recurrence: latents (B, stoch_size), deter (B, D) and action (B, A) -> the new deter (B, D)."""
+        """Takes one step of the recurrence.
+
+        Args:
+            stoch: latents of the previous step as one vector, (B, stoch_size).
+            deter: (B, D) of the previous step.
+            action: (B, A) that led to this step.
+        Returns:
+            deter of this step, (B, D).
+        """
         x = self._img_in_layers(torch.cat([stoch, dists.bounded(action)], -1))  # (B, hidden)
         for _ in range(self._rec_depth):
             deter = self._cell(x, deter)
         return deter
 
     def _prior_step(self, stoch: Tensor, deter: Tensor, action: Tensor, noise: dict[str, Tensor]) -> State:
-        """The state without an observation, from latents and deter before it."""
+        """The next state without an observation; arguments as in `_advance` and `_draw`."""
         deter = self._advance(stoch, deter, action)
         return {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise)}
 
     def _posterior_step(
         self, stoch: Tensor, deter: Tensor, action: Tensor, embed_share: Tensor, deter_weight: Tensor, noise: dict[str, Tensor]
     ) -> State:
-        """The state after an observation, from latents and deter before it.
+        """The next state with an observation; other arguments as in `_advance` and `_draw`.
 
         Args:
-            embed_share: what the embedding adds to the product of the posterior's layer, (B, hidden).
-            deter_weight: that layer's weight for deter, (hidden, D).
+            embed_share: product of the posterior's hidden layer with the embedding, (B, hidden).
+            deter_weight: columns of that layer's weight for deter, (hidden, D).
         """
         deter = self._advance(stoch, deter, action)
         x_post = self._obs_out_layers.after_product(linear(deter, deter_weight) + embed_share)
-        with torch.no_grad():  # inside the posterior the prior is a constant: only the dynamics loss trains it
+        # Gradient boundary: inside the posterior the prior is a constant; only the dynamics loss trains it.
+        with torch.no_grad():
             x_prior = self._img_out_layers(deter) if len(self.levels) > 1 else None
         return {"deter": deter, **self._chain(x_prior, x_post, noise)}
 
     def compile_steps(self) -> None:
-        """Compiles the steps of both recurrences; random numbers are drawn outside, so they stay the same."""
+        """Compiles the step of the posterior and that of the prior.
+
+        Random numbers are drawn outside of both, so compilation does not change them.
+        """
         self._compiled = True
         self._posterior_step = torch.compile(self._posterior_step)
         self._prior_step = torch.compile(self._prior_step)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self._cell.layers[0].weight.device
 
     def initial(self, batch_size: int) -> State:
-        """The state before the first observation, see `initial` above; a learned one starts at zero, and is between -1 and 1."""
+        """The state before the first observation, as chosen by the argument `initial` of the class.
+
+        A learned deter is tanh(W), where W starts at zero.
+
+        Returns:
+            a state of (batch_size, ...).
+        """
         deter = torch.zeros(1, self.deter_size, device=self.device) if self.W is None else torch.tanh(self.W)
         state = {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise=None)}
         if self.W is None:
@@ -253,27 +312,31 @@ class RSSM(nn.Module):
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None, sample: bool = True
     ) -> tuple[State, State]:
-        """Filters a sequence.
+        """Computes posteriors and priors of a sequence of observations.
 
         Args:
             embed: (B, T, E).
-            action: (B, T, A), the action that led to each embedding.
-            is_first: (B, T) or (B, T, 1), bool or float; where true the step starts anew from the initial state.
-            state: the state before the first step; None starts all sequences anew, whatever their first flag.
-            sample: draw latents; False takes the most likely ones.
+            action: (B, T, A); each action led to the observation of the same step.
+            is_first: (B, T) or (B, T, 1), bool or float; where true, the recurrence restarts from the initial state.
+            state: the state before the first step, (B, ...); None starts all sequences from the initial state.
+            sample: whether latents are drawn; False takes the most likely ones.
         Returns:
-            posterior and prior, dicts of (B, T, ...).
+            posterior and prior, states of (B, T, ...). With two levels, the prior's `logit_bottom` is p(zb | h, zt) at
+            the posterior's zt.
         """
         post = self.filter(embed, action, is_first, state, sample)
-        # The recurrence does not use the prior, so the priors of all steps are one pass, at the latents of the posterior.
+        # The recurrence does not depend on the prior, so one pass computes the priors of all steps.
         prior = self._chain(self._img_out_layers(post["deter"]), None, noise={}, given=post)
         prior = {key: value for key, value in prior.items() if not key.startswith("stoch")}
         return post, {"deter": post["deter"], **prior}
 
     def filter(self, embed: Tensor, action: Tensor, is_first: Tensor | None, state: State | None = None, sample: bool = True) -> State:
-        """The posterior alone, (B, T, ...), which is all that acting needs.
+        """Computes posteriors only, which is all that acting needs.
 
-        Arguments are those of `observe`; is_first may be None if a state is given and no step starts anew.
+        Args:
+            is_first: as in `observe`; None if no step is the first of an episode. Other arguments as in `observe`.
+        Returns:
+            posterior, a state of (B, T, ...).
         """
         batch, time = action.shape[:2]
         action, starts = action.float(), None
@@ -286,7 +349,7 @@ class RSSM(nn.Module):
             action = torch.where(starts, 0.0, action)
             first_stoch = self.flat_stoch(initial)
         noise = self._noise(sample, batch, time)
-        # The embedding's share of the posterior's layer is one product for all steps.
+        # The embedding does not depend on the recurrence, so its part of the posterior's layer is one product.
         deter_weight, embed_weight = self._obs_out_layers[0].weight.split([self.deter_size, embed.shape[-1]], 1)
         embed_share = linear(embed, embed_weight).unbind(1)  # T times (B, hidden)
 
@@ -304,20 +367,43 @@ class RSSM(nn.Module):
     def obs_step(
         self, prev_state: State | None, prev_action: Tensor, embed: Tensor, is_first: Tensor, sample: bool = True
     ) -> tuple[State, State]:
-        """One step of `observe`: prev_action (B, A), embed (B, E), is_first (B,) or (B, 1) -> states of (B, ...)."""
+        """One step of `observe`.
+
+        Args:
+            prev_state: the previous state, (B, ...); None for the initial state.
+            prev_action: (B, A).
+            embed: (B, E).
+            is_first: (B,) or (B, 1).
+            sample: as in `observe`.
+        Returns:
+            posterior and prior, states of (B, ...).
+        """
         post, prior = self.observe(embed[:, None], prev_action[:, None], is_first.reshape(-1, 1), prev_state, sample)
         return {k: v[:, 0] for k, v in post.items()}, {k: v[:, 0] for k, v in prior.items()}
 
     def img_step(self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True) -> State:
-        """One step without an observation: states of (B, ...) and actions (B, A) -> the prior's next state.
+        """One step without an observation: the next state from the prior.
 
-        `sample` draws latents, False takes the most likely ones, names of levels draw these alone.
+        Args:
+            prev_state: the previous state, (B, ...).
+            prev_action: (B, A).
+            sample: True draws latents, False takes the most likely ones. A collection of level names draws only those.
+        Returns:
+            a state of (B, ...).
         """
         noise = self._noise(sample, len(prev_action))
         return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], prev_action.float(), noise)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool | Collection[str] = True) -> State:
-        """Open-loop prediction: actions (B, T, A) from states of (B, ...) -> states of (B, T, ...); `sample` as in `img_step`."""
+        """Open-loop prediction from given actions.
+
+        Args:
+            action: (B, T, A).
+            state: the state before the first action, (B, ...).
+            sample: as in `img_step`.
+        Returns:
+            states of (B, T, ...).
+        """
         steps = []
         for t in range(action.shape[1]):
             state = self.img_step(state, action[:, t], sample)
@@ -331,10 +417,15 @@ class RSSM(nn.Module):
         return names
 
     def resample(self, post: State, levels: Collection[str]) -> State:
-        """Posterior states whose latents of these levels are drawn from their prior instead, given deter and the level above.
+        """Replaces latents of a posterior by samples from the prior, given deter and the level above.
 
+        Args:
+            post: posterior states, with any leading dimensions.
+            levels: names of the levels to resample; their statistics become the prior's too.
+        Returns:
+            states like `post`.
         Raises:
-            ValueError: for a level that does not exist.
+            ValueError: for an unknown level.
         """
         noise = self._noise(levels, *post["deter"].shape[:-1])
         kept = {key: post[key] for name, level in self.levels.items() if name not in levels for key in level.keys}
@@ -349,11 +440,18 @@ class RSSM(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def get_feat(self, state: State) -> Tensor:
-        """What decoder, heads, actor and critic see: latents and deter, (..., F)."""
+        """The feature that decoder, heads, actor and critic read: all latents, then deter, (..., F)."""
         return torch.cat([self.flat_stoch(state), state["deter"]], -1)
 
     def get_dist(self, state: State, level: str | None = None):
-        """Distribution of the latents of one level; of all levels together if none is named (events then as `flat_stoch`)."""
+        """The distribution of the latents.
+
+        Args:
+            state: a state with statistics.
+            level: name of a level; None for all levels together, whose events are then vectors like `flat_stoch`.
+        Raises:
+            ValueError: for an unknown level.
+        """
         if level is not None:
             self._check_levels([level])
             return self._level_dist(level, state)
@@ -361,14 +459,20 @@ class RSSM(nn.Module):
         return parts[0] if len(parts) == 1 else dists.Joint(parts)
 
     def entropy(self, state: State) -> Tensor:
-        """Entropy of all latents given the rest of the state, in nats, (...)."""
+        """Sum of the entropies of all levels, each given the level above, in nats, (...)."""
         return self.get_dist(state).entropy()
 
     def code_likelihoods(self, post: State, embed: Tensor) -> dict[str, Tensor]:
-        """Log-probability of step i's code under step j's posterior, given step i's codes of the levels above: (N, N) for each level.
+        """Log-probability of every step's code under every other step's posterior.
+
+        A code is the drawn latents of one level. Gaussian levels are skipped.
 
         Args:
-            post, embed: posterior states and embeddings of N steps, (N, ...).
+            post: posterior states of N steps, (N, ...).
+            embed: their embeddings, (N, E).
+        Returns:
+            (N, N) by level. Entry (i, j) is the log-probability of step i's code under step j's posterior, given step
+            i's code of the level above.
         """
         x_prior = self._img_out_layers(post["deter"])
         x_post = self._obs_out_layers(torch.cat([post["deter"], embed], -1))
@@ -376,7 +480,7 @@ class RSSM(nn.Module):
         for name, level in self.levels.items():
             codes, rows = post["stoch" + level.suffix], []
             for i in range(len(codes) if level.discrete else 0):
-                if i == 0 or above is not None:  # without a level above, the distributions of all steps j are the same for every i
+                if i == 0 or above is not None:  # without a level above, the distributions are the same for every i
                     seen = None if above is None else above[i].expand_as(above)
                     dist = self._level_dist(name, self._statistics(name, self.level_logits(name, seen, x_prior, x_post)))
                 rows.append(dist.log_prob(codes[i].expand_as(codes)))
@@ -386,15 +490,20 @@ class RSSM(nn.Module):
         return found
 
     def kl_per_level(self, post: State, prior: State) -> dict[str, Tensor]:
-        """KL(posterior || prior) of each level by its name, in nats, unclipped, each (...)."""
+        """Unclipped KL(posterior || prior) by level, in nats, each (...)."""
         return {name: self._level_dist(name, post).kl(self._level_dist(name, prior)) for name in self.levels}
 
     def kl_loss(self, post: State, prior: State, free: float, dyn_scale: float, rep_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Balanced KL with free bits per level (Hafner et al. 2023).
+        """Balanced KL with free nats (Hafner et al. 2023, "World Model Learning"), summed over levels.
 
+        Args:
+            post, prior: as from `observe`.
+            free: free nats of each level; a KL below them has no gradient.
+            dyn_scale: weight of the dynamics loss, which trains the prior.
+            rep_scale: weight of the representation loss, which trains the posterior.
         Returns:
-            (loss, value, dyn_loss, rep_loss), each (...) and summed over levels: the weighted sum, the unclipped KL in nats, and
-            the clipped KLs that train prior and posterior; each level is clipped by itself below `free` nats.
+            (loss, value, dyn_loss, rep_loss), each (...): the weighted sum of the two losses, the unclipped KL in
+            nats, the dynamics loss and the representation loss.
         """
         value = dyn_loss = rep_loss = 0.0
         for name in self.levels:
@@ -407,20 +516,28 @@ class RSSM(nn.Module):
 
 
 class HierarchicalRSSM(RSSM):
-    """RSSM with two groups of categorical latents: a coarse top and a fine bottom that depends on it.
+    """RSSM with two levels of categorical latents: a coarse top zt, and a fine bottom zb that depends on it.
 
-    With the hidden features x_p of the prior and x_q of the posterior, and c = act(Wc zt), a summary of the top latent:
+    x_p and x_q are the hidden features of prior and posterior, and c = act(Wc zt) is a summary of the top latents.
+    The logits are:
 
         top prior          Wpt x_p
         top posterior      Wqt x_q
         bottom prior       Wpb x_p + Up c
         bottom posterior   (1 + d) * sg(bottom prior) + Wqb x_q + Uq c      (d: one learned weight per logit)
 
-    Wp and Wq are `_imgs_stat_layer` and `_obs_stat_layer` (one for each level), Wc is `_top_summary`, Up and Uq are
-    `_top_to_prior` and `_top_to_post`, and d is `_prior_weight`.
+    sg stops gradients. Wpt and Wpb are `_imgs_stat_layer`, Wqt and Wqb `_obs_stat_layer`, Wc is `_top_summary`, Up and
+    Uq are `_top_to_prior` and `_top_to_post`, and d is `_prior_weight`.
 
-    A state is a dict with `deter` (B, D), `stoch_top`, `logit_top` (B, St, Kt), `stoch_bottom`, `logit_bottom` (B, Sb, Kb).
-    Arguments are those of `RSSM`, with `stoch_top`, `stoch_bottom`, `discrete_top`, `discrete_bottom` for `stoch`, `discrete`.
+    A state is a dict with `deter` (B, D), `stoch_top` and `logit_top` (B, St, Kt), `stoch_bottom` and `logit_bottom`
+    (B, Sb, Kb).
+
+    Args:
+        stoch_top, stoch_bottom: numbers of latents St and Sb.
+        discrete_top, discrete_bottom: classes per latent Kt and Kb.
+        others: as in `RSSM`.
+    Raises:
+        ValueError: for too few latents or classes.
     """
 
     def _make_levels(self, *, stoch_top: int, stoch_bottom: int, discrete_top: int, discrete_bottom: int) -> dict[str, Level]:
@@ -440,8 +557,8 @@ class HierarchicalRSSM(RSSM):
         for layer in (*self._imgs_stat_layer.values(), *self._obs_stat_layer.values()):
             init_output(layer, 1.0)
         self._top_summary = nn.Sequential(Linear(top.size, top.stoch, bias=False), activation(act)).apply(init_hidden)
-        # With Up = Uq = d = 0 the bottom starts independent of the top, and its posterior as prior + Wqb x_q. Wc must not start at
-        # zero too: where every factor of a product is zero, none ever learns.
+        # With Up = Uq = d = 0 the bottom is independent of the top at first, and its posterior is prior + Wqb x_q.
+        # Wc must not be zero too: if both factors of Up c are zero, both get zero gradients and never learn.
         self._top_to_prior = Linear(top.stoch, bottom.size, bias=False)
         self._top_to_post = Linear(top.stoch, bottom.size, bias=False)
         nn.init.zeros_(self._top_to_prior.weight)
@@ -449,6 +566,7 @@ class HierarchicalRSSM(RSSM):
         self._prior_weight = nn.Parameter(torch.zeros(bottom.size))
 
     def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor, x_post: Tensor | None = None) -> Tensor:
+        """As in `RSSM`; the formulas are in the docstring of the class."""
         if name == "top":
             return self._imgs_stat_layer["top"](x_prior) if x_post is None else self._obs_stat_layer["top"](x_post)
         summary = self._top_summary(above.flatten(-2))  # (..., St)
@@ -459,9 +577,14 @@ class HierarchicalRSSM(RSSM):
         return torch.addcmul(self._obs_stat_layer["bottom"](x_post) + self._top_to_post(summary), 1.0 + self._prior_weight, prior)
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
-        """Filters as `observe` does, but only the top level sees: the bottom is drawn from its prior, given the top.
+        """`observe` with an observation of the top level only: the bottom is drawn from its prior, given the top.
 
-        (B, T, E), (B, T, A), (B, T) -> states of (B, T, ...).
+        Args:
+            embed: (B, T, E).
+            action: (B, T, A).
+            is_first: (B, T).
+        Returns:
+            states of (B, T, ...).
         """
         state, steps = None, []
         for t in range(action.shape[1]):
@@ -472,21 +595,26 @@ class HierarchicalRSSM(RSSM):
 
 
 STATISTICS = ("kl", "prior_entropy", "post_entropy", "perplexity", "active", "delta")
-ACTIVE_NATS = 0.01  # information from which a categorical counts as active
+ACTIVE_NATS = 0.01  # mutual information above which a categorical counts as active
 
 
 @torch.no_grad()
 def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Tensor]:
-    """Statistics of every level under names such as `kl_top`, means over the batch (B, T), information in nats.
+    """Statistics of every level, averaged over the batch (B, T), with names such as `kl_top`; information in nats.
 
     - `kl`: unclipped KL(posterior || prior), summed over categoricals.
     - `prior_entropy`, `post_entropy`: entropy, summed over categoricals.
-    - `perplexity`: exp of the entropy of the code averaged over the batch, mean over categoricals: between 1 and K.
-    - `active`: how many categoricals have at least `ACTIVE_NATS` of mutual information with the step within the batch: entropy of the
-      average code minus average entropy. The bottom's posterior also follows the top's code.
-    - `delta`: root mean square of what the observation adds to the prior's logits (in the bottom level the residual).
+    - `perplexity`: exp of the entropy of the batch's average code, averaged over categoricals; between 1 and K.
+    - `active`: number of categoricals whose mutual information with the step is above `ACTIVE_NATS`. The mutual
+      information is the entropy of the batch's average code minus the average entropy of a code. The bottom's posterior
+      also depends on the sampled top, so its value includes the top's noise.
+    - `delta`: root mean square of posterior logits minus prior logits, without each categorical's mean; in the bottom
+      level the residual.
 
-    Gaussian levels have only the first three.
+    Gaussian levels only have the first three.
+
+    Returns:
+        scalars by name.
     """
     kls = dynamics.kl_per_level(post, prior)
     metrics = {}
@@ -500,7 +628,7 @@ def level_statistics(dynamics: RSSM, post: State, prior: State) -> dict[str, Ten
             code_entropy = torch.special.entr(average).sum(-1)  # (S,)
             entropy = torch.special.entr(q.probs).sum(-1).flatten(0, -2).mean(0)  # (S,)
             delta = (post["logit" + level.suffix] - prior["logit" + level.suffix]).float()
-            delta = delta - delta.mean(-1, keepdim=True)  # a constant over the classes changes nothing
+            delta = delta - delta.mean(-1, keepdim=True)  # softmax ignores a constant
             metrics.update(
                 {
                     f"perplexity_{name}": code_entropy.exp().mean(),
