@@ -1,4 +1,4 @@
-"""Steps environments with a policy and keeps what comes back."""
+"""Steps environments with a policy, and stores the steps."""
 
 import pathlib
 from typing import NamedTuple
@@ -14,9 +14,13 @@ from storage.episodes import save_episode
 
 
 class Finished(NamedTuple):
-    """An episode after its end: which environment played it, its agent steps, and sums over them (`return`, and `log_` keys).
+    """A finished episode.
 
-    One that is `cut` was ended from outside: by the run's end, or since its environment failed.
+    Args:
+        env: index of the environment.
+        length: agent steps.
+        sums: sums over its steps: `return`, and logged observations without their prefix `log_`, see `is_summed`.
+        cut: whether it ended early, because the run ended or the environment failed.
     """
 
     env: int
@@ -26,25 +30,25 @@ class Finished(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is logged of it."""
+        """The numbers to log."""
         return {**self.sums, "length": self.length}
 
 
 class Collector:
-    """Steps several environments with a policy, one step at a time.
+    """Steps N environments with a policy, one step at a time.
 
-    A policy is anything with `act(obs, state, training) -> (actions, state)`, where state["action"] holds the actions as the
-    vectors (N, A) that are stored; see `Dreamer.act`.
+    A policy has a method `act(obs, state, training) -> (actions, state)`, see `Dreamer.act`. state["action"] holds the
+    action vectors (N, A) that are stored.
 
     Args:
         envs: the environments.
-        replay: where steps are stored; None to store none.
-        directory: where finished episodes are written; None to write none.
-        disk: what writes them, if a failure must not end the run, see `episodes.save_episode`.
-        seed: of the environments.
-        training: passed on to the policy, which may act differently in evaluation.
+        replay: replay memory that receives the steps; None to store none.
+        directory: folder for finished episodes; None to write none.
+        disk: writes the episodes such that failures do not end the run, see `save_episode`; None to raise them.
+        seed: seed of the environments.
+        training: passed to the policy: sample actions, or take the most likely ones.
     Attributes:
-        written: of which environments episodes are written, (N,) bool; all at first.
+        written: which environments' episodes are written, (N,) bool; all by default.
     """
 
     def __init__(
@@ -72,18 +76,22 @@ class Collector:
         self._store(self._obs)
 
     def restart(self) -> None:
-        """Ends the open episodes as cut off and begins new ones, with an empty policy state."""
+        """Cuts the open episodes, resets all environments, and clears the policy's state."""
         self.close_episodes()
         self._begin(None)
 
     def send(self, policy) -> None:
-        """Lets the policy act and starts the environments' step."""
+        """Lets the policy act, and starts the environments' step."""
         actions, self._state = policy.act(self._obs, self._state, self._training)
         self._action_vectors = self._state["action"].cpu().numpy()
         self._envs.send(actions)
 
     def receive(self) -> tuple[int, list[Finished]]:
-        """Waits for the step; returns the number of agent steps taken (a reset is none) and the episodes that ended."""
+        """Waits for the step that `send` started.
+
+        Returns:
+            number of agent steps, not counting resets; episodes that ended.
+        """
         had_ended, self._obs = self._obs["is_last"], self._envs.recv()
         finished = self._cut(np.flatnonzero(self._obs["is_first"] & ~had_ended))
         self._store(self._obs)
@@ -94,23 +102,23 @@ class Collector:
         return int((~self._obs["is_first"]).sum()), finished
 
     def _finish(self, env: int) -> Finished:
-        """Writes the episode of an environment."""
+        """Writes and returns an environment's finished episode."""
         finished = Finished(env, int(self._lengths[env]), {name: float(values[env]) for name, values in self._sums.items()})
         self._lengths[env] = 0
         self._save(env)
         return finished
 
     def step(self, policy) -> tuple[int, list[Finished]]:
-        """`send` and `receive` in one."""
+        """`send` followed by `receive`."""
         self.send(policy)
         return self.receive()
 
     def close_episodes(self) -> list[Finished]:
-        """Writes the open episodes as if a time limit had cut them off, and returns them."""
+        """Cuts the open episodes as a time limit would, writes them and returns them."""
         return self._cut(np.arange(self._envs.count))
 
     def _cut(self, envs: np.ndarray) -> list[Finished]:
-        """Ends the open episodes of some environments after their last step; of an episode without a step nothing stays."""
+        """Ends the open episodes of these environments at their last step. Episodes without a step are dropped."""
         if self._replay is not None and len(envs):
             self._replay.end_episodes(envs)
         closed = []
@@ -123,7 +131,7 @@ class Collector:
         return closed
 
     def _sum(self) -> None:
-        """Adds up what is logged per episode, from zero where an episode begins."""
+        """Adds the step to the sums of each episode."""
         for key, value in self._obs.items():
             if key == "reward" or is_summed(key):
                 name = "return" if key == "reward" else key[len("log_") :]
@@ -151,10 +159,20 @@ class Collector:
 def play_episodes(
     policy, envs: EnvBatch, episodes: int, seed: int, stop=False, *, sample: bool = False, directory: pathlib.Path | None = None
 ) -> list[Finished]:
-    """Plays episodes with a policy that is not exploring, with its most likely actions or with sampled ones.
+    """Plays episodes with a policy that does not explore.
 
-    Each environment plays a fixed share of them: to take whichever end first would favour short episodes. They are written into a
-    directory, if one is given.
+    Each environment plays a fixed share of the episodes. Counting the first ones to end would favour short episodes.
+
+    Args:
+        policy: as in `Collector`.
+        envs: the environments.
+        episodes: number of episodes.
+        seed: seed of the environments.
+        stop: ends the loop once it is true.
+        sample: whether actions are drawn; False takes the most likely ones.
+        directory: folder that the episodes are written to; None to write none.
+    Returns:
+        the episodes that ended by themselves.
     """
     collector = Collector(envs, directory=directory, seed=seed, training=sample)
     progress = console.Progress("record" if directory else "evaluate", episodes, "episodes", nested=True)

@@ -3,10 +3,10 @@
     python compare.py logdir/learning
     python compare.py flat=logdir/a flat=logdir/b "two levels=logdir/c" --metric episode/return --out returns.png
 
-Each folder is a run, or holds runs at any depth. There is a panel for each task; runs that differ in nothing but the seed make one
-group, which is named after settings that tell the groups apart, or by hand as LABEL=FOLDER. Thin lines are single seeds, thick
-ones their mean and the shade their range, both where all seeds of the group have come to. Final values are means over the last
-quarter of a run.
+Each folder is a run, or contains runs at any depth. Each task has its own panel. Runs that differ only in the seed
+form a group, named after the settings in which groups differ, or by hand as LABEL=FOLDER. Thin lines are single seeds.
+A thick line is their mean and the shading their range, as far as all seeds of the group have values. A final value is
+the mean over the last quarter of a run.
 """
 
 import argparse
@@ -19,7 +19,13 @@ from pages.comparison import EVALUATION, TRAINING, draw, final_table, find_runs,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
+    """Runs the command line.
+
+    Args:
+        argv: arguments; None for those of the process.
+    Returns:
+        exit code: 0, or 2 for an error that the user can correct.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER", help="a run or a folder that holds runs; LABEL names its group")
     chosen = f"{EVALUATION}, or {TRAINING} if no run has been evaluated"

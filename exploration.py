@@ -1,6 +1,7 @@
 """Behaviors that explore.
 
-Shapes: B batch, T time, H imagination horizon, N imagined rollouts, A action, F feature.
+Shapes: B batch, T time, H imagination horizon, N imagined rollouts, M ensemble members, A action, F feature,
+n length of a target.
 """
 
 import functools
@@ -21,7 +22,13 @@ BEHAVIORS = ("greedy", "random", "plan2explore")
 
 
 def make_behavior(world_model: WorldModel, codec: ActionCodec, config):
-    """What acts while exploring, as `expl_behavior` says: something with `actor(feat) -> distribution`, None for the task's own."""
+    """Builds the exploring behavior that the setting `expl_behavior` names.
+
+    Returns:
+        an object with a method `actor(feat) -> distribution`; None if the task's policy explores.
+    Raises:
+        ValueError: for an unknown name.
+    """
     if config.expl_behavior == "greedy":
         return None
     elif config.expl_behavior == "random":
@@ -32,11 +39,11 @@ def make_behavior(world_model: WorldModel, codec: ActionCodec, config):
 
 
 class Random:
-    """Uniformly random actions, with the same `act` as the agent.
+    """A policy of uniformly random actions, with the same `act` as the agent.
 
     Args:
-        codec: of the environment's actions.
-        seed: of the policy's own random numbers.
+        codec: codec of the environment's actions.
+        seed: seed of the actions.
     """
 
     def __init__(self, codec: ActionCodec, seed: int):
@@ -44,33 +51,39 @@ class Random:
         self._rng = np.random.default_rng(seed)
 
     def act(self, obs: dict, state: dict | None = None, training: bool = True) -> tuple[np.ndarray, dict]:
-        """Actions for N environments, and a state that holds only the action vectors (N, A)."""
+        """Draws actions for N environments; the returned state only holds the action vectors, (N, A)."""
         vectors = self._codec.random(self._rng, len(obs["is_first"]))
         return self._codec.decode(vectors), {"action": torch.as_tensor(vectors)}
 
 
 class Uniform:
-    """An actor that takes every action with the same probability, whatever the features."""
+    """An actor with a uniform distribution over actions, whatever the features.
+
+    Args:
+        codec: codec of the environment's actions.
+    """
 
     def __init__(self, codec: ActionCodec):
         self._codec = codec
 
     def actor(self, feat: Tensor):
-        """(..., F) -> a distribution over action vectors (..., A)."""
+        """Features (..., F) -> a distribution over action vectors (..., A)."""
         if self._codec.classes is None:
             return torch.distributions.Uniform(feat.new_full((*feat.shape[:-1], self._codec.size), -1.0), 1.0)
         return dists.Joint([dists.OneHot(feat.new_zeros(*feat.shape[:-1], count)) for count in self._codec.classes])
 
 
 class Plan2Explore(nn.Module):
-    """Seeks states about which an ensemble of one-step models disagrees (Sekar et al. 2020).
+    """Seeks states at which the predictions of an ensemble of one-step models disagree (Sekar et al. 2020).
 
-    It has an actor and a critic of its own, which learn in imagination with the disagreement as reward.
+    It has its own actor and critic, which learn in imagination with the disagreement as reward.
 
     Args:
-        world_model: whose latents and features it works on; `update` must be given the same.
-        codec: of the environment's actions.
-        config: settings, see configs.yaml.
+        world_model: the world model whose features it uses.
+        codec: codec of the environment's actions.
+        config: the settings, see configs.yaml.
+    Raises:
+        ValueError: for an unknown `disag_target`, or a `disag_offset` that `batch_length` does not allow.
     """
 
     def __init__(self, world_model: WorldModel, codec: ActionCodec, config):
@@ -108,26 +121,29 @@ class Plan2Explore(nn.Module):
 
     @property
     def actor(self) -> nn.Module:
-        """The policy that explores."""
+        """The exploring policy."""
         return self._behavior.actor
 
     def latent_readers(self) -> list[nn.Linear]:
-        """Every layer whose first inputs are latents."""
+        """All layers whose inputs begin with the latents."""
         return self._behavior.latent_readers() + [layer for network in self._networks for layer in network.input_layers()]
 
     def latent_writers(self) -> list[nn.Linear]:
-        """Every layer whose first outputs are latents: those that predict them."""
+        """All layers whose outputs begin with the latents: they predict them."""
         if self._config.disag_target not in ("stoch", "feat"):
             return []
         return [network.mean_layer for network in self._networks]
 
     def update(self, world_model: WorldModel, post: State, data: dict[str, Tensor], updates: int) -> Metrics:
-        """One optimizer step of the ensemble, and of the explorer's actor and critic.
+        """Takes one optimizer step of the ensemble, and one of the exploring actor and critic.
 
         Args:
-            post: posterior states (B, T, ...), constants.
-            data: the preprocessed batch they come from.
-            updates: how many there have been.
+            world_model: the same as at construction.
+            post: posterior states without gradient, (B, T, ...).
+            data: the preprocessed batch that they belong to.
+            updates: number of previous updates.
+        Returns:
+            scalar metrics.
         """
         with autocast(self._config):
             loss = self.ensemble_loss(world_model, post, data)
@@ -136,23 +152,29 @@ class Plan2Explore(nn.Module):
         return {**metrics, **{f"expl_{key}": value for key, value in behavior.items()}}
 
     def ensemble_loss(self, world_model: WorldModel, post: State, data: dict[str, Tensor]) -> Tensor:
-        """Negative log-likelihood of what happens `disag_offset` steps later, mean over networks and steps, a scalar.
+        """Negative log-likelihood of the target `disag_offset` steps later, averaged over ensemble members and steps.
 
-        Pairs of steps with the start of an episode between them are left out.
+        Pairs of steps from different episodes are excluded.
+
+        Args:
+            world_model, post, data: as in `update`.
+        Returns:
+            scalar.
         """
         config, offset = self._config, self._config.disag_offset
         feat = world_model.dynamics.get_feat(post)  # (B, T, F)
         inputs = feat[:, :-offset]
-        if config.disag_action_cond:  # what is done at a step is stored with the next one
+        if config.disag_action_cond:  # the action taken at a step is stored with the next step
             inputs = torch.cat([inputs, dists.bounded(data["action"][:, 1 : feat.shape[1] - offset + 1])], -1)
         target = self._target(world_model, post, feat, data)
-        log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])  # (M, B, T - offset)
+        # (M, B, T - offset)
+        log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])
         episode = data["is_first"].cumsum(1)
         same = (episode[:, offset:] == episode[:, :-offset]).float()
         return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
 
     def _target(self, world_model: WorldModel, post: State, feat: Tensor, data: dict[str, Tensor]) -> Tensor:
-        """What the ensemble predicts, at the same steps, (B, T, n)."""
+        """The ensemble's target at every step, (B, T, n)."""
         name = self._config.disag_target
         if name == "embed":
             with torch.no_grad():
@@ -161,16 +183,16 @@ class Plan2Explore(nn.Module):
             return world_model.dynamics.flat_stoch(post)
         elif name == "feat":
             return feat
-        return post[name].flatten(2)  # the recurrent state, or one level
+        return post[name].flatten(2)  # deter, or one level of latents
 
     def reward(self, world_model: WorldModel, rollout: Rollout) -> Tensor:
-        """The explorer's reward: how much predictions differ between networks (their standard deviation), at every imagined state.
+        """The exploring reward: the ensemble's standard deviation, averaged over the n numbers of the target.
 
-        If they depend on the action too, the reward of a state is the disagreement about what the action led to: about itself,
-        then, from the state before.
+        With `disag_action_cond` predictions depend on the action too. The reward of a state is then the disagreement
+        about this state, predicted from the state and action before it.
 
         Returns:
-            (H, N, 1); the first one, which no return counts, is that of the second with `disag_action_cond`.
+            (H, N, 1). No return uses the first reward; with `disag_action_cond` it repeats the second.
         """
         config, inputs = self._config, rollout.feat
         if config.disag_action_cond:

@@ -17,33 +17,39 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 
 
 def _unless_damaged(read: Callable, path: pathlib.Path, *args):
-    """What `read` returns; None, with a warning, where it fails."""
+    """The result of `read(path, *args)`; if it fails, warns and returns None."""
     try:
         return read(path, *args)
-    except Exception as error:  # a damaged file makes its readers raise nearly anything
+    except Exception as error:  # damaged files cause errors of nearly any kind
         console.warn(f"skipped the episode {path}, which cannot be read: {' '.join(str(error).split())}")
         return None
 
 
 class Replay:
-    """The latest steps of several environments in preallocated arrays, sampled as sequences.
+    """The newest steps of several environments in preallocated arrays, sampled as sequences.
 
-    Each environment writes to a ring of its own, its stream. A sequence starts at a uniformly drawn step of all that are stored
-    and follows the stream through the ends of episodes; after the newest step it goes on at the oldest. `is_first` marks the
-    starts of episodes and that seam.
+    Each environment writes to its own ring buffer, called a stream. Start positions are uniform over all stored steps.
+    A sequence continues across episode ends, and from the newest step of a stream to its oldest. `is_first` is true at
+    the start of an episode and at this seam.
 
-    As an iterator it copies the next batch in a thread while the caller works on the last one. So a batch contains no step that was
-    added after the call before.
+    As an iterator, the memory copies the next batch in a thread while the caller uses the present one. A batch
+    therefore lacks the steps that were added after the previous call.
+
+    Shapes: B batch, T time, N environments, L length of an episode, A action.
 
     Args:
         obs_space: gymnasium Dict of images and vectors.
         action_size: length A of an action vector.
-        capacity: steps kept, over all streams.
-        streams: number of environments.
-        batch_size, batch_length: B and T of the sampled batches.
-        seed: of the sampling.
+        capacity: largest number of steps, over all streams.
+        streams: number of environments N.
+        batch_size: B.
+        batch_length: T.
+        seed: seed of the sampling.
+    Attributes:
+        nbytes: size of the arrays.
+        rng: random generator of the sampling.
     Raises:
-        ValueError: if the arrays would not fit into free memory.
+        ValueError: if the arrays do not fit into free memory.
     """
 
     def __init__(
@@ -60,8 +66,8 @@ class Replay:
         self.action_size = action_size
         self._batch_size, self._batch_length = batch_size, batch_length
         self._stream_capacity = max(1, capacity // streams)
-        self._head = np.zeros(streams, np.int64)  # where each stream writes next
-        self._size = np.zeros(streams, np.int64)  # how many steps it holds
+        self._head = np.zeros(streams, np.int64)  # (N,), where each stream writes next
+        self._size = np.zeros(streams, np.int64)  # (N,), stored steps of each stream
         self.rng = np.random.default_rng(seed)
         layout = {key: (space.shape, space.dtype) for key, space in obs_space.spaces.items() if not key.startswith("log_")}
         layout.update({"action": ((action_size,), np.dtype(np.float32)), "reward": ((), np.dtype(np.float32))})
@@ -75,19 +81,23 @@ class Replay:
                 f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}"
             )
         self._copier: ThreadPoolExecutor | None = None
-        self._next: Future | None = None  # the batch that is being copied
+        self._next: Future | None = None  # the batch that the thread copies
         self._arrays = {key: _own_array((streams, self._stream_capacity, *shape), dtype) for key, (shape, dtype) in layout.items()}
 
     @property
     def capacity(self) -> int:
-        """Steps that fit, over all streams."""
+        """Largest number of steps, over all streams."""
         return len(self._head) * self._stream_capacity
 
     def __len__(self) -> int:
         return int(self._size.sum())
 
     def add(self, step: dict[str, np.ndarray]) -> None:
-        """Appends one step of every environment, arrays (N, ...); keys that are not stored are left out."""
+        """Appends one step of every environment.
+
+        Args:
+            step: arrays (N, ...) by key; keys without an array in memory are ignored.
+        """
         self._finish_copy()
         streams = np.arange(len(self._head))
         for key, array in self._arrays.items():
@@ -96,7 +106,11 @@ class Replay:
         self._size = np.minimum(self._size + 1, self._stream_capacity)
 
     def add_episode(self, episode: dict[str, np.ndarray]) -> None:
-        """Appends an episode, arrays (L, ...), to the stream that holds least; what exceeds the stream's capacity is cut off."""
+        """Appends an episode to the stream with the fewest steps.
+
+        Args:
+            episode: arrays (L, ...) by key; if L exceeds the stream's capacity, the first steps are dropped.
+        """
         self._finish_copy()
         stream = int(self._size.argmin())
         length = min(len(episode["reward"]), self._stream_capacity)
@@ -107,66 +121,86 @@ class Replay:
         self._size[stream] = min(self._size[stream] + length, self._stream_capacity)
 
     def end_episodes(self, streams: np.ndarray | None = None) -> None:
-        """Marks the newest step of some streams, or of all, as the last of its episode, before its environment is reset from outside."""
+        """Sets `is_last` on the newest step of streams whose environments are reset in the middle of an episode.
+
+        Args:
+            streams: their indices; None for all.
+        """
         self._finish_copy()
         streams = np.arange(len(self._head)) if streams is None else streams
         newest = (self._head[streams] - 1) % self._stream_capacity
         self._arrays["is_last"][streams, newest] |= self._size[streams] > 0
 
     def sample(self, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """A batch of sequences, arrays (B, T, ...), drawn by the memory's own generator if no other is given."""
+        """Draws a batch of sequences.
+
+        Args:
+            rng: random generator; None for the memory's own.
+        Returns:
+            arrays (B, T, ...) by key.
+        Raises:
+            ValueError: if no step is stored.
+        """
         return self._copy(*self._draw(rng or self.rng))
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the steps of a batch lie: their streams (B, 1), places in them (B, T), and where a sequence meets the seam (B, T)."""
+        """Draws the positions of a batch.
+
+        Returns:
+            streams (B, 1), positions in the streams (B, T), and whether a step is the oldest of its stream (B, T).
+        """
         if not len(self):
             raise ValueError("replay memory is empty; collect steps before sampling")
         ends = self._size.cumsum()
         start = rng.integers(ends[-1], size=self._batch_size)
         stream = np.searchsorted(ends, start, side="right")  # (B,)
-        age = start - (ends - self._size)[stream]  # steps since the oldest one of the stream
+        age = start - (ends - self._size)[stream]  # (B,), steps since the stream's oldest
         size = self._size[stream, None]
         position = (age[:, None] + np.arange(self._batch_length)) % size  # (B, T)
         index = (self._head[stream, None] - size + position) % self._stream_capacity
         return stream[:, None], index, position == 0
 
     def _copy(self, stream: np.ndarray, index: np.ndarray, seam: np.ndarray) -> dict[str, np.ndarray]:
-        """The steps that `_draw` chose, arrays (B, T, ...)."""
+        """Copies the steps at the positions from `_draw`, (B, T, ...)."""
         batch = {key: array[stream, index] for key, array in self._arrays.items()}
         batch["is_first"] |= seam
         return batch
 
     def _finish_copy(self) -> None:
-        """Waits for the thread, before steps that it may be reading are overwritten."""
+        """Waits for the thread. Without this, it could read steps while they are overwritten."""
         if self._next:
             self._next.result()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_copier": None, "_next": None}  # threads cannot be copied; a copy draws its next batch anew
+        # Threads cannot be copied. A copy of the memory draws its next batch itself.
+        return {**self.__dict__, "_copier": None, "_next": None}
 
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """A batch as from `sample`, while a thread copies the one after it; that one knows the steps stored by now."""
+        """The next batch, as from `sample`; a thread then copies the one after it.
+
+        The positions of that batch are drawn now, from the steps stored by now.
+        """
         batch = self._next.result() if self._next else self.sample()
         self._copier = self._copier or ThreadPoolExecutor(1)
         self._before_next = copy.deepcopy(self.rng)
-        self._next = self._copier.submit(self._copy, *self._draw(self.rng))  # drawn here, so that runs repeat
+        self._next = self._copier.submit(self._copy, *self._draw(self.rng))  # drawn here for reproducibility
         return batch
 
     @property
     def next_rng(self) -> np.random.Generator:
-        """The generator as it was before it drew the batch that lies ready: with it a continued run draws that batch again."""
+        """The generator before it drew the batch that waits. A resumed run draws the same batch from it."""
         return self._before_next if self._next else self.rng
 
     def load(self, directory: pathlib.Path) -> int:
-        """Appends the newest episodes on disk that fit, oldest first; damaged files are named, counted and skipped.
+        """Appends the newest episodes on disk that fit, oldest first. Warns of damaged files and skips them.
 
-        They are read one at a time.
-
+        Args:
+            directory: folder of .npz files, named so that their order is that of time.
         Returns:
-            agent steps loaded; the first observation of an episode is not a step.
+            loaded agent steps; the first observation of an episode is not a step.
         """
         chosen, loaded, room, skipped = [], [], self.capacity, 0
         for path in sorted(directory.glob("*.npz"), reverse=True):
@@ -194,7 +228,8 @@ class Replay:
         """Length of an episode on disk.
 
         Raises:
-            Exception: nearly anything, if it cannot be added to this memory.
+            ValueError: if its arrays do not fit into this memory.
+            Exception: of nearly any kind, for a damaged file.
         """
         length, headers = episode_headers(path)
         missing = self._arrays.keys() - headers.keys() - {"is_last"}
@@ -210,7 +245,10 @@ class Replay:
 
 
 def _own_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that processes forked later do not share: they would keep every page that is overwritten here."""
+    """Zeros in memory that is not inherited by forked processes.
+
+    Inherited pages would be duplicated as soon as they are overwritten here.
+    """
     size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
     memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_DONTFORK"):
@@ -219,7 +257,7 @@ def _own_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that are free for use; None where the system does not tell."""
+    """Free memory in bytes; None if the system does not report it."""
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":") for line in file)
