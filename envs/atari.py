@@ -1,4 +1,4 @@
-"""Atari games through ALE's own vector environment: `--task atari_<game>`, for example atari_pong or atari_ms_pacman."""
+"""Atari games in ALE's own vector environment: `--task atari_<game>`, for example atari_pong or atari_ms_pacman."""
 
 import functools
 
@@ -13,10 +13,15 @@ from settings import unknown
 
 
 def make(game: str, count: int, config, training: bool) -> "Atari":
-    """`count` environments of a game; the settings' meaning stands in configs.yaml.
+    """Builds environments of an Atari game.
 
+    Args:
+        game: name of the game in ALE.
+        count: number of environments.
+        config: the settings, see configs.yaml.
+        training: False ignores lost lives, whatever the setting `lives` says.
     Raises:
-        ValueError: for an unknown game, or a setting that ALE cannot follow.
+        ValueError: for an unknown game, or an unknown value of `lives` or `actions`.
     """
     games = roms.get_all_rom_ids()
     if game not in games:
@@ -28,10 +33,15 @@ def make(game: str, count: int, config, training: bool) -> "Atari":
 
 
 class Atari:
-    """ALE's vector environment with the observation {"image": (H, W, C) uint8} and our settings.
+    """ALE's vector environment with observations {"image": (H, W, C) uint8}.
+
+    The interface is that of a gymnasium vector environment, with a step split into `step_async` and `step_wait`.
 
     Args:
-        lives: what a lost life means, see configs.yaml.
+        game: name of the game in ALE.
+        count: number of environments.
+        config: the settings, see configs.yaml.
+        lives: effect of a lost life, see the setting `lives`.
     """
 
     def __init__(self, game: str, count: int, config, lives: str):
@@ -63,28 +73,37 @@ class Atari:
         return {"image": frames.reshape(self.num_envs, *self.single_observation_space["image"].shape)}
 
     def reset(self, seed: int | None = None) -> tuple[dict, dict]:
+        """Resets all games; returns observations and info."""
         frames, info = self._envs.reset(seed=seed)
         return self._obs(frames), info
 
     def step_async(self, actions: np.ndarray) -> None:
+        """Starts a step with actions (N,)."""
         self._envs.send(actions.astype(np.int64))
 
     def step_wait(self) -> tuple:
+        """Waits for the step; returns observations, rewards, terminated, truncated and info."""
         frames, reward, terminated, truncated, info = self._envs.recv()
         if self._lives == "discount":
-            # ALE then reports every lost life as a termination, but plays on while there are lives left.
+            # ALE then reports every lost life as a termination, but the game continues while lives are left.
             info["life_lost"] = terminated
             terminated = terminated & (info["lives"] == 0)
         return self._obs(frames), reward, terminated, truncated, info
 
     def close(self) -> None:
+        """Ends all games."""
         self._envs.close()
 
 
 class AtariWithMemory(gymnasium.Env):
-    """A single game whose observations have the machine's memory beside the image, as `log_memory` (128,).
+    """One game whose observations include the console's RAM, as `log_memory` (128,) uint8.
 
-    For looking at what a model knows. Images are those of `Atari`, up to one step of brightness; lives are ignored.
+    It serves to probe what a model knows. Pixels of an image differ from those of `Atari` by at most 1. Lost lives are
+    ignored.
+
+    Args:
+        game: name of the game in ALE.
+        config: the settings, see configs.yaml.
     """
 
     def __init__(self, game: str, config):
@@ -113,7 +132,7 @@ class AtariWithMemory(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._ale.setInt("random_seed", seed % 2**31)
-            self._ale.loadROM(self._rom)  # the machine takes up a seed only then
+            self._ale.loadROM(self._rom)  # a seed takes effect only when a ROM is loaded
         self._ale.reset_game()
         for _ in range(self.np_random.integers(self._noops + 1)):
             self._ale.act(0)
@@ -130,18 +149,22 @@ class AtariWithMemory(gymnasium.Env):
 
 
 def _area_weights(old: int, new: int) -> np.ndarray:
-    """How much of each of `old` pixels in a row lies in each of `new` ones, (new, old)."""
+    """Weights that resize a row of pixels by area averaging.
+
+    Returns:
+        (new, old): share of each old pixel in each new one.
+    """
     edges, pixels = np.linspace(0, old, new + 1), np.arange(old)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return overlap.clip(0.0) * new / old
 
 
 def make_with_memory(game: str, count: int, config):
-    """`count` environments `AtariWithMemory`."""
+    """Builds environments `AtariWithMemory`; arguments as in `make`."""
     return vectorize(functools.partial(AtariWithMemory, game, config), count, config)
 
 
-# Where some games keep what can be seen (Anand et al. 2019, "Unsupervised State Representation Learning in Atari").
+# RAM addresses of some games' variables (Anand et al. 2019, "Unsupervised State Representation Learning in Atari").
 MEMORY = {
     "breakout": {"paddle x": 72, "ball x": 99, "ball y": 101},
     "freeway": {"chicken y": 14, **{f"car {lane} x": 117 - lane for lane in range(10)}},

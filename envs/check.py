@@ -1,4 +1,4 @@
-"""A few steps in a new environment, which show what is wrong with it before a run begins."""
+"""Checks an environment with a few steps before a run begins, and its values at every step of the run."""
 
 import numbers
 import signal
@@ -13,16 +13,18 @@ import console
 from envs import processes
 
 STEPS = 20
-LARGEST = 1e12  # number that is learned from; float32 has squares up to 3e38, and sums of squares are formed
+LARGEST = 1e12  # magnitude of observations and rewards: sums of their squares must fit into float32 (3e38)
 
 
 def check(make_env: Callable[[], gymnasium.Env], name: str, timeout: float = 0.0) -> None:
-    """Plays STEPS random steps in a new environment, in a process of its own; warns of values outside their bounds.
+    """Plays `STEPS` random steps in a separate process. Warns of observations outside their bounds.
 
     Args:
-        timeout: seconds that a step or reset may take; 0 for no limit.
+        make_env: builds the environment.
+        name: name of the environment in messages.
+        timeout: largest duration of a step or reset in seconds; 0 for no limit.
     Raises:
-        ValueError: if it does not keep to gymnasium's interface or to its own spaces, or dies or hangs; the message says how.
+        ValueError: if the environment violates gymnasium's interface or its own spaces, or if it dies or hangs.
     """
     process, connection = processes.start("check", _play, (make_env,))
     try:
@@ -43,8 +45,8 @@ def check(make_env: Callable[[], gymnasium.Env], name: str, timeout: float = 0.0
 
 
 def _play(make_env: Callable[[], gymnasium.Env], connection) -> None:
-    """Sends None for every step, and at last the observations outside their bounds, or what is wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is told too, and ends this one
+    """Sends None after every step, then the names of observations outside their bounds, or an error message."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process gets the signal too, and ends this one
     outside = set()
     try:
         env = make_env()
@@ -60,25 +62,27 @@ def _play(make_env: Callable[[], gymnasium.Env], connection) -> None:
         answer = outside
     except _Broken as error:
         answer = f"is not as it should be: {error}"
-    except Exception as error:  # an environment may raise anything
+    except Exception as error:  # environments raise errors of any kind
         answer = f"fails in its first steps: {describe(error)}"
     connection.send(answer)
 
 
 def describe(error: Exception) -> str:
-    """What was raised in a user's code, and where."""
+    """Type, message and location of an error in a user's code."""
     at = traceback.extract_tb(error.__traceback__)[-1]
-    where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"  # it says that itself
+    # The message of a SyntaxError already has the location.
+    where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"
     return f"{type(error).__name__}: {error}{where}"
 
 
 def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> None:
-    """Looks at what one step returned, as fast as it can be done in every step; values outside their bounds are left alone.
+    """Checks the values of one step. It is fast enough to run at every step, and ignores bounds.
 
     Args:
-        obs: images and vectors, as from `ObservationCodec`, which has looked at shapes.
+        obs: images and vectors from `ObservationCodec`, which has checked their shapes.
+        reward, terminated, truncated: as the environment returned them.
     Raises:
-        ValueError: if something is not sound, or no number or flag.
+        ValueError: if an observation or reward is not sound, see `is_sound`, or a value has the wrong type.
     """
     for key, value in obs.items():
         if value.dtype.kind == "f" and not is_sound(value):
@@ -92,12 +96,12 @@ def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> N
 
 
 def is_sound(value) -> bool:
-    """Whether all numbers are finite and none is beyond LARGEST."""
+    """Whether all numbers are finite with magnitudes of at most `LARGEST`."""
     return bool((np.abs(value) <= LARGEST).all())
 
 
 class _Broken(Exception):
-    """What is wrong with an environment."""
+    """The environment violates the interface; the message says how."""
 
 
 def _check_reset(env: gymnasium.Env) -> set[str]:
@@ -108,7 +112,7 @@ def _check_reset(env: gymnasium.Env) -> set[str]:
 
 
 def _check_step(env: gymnasium.Env) -> tuple[set[str], bool]:
-    """The observations outside their bounds, and whether the episode has ended."""
+    """Returns names of observations outside their bounds, and whether the episode has ended."""
     returned = env.step(env.action_space.sample())
     if not (isinstance(returned, tuple) and len(returned) == 5):
         raise _Broken(
@@ -126,7 +130,7 @@ def _check_step(env: gymnasium.Env) -> tuple[set[str], bool]:
 
 
 def _check_observation(space: gymnasium.Space, value, source: str, key: str = "") -> set[str]:
-    """Names of the observations that lie outside their bounds."""
+    """Names of observations outside their bounds."""
     name = f"the observation {key!r}" if key else "an observation"
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = space.spaces if isinstance(space, spaces.Dict) else dict(enumerate(space.spaces))
@@ -152,7 +156,7 @@ def _check_observation(space: gymnasium.Space, value, source: str, key: str = ""
 
 
 def _kind(value) -> str:
-    """What a value is, in a few words."""
+    """Short description of a value's type, for messages."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)} ({', '.join(type(part).__name__ for part in value)})"
     if isinstance(value, dict):

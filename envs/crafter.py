@@ -1,4 +1,4 @@
-"""Crafter: `--task crafter_reward`, or crafter_noreward for none."""
+"""Crafter: `--task crafter_reward`, or `crafter_noreward` without rewards."""
 
 import functools
 from collections.abc import Sequence
@@ -15,14 +15,18 @@ LOG = "log_achievement_"
 
 
 def make(name: str, count: int, config):
-    """`count` environments.
+    """Builds environments of Crafter.
 
+    Args:
+        name: "reward" or "noreward".
+        count: number of environments.
+        config: the settings, see configs.yaml.
     Raises:
-        ValueError: for an unknown task.
+        ValueError: for an unknown name.
     """
     if name not in TASKS:
         raise ValueError(unknown("task", f"crafter_{name}", [f"crafter_{task}" for task in TASKS]))
-    import crafter  # noqa: F401 -- a missing package shows here, not in a worker
+    import crafter  # noqa: F401 -- reports a missing package here, not in a worker
 
     return vectorize(functools.partial(_make_one, name == "reward", config.action_repeat, tuple(config.size)), count, config)
 
@@ -35,16 +39,16 @@ def _make_one(reward: bool, repeat: int, size: tuple[int, int]) -> gymnasium.Env
 
 
 class Achievements(gymnasium.Wrapper):
-    """Images as the observation "image", and beside it `log_achievement_<name>`: 1 where an achievement is unlocked, else 0.
+    """Observations are `image` and, for each achievement, `log_achievement_<name>`: 1 where it is unlocked, else 0.
 
     Args:
-        env: tells in its info how often each achievement was reached.
-        names: of the achievements.
+        env: Crafter; its info counts how often each achievement was reached.
+        names: names of the achievements.
     """
 
     def __init__(self, env: gymnasium.Env, names: Sequence[str]):
         super().__init__(env)
-        # Crafter's own space has width and height the other way round than its images.
+        # Crafter's space says (width, height, 3), but its images are (height, width, 3).
         width, height = env.observation_space.shape[:2]
         logs = {LOG + name: spaces.Box(0.0, 1.0, (), np.float32) for name in names}
         self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (height, width, 3), np.uint8), **logs})
@@ -66,10 +70,14 @@ class Achievements(gymnasium.Wrapper):
 
 
 def scores(episodes: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Crafter's score in percent, `score`: the geometric mean of success rates, exp(mean(log(1 + s))) - 1 with s in percent (Hafner 2021).
+    """Crafter's score in percent (Hafner 2021), a geometric mean of the success rates s of all achievements.
+
+    It is exp(mean(log(1 + s))) - 1, with s in percent.
 
     Args:
-        episodes: sums over each, with `achievement_<name>`.
+        episodes: for each episode its sums, among them `achievement_<name>`.
+    Returns:
+        the score, under the key `score`.
     """
     names = [name for name in episodes[0] if name.startswith("achievement_")]
     percent = [100.0 * np.mean([episode[name] > 0 for episode in episodes]) for name in names]

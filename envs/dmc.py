@@ -1,4 +1,7 @@
-"""DeepMind Control: `--task dmc_<domain>_<task>`, for example dmc_walker_walk; and an adapter for every dm_env environment."""
+"""DeepMind Control: `--task dmc_<domain>_<task>`, for example dmc_walker_walk.
+
+`DmEnv` adapts any dm_env environment.
+"""
 
 import ctypes.util
 import functools
@@ -14,14 +17,18 @@ from gymnasium import spaces
 from envs.gym import vectorize
 from settings import unknown
 
-CAMERAS = {"quadruped": 2}  # 0 elsewhere; in quadruped that one looks at the ground
+CAMERAS = {"quadruped": 2}  # others use camera 0, which looks at the ground in quadruped
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a task. Images are rendered only if encoder or decoder asks for them (`cnn_keys`).
+    """Builds environments of a task. Images are rendered only if encoder or decoder select them (`cnn_keys`).
 
+    Args:
+        name: "<domain>_<task>".
+        count: number of environments.
+        config: the settings, see configs.yaml.
     Raises:
-        ValueError: for an unknown task, or images without a library that renders them.
+        ValueError: for an unknown task, or for images without a library that renders them.
     """
     images = wants_images(config)
     choose_renderer(required=images)
@@ -36,15 +43,17 @@ def make(name: str, count: int, config):
 
 
 def wants_images(config) -> bool:
-    """Whether encoder or decoder asks for the observation "image"."""
+    """Whether encoder or decoder select the observation `image`."""
     return any(re.match(keys, "image") for keys in (config.encoder.cnn_keys, config.decoder.cnn_keys))
 
 
 def choose_renderer(required: bool) -> None:
-    """Lets MuJoCo render without a screen where there is none; an own choice in MUJOCO_GL is left alone.
+    """Sets MUJOCO_GL on Linux without a display, so that MuJoCo renders off-screen. An existing value stays.
 
+    Args:
+        required: whether the task needs images.
     Raises:
-        ValueError: if images are required and nothing can draw them.
+        ValueError: if images are required, but no library can render them.
     """
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
         libraries = {"EGL": "egl", "OSMesa": "osmesa"}
@@ -72,16 +81,16 @@ class DmEnv(gymnasium.Env):
     """A dm_env environment with gymnasium's interface.
 
     Args:
-        make_env: builds the environment from a seed (or None).
-        repeat: steps of the environment per action, with rewards summed.
-        render: draws an image (H, W, 3) of the environment as the observation "image"; None for none.
-        size: (H, W) of that image.
+        make_env: builds the environment from a seed or None.
+        repeat: environment steps per action; rewards are summed.
+        render: draws an image (H, W, 3) of the environment as the observation `image`; None for no image.
+        size: (H, W) of this image.
     """
 
     def __init__(self, make_env: Callable, repeat: int = 1, render: Callable | None = None, size: tuple[int, int] | None = None):
         self._make_env, self._repeat, self._render = make_env, repeat, render
         self._env = make_env(None)
-        # Nothing is rendered here: worker processes are forked from this one, and an open renderer would not survive that.
+        # Do not render here: this process forks the workers, and an open renderer does not survive a fork.
         spec = self._env.observation_spec()
         spec = dict(spec) if hasattr(spec, "items") else {"image": spec}
         self.observation_space = spaces.Dict({key: _observation_space(part.shape, part.dtype) for key, part in spec.items()})
@@ -107,7 +116,7 @@ class DmEnv(gymnasium.Env):
             total += step.reward or 0.0
             if step.last():
                 break
-        ended = step.last() and step.discount == 0.0  # otherwise a time limit
+        ended = step.last() and step.discount == 0.0  # any other discount means a time limit
         return self._observe(step), total, ended, step.last() and not ended, {}
 
     def close(self) -> None:

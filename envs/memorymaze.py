@@ -10,17 +10,21 @@ SIZES = ("9x9", "11x11", "13x13", "15x15")
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a maze.
+    """Builds environments of a maze.
 
+    Args:
+        name: size of the maze, one of `SIZES`.
+        count: number of environments.
+        config: the settings, see configs.yaml.
     Raises:
-        ValueError: for an unknown size.
+        ValueError: for an unknown size, or without a library that renders images.
     """
     if name not in SIZES:
         raise ValueError(unknown("task", f"memorymaze_{name}", [f"memorymaze_{size}" for size in SIZES]))
     choose_renderer(required=True)
-    import memory_maze  # noqa: F401 -- a missing package shows here, not in a worker
+    import memory_maze  # noqa: F401 -- reports a missing package here, not in a worker
 
-    # A maze draws as soon as it is built, and an open renderer would not survive a fork.
+    # A maze renders on construction, and an open renderer does not survive a fork.
     return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config, start="spawn")
 
 

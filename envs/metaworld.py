@@ -1,4 +1,4 @@
-"""Meta-World: `--task metaworld_<task>`, for example metaworld_drawer-open; the fifty tasks of a robot's arm, of its version 3."""
+"""Meta-World version 3: `--task metaworld_<task>`, for example metaworld_drawer-open; fifty tasks of a robot arm."""
 
 import functools
 
@@ -11,14 +11,18 @@ from envs.gym import ActionRepeat, vectorize
 from settings import unknown
 
 VERSION = "-v3"
-CAMERA, CAMERA_PLACE = "corner2", (0.75, 0.075, 0.7)  # nearer than it is, as in Masked World Models (Seo et al. 2022)
+CAMERA, CAMERA_PLACE = "corner2", (0.75, 0.075, 0.7)  # closer, as in Seo et al. 2022 (Masked World Models)
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a task. Images are rendered only if encoder or decoder asks for them (`cnn_keys`).
+    """Builds environments of a task. Images are rendered only if encoder or decoder select them (`cnn_keys`).
 
+    Args:
+        name: name of the task, without its version.
+        count: number of environments.
+        config: the settings, see configs.yaml.
     Raises:
-        ValueError: for an unknown task, or images without a library that renders them.
+        ValueError: for an unknown task, or for images without a library that renders them.
     """
     images = wants_images(config)
     choose_renderer(required=images)
@@ -40,18 +44,20 @@ def _make_one(name: str, repeat: int, size: tuple[int, int] | None) -> gymnasium
     arm.model.camera(CAMERA).pos[:] = CAMERA_PLACE
     env = MetaWorld(arm, benchmark.train_tasks)
     env = ActionRepeat(env, repeat) if repeat > 1 else env
-    return Drawn(env, size) if size else env  # once per agent step: drawing takes longer than all else
+    # Outside of the action repeat: rendering takes longer than everything else.
+    return Drawn(env, size) if size else env
 
 
 class MetaWorld(gymnasium.Env):
-    """One task, with a goal drawn anew for each episode.
+    """One task. Each episode has a random goal.
 
-    Observations are `state`, with positions of hand, objects and goal, and `log_success`: 1 at the first step of an episode that
-    succeeds, which does not end it, so that its sum over an episode says whether it did.
+    Observations are `state` (n,), with positions of hand, objects and goal, and `log_success`, which is 1 at the first
+    successful step of an episode and else 0. Its sum over an episode says whether the episode succeeded. Success does
+    not end an episode.
 
     Args:
-        env: Meta-World's own.
-        goals: that are drawn from; its tasks, in its own words.
+        env: environment of Meta-World.
+        goals: Meta-World's tasks, each of which sets a goal.
     """
 
     def __init__(self, env, goals: list):
@@ -78,7 +84,7 @@ class MetaWorld(gymnasium.Env):
         return self._observe(state, first), float(reward), terminated, truncated, info
 
     def render(self) -> np.ndarray:
-        return self._env.render()[::-1, ::-1]  # the camera hangs upside down
+        return self._env.render()[::-1, ::-1]  # the camera is mounted upside down
 
     def close(self) -> None:
         self._env.close()
@@ -88,7 +94,12 @@ class MetaWorld(gymnasium.Env):
 
 
 class Drawn(gymnasium.ObservationWrapper):
-    """Adds what an environment with dict observations renders, an image of `size` (H, W), as `image`."""
+    """Adds the rendered image to the observations, as `image`.
+
+    Args:
+        env: environment with dict observations.
+        size: (H, W) of its images.
+    """
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int]):
         super().__init__(env)

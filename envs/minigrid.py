@@ -1,4 +1,7 @@
-"""MiniGrid and BabyAI: `--task minigrid_<id without MiniGrid->`, for example minigrid_DoorKey-5x5-v0 or minigrid_BabyAI-GoToLocal-v0."""
+"""MiniGrid and BabyAI: `--task minigrid_<id>`, for example minigrid_DoorKey-5x5-v0 or minigrid_BabyAI-GoToLocal-v0.
+
+The prefix "MiniGrid-" of an id is left out.
+"""
 
 import contextlib
 import functools
@@ -12,7 +15,7 @@ from gymnasium import spaces
 from envs.gym import ActionRepeat, vectorize
 from settings import unknown
 
-# Every word of a mission. Trained agents depend on their order: new ones go to the end.
+# All words of missions. Trained agents depend on their order, so append new words at the end.
 WORDS = (
     *"red green blue yellow purple grey".split(),
     *"object box key ball door goal wall floor lava square opening hallway maze room rooms end".split(),
@@ -20,18 +23,22 @@ WORDS = (
     *"the a you your to up at of from in on and then after , near next matching must behind front left right".split(),
 )
 WORD_BITS = len(WORDS).bit_length()
-MISSION_LENGTH = 72  # words: two times two of BabyAI's longest clauses, joined
+MISSION_LENGTH = 72  # words; BabyAI's longest missions join four clauses
 
 
 def make(name: str, count: int, config):
-    """`count` environments of an id.
+    """Builds environments of a gymnasium id.
 
+    Args:
+        name: the id, without its prefix "MiniGrid-".
+        count: number of environments.
+        config: the settings, see configs.yaml.
     Raises:
         ValueError: for an unknown id.
     """
     import minigrid  # noqa: F401 -- registers the ids
 
-    # The package comes without the patterns that its WFC levels are generated from.
+    # WFC levels need patterns that the package does not contain.
     ids = {
         spec.removeprefix("MiniGrid-"): spec
         for spec in gymnasium.registry
@@ -43,18 +50,19 @@ def make(name: str, count: int, config):
 
 
 def _make_one(name: str, repeat: int, size: tuple[int, int]) -> gymnasium.Env:
-    import minigrid  # noqa: F401 -- in a worker that knows no ids yet
+    import minigrid  # noqa: F401 -- registers the ids in a spawned worker
 
     env = View(gymnasium.make(name, disable_env_checker=True), size)
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 
 class View(gymnasium.Wrapper):
-    """What the agent sees drawn as an image, with its `direction`, and its `mission` as numbers, see `encode_mission`.
+    """Observations are `image`, the agent's view as pixels, its `direction`, and its `mission`, see `encode_mission`.
 
     Args:
         env: a MiniGrid environment.
-        size: (H, W) that images have in the end; they are drawn at least as large, so that they are never enlarged.
+        size: (H, W) of images after resizing. They are rendered at least as large, so that resizing never enlarges
+            them.
     """
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int]):
@@ -71,7 +79,7 @@ class View(gymnasium.Wrapper):
         )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints every level that it discards
+        with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints every rejected level
             obs, info = self.env.reset(seed=seed, options=options)
         self._mission = encode_mission(obs["mission"])
         return self._observe(obs), info
@@ -86,12 +94,15 @@ class View(gymnasium.Wrapper):
 
 
 def encode_mission(mission: str) -> np.ndarray:
-    """A mission's words in their order, each as the binary digits of its place among WORDS, counted from 1; zeros follow the last.
+    """Encodes the words of a mission, in order, as binary digits of their positions in `WORDS`, counted from 1.
 
-    One-hot words would take ten times the memory, and a count of words would not tell "put the ball next to the box" from the reverse.
+    One-hot words would take ten times the memory. Counts of words would not distinguish "put the ball next to the box"
+    from "put the box next to the ball".
 
+    Returns:
+        (MISSION_LENGTH * WORD_BITS,) float32, zero after the last word.
     Raises:
-        ValueError: for a word that is unknown, or too many words.
+        ValueError: for an unknown word, or for more than `MISSION_LENGTH` words.
     """
     words = mission.replace(",", " , ").split()
     if strange := [word for word in words if word not in WORDS]:

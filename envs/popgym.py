@@ -1,4 +1,4 @@
-"""POPGym, tasks of memory (Morad et al. 2023): `--task popgym_<name>`, for example popgym_RepeatFirstEasy."""
+"""POPGym, memory tasks (Morad et al. 2023): `--task popgym_<name>`, for example popgym_RepeatFirstEasy."""
 
 import functools
 
@@ -11,8 +11,12 @@ PREFIX, SUFFIX = "popgym-", "-v0"
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a task.
+    """Builds environments of a task.
 
+    Args:
+        name: name of the task.
+        count: number of environments.
+        config: the settings, see configs.yaml.
     Raises:
         ValueError: for an unknown task.
     """
@@ -25,7 +29,7 @@ def make(name: str, count: int, config):
 
 
 def _make_one(name: str, repeat: int) -> gymnasium.Env:
-    import popgym  # noqa: F401 -- in a worker that knows no tasks yet
+    import popgym  # noqa: F401 -- registers the tasks in a spawned worker
 
     env = gymnasium.make(f"{PREFIX}{name}{SUFFIX}", disable_env_checker=True)
     return ActionRepeat(env, repeat) if repeat > 1 else env

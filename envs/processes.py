@@ -1,17 +1,21 @@
-"""Processes that environments run in, so that one that dies or hangs does not take the program with it."""
+"""Processes for environments, so that one that dies or hangs does not stop the program."""
 
 import multiprocessing
 from collections.abc import Callable
 
 
 def start(name: str, target: Callable, args: tuple, method: str | None = None) -> tuple:
-    """Starts a process that is called with `args` and a connection; returns it and our end of the connection.
+    """Starts a process that calls `target(*args, connection)`.
 
     Args:
-        name: what the process is called.
-        method: how it starts, as in `multiprocessing`; None for the system's default, "fork" where there is it.
+        name: name of the process.
+        target: function that runs in it.
+        args: its arguments before the connection.
+        method: start method of `multiprocessing`; None for "fork", or the system's default where there is no fork.
+    Returns:
+        the process, and this side's end of the connection.
     Raises:
-        RuntimeError: in a daemonic process.
+        RuntimeError: in a daemonic process, which cannot start processes.
     """
     if multiprocessing.current_process().daemon:
         raise RuntimeError(
@@ -20,14 +24,15 @@ def start(name: str, target: Callable, args: tuple, method: str | None = None) -
         )
     context = multiprocessing.get_context(method or ("fork" if "fork" in multiprocessing.get_all_start_methods() else None))
     ours, theirs = context.Pipe()
-    process = context.Process(name=name, target=target, args=(*args, theirs))  # no daemon, which could not start processes itself
+    # Not a daemon: environments may start processes of their own.
+    process = context.Process(name=name, target=target, args=(*args, theirs))
     process.start()
     theirs.close()
     return process, ours
 
 
 def stop(process, connection) -> None:
-    """Ends a process at once."""
+    """Kills a process and closes its connection."""
     connection.close()
     process.kill()
     process.join()

@@ -1,7 +1,7 @@
-"""Between gymnasium's spaces and what the agent works with.
+"""Conversion between gymnasium's spaces and the arrays that the agent works with.
 
-Observations become a flat dict of images (H, W, C) uint8 and vectors (n,) float32. Actions become one vector: concatenated
-one-hots for discrete parts, numbers in [-1, 1] for continuous ones.
+Observations become a flat dict of images (H, W, C) uint8 and vectors (n,) float32. Actions become a vector (A,): the
+concatenated one-hots of discrete parts, or numbers in [-1, 1] for continuous ones.
 """
 
 import math
@@ -11,32 +11,35 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-MOST_NUMBERS = 2**24  # of one observation or action that a file describes
-STATE_PREFIX = "log_state_"  # of keys that tell the environment's state to probes
-# Keys of a step beside the observation's own.
+MOST_NUMBERS = 2**24  # largest size of an observation or action in a stored description
+STATE_PREFIX = "log_state_"  # of keys with the environment's state, for probes
+# Keys of a step that are not observations
 RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob")
 
 
 def is_summed(key: str) -> bool:
-    """Whether an observation's key is for the log alone, as a sum over repeated actions and over the episode."""
+    """Whether an observation is only logged, as a sum over repeated actions and over the episode."""
     return key.startswith("log_") and not key.startswith(STATE_PREFIX)
 
 
 class ActionCodec:
-    """Translates between action vectors of the model and actions of an environment.
+    """Converts between action vectors and an environment's actions.
 
     Args:
-        space: Discrete, MultiDiscrete, MultiBinary or Box, of a single environment. A number of an integer Box is a discrete part.
+        space: Discrete, MultiDiscrete, MultiBinary or Box of a single environment. Each number of an integer Box
+            becomes a discrete part.
     Attributes:
         size: length A of an action vector.
-        classes: class counts of the discrete parts, or None for continuous actions.
+        classes: class counts of the discrete parts; None for continuous actions.
+    Raises:
+        ValueError: for a space that is not supported.
     """
 
-    MOST_INTEGERS = 256  # that one number of an integer Box may range over
+    MOST_INTEGERS = 256  # largest number of values of one number in an integer Box
 
     def __init__(self, space: gymnasium.Space):
         self._space = space
-        self._starts = 0  # what the first class of each discrete part means
+        self._starts = 0  # the environment's value of each part's first class
         if isinstance(space, spaces.Discrete):
             self.classes, self._starts = (int(space.n),), space.start
         elif isinstance(space, spaces.MultiDiscrete):
@@ -46,7 +49,8 @@ class ActionCodec:
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             self.classes = None
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
-            counts = space.high.astype(object) - space.low.astype(object) + 1  # Python's integers: a range may exceed the dtype
+            # Python integers, because a range may exceed the dtype.
+            counts = space.high.astype(object) - space.low.astype(object) + 1
             if max(counts.flatten()) > self.MOST_INTEGERS:
                 raise ValueError(
                     f"the action space {space} has numbers of more than {self.MOST_INTEGERS} values; use floats, or "
@@ -61,7 +65,15 @@ class ActionCodec:
         self.size = sum(self.classes) if self.classes else int(np.prod(space.shape))
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, A) vectors of the model -> a batch of N environment actions."""
+        """Converts action vectors to actions of the environment.
+
+        Numbers with finite bounds are scaled from [-1, 1] to their bounds. Others are clipped to [-1, 1] and to the Box.
+
+        Args:
+            vectors: (N, A).
+        Returns:
+            N actions as one array.
+        """
         if self.classes is None:
             vectors = np.clip(vectors, -1.0, 1.0).reshape(-1, *self._space.shape)
             low, high = self._space.low, self._space.high
@@ -73,21 +85,24 @@ class ActionCodec:
         return (index.reshape(-1, *self._space.shape) + self._starts).astype(self._space.dtype)
 
     def random(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """`count` action vectors of a uniformly random policy, (count, A)."""
+        """Draws `count` uniformly random action vectors, (count, A)."""
         if self.classes is None:
             return rng.uniform(-1.0, 1.0, (count, self.size)).astype(np.float32)
         return np.concatenate([np.eye(n, dtype=np.float32)[rng.integers(n, size=count)] for n in self.classes], -1)
 
 
 class ObservationCodec:
-    """Turns observations of a single environment into a flat dict of images and vectors.
+    """Converts observations of a single environment to a flat dict of images and vectors.
 
     Args:
-        space: the environment's observation space: an image, a vector, a discrete value, or a (nested) dict or tuple of them.
-        size: (height, width) that images are resized to.
-        grayscale: reduce images to one channel.
+        space: observation space: Box, Discrete, MultiDiscrete, MultiBinary, or a (nested) Dict or Tuple of them.
+        size: (H, W) that images are resized to.
+        grayscale: whether images are reduced to one channel.
     Attributes:
-        space: gymnasium Dict of what comes out. A lone image is called "image", a lone vector "vector".
+        space: gymnasium Dict of the converted observations. Keys of nested spaces are joined by "/". A single image is
+            called `image`, a single vector `vector`.
+    Raises:
+        ValueError: for a space that is not supported, or a key that is reserved or has a dot.
     """
 
     def __init__(self, space: gymnasium.Space, size: tuple[int, int], grayscale: bool = False):
@@ -99,6 +114,11 @@ class ObservationCodec:
         self.space = spaces.Dict({key: self._out_space(key, leaf) for key, leaf in self._leaves.items()})
 
     def __call__(self, obs) -> dict[str, np.ndarray]:
+        """Converts one observation.
+
+        Raises:
+            ValueError: if its shape or dtype does not match the space.
+        """
         values = dict(_values(obs)) if isinstance(obs, (dict, tuple)) else {next(iter(self._leaves)): obs}
         return {key: self._encode(key, leaf, values[key]) for key, leaf in self._leaves.items()}
 
@@ -137,7 +157,7 @@ def _is_image(space: gymnasium.Space) -> bool:
 
 
 def _leaves(space: gymnasium.Space, prefix: str = ""):
-    """(key, space) of everything in a space that is not a dict or tuple; keys of nested spaces are joined with a slash."""
+    """Yields (key, space) of all parts that are not a Dict or Tuple; nested keys are joined by "/"."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in items:
@@ -147,6 +167,7 @@ def _leaves(space: gymnasium.Space, prefix: str = ""):
 
 
 def _values(obs, prefix: str = ""):
+    """Yields (key, value) of an observation, with the keys of `_leaves`."""
     if isinstance(obs, (dict, tuple)):
         items = obs.items() if isinstance(obs, dict) else enumerate(obs)
         for key, part in items:
@@ -156,13 +177,15 @@ def _values(obs, prefix: str = ""):
 
 
 def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, bool]:
-    """Observations as arrays (N, ...) by name, and whether a single one was given, without N.
+    """Turns a single observation into a batch; a batch stays as it is.
 
     Args:
-        obs: arrays by name; the array alone where there is one name.
-        shapes: those of a single observation by name; other names are passed on as they are.
+        obs: arrays by name, or a single array if there is only one name.
+        shapes: shape of a single observation by name. Other names pass unchecked.
+    Returns:
+        arrays (N, ...) by name, and whether `obs` was a single observation.
     Raises:
-        ValueError: if a name is missing or a shape is another.
+        ValueError: for a missing name or a wrong shape.
     """
     if not isinstance(obs, dict):
         if len(shapes) > 1:
@@ -186,10 +209,10 @@ def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tupl
 
 
 def describe_space(space: gymnasium.Space) -> dict:
-    """A space in plain values, as checkpoints keep it.
+    """Describes a space in plain values that a checkpoint can store.
 
     Raises:
-        ValueError: for a space that neither codec has.
+        ValueError: for a space that is not supported.
     """
     kind = type(space).__name__
     if isinstance(space, spaces.Dict):
@@ -207,10 +230,10 @@ def describe_space(space: gymnasium.Space) -> dict:
 
 
 def space_of(description: dict) -> gymnasium.Space:
-    """The space that `describe_space` described.
+    """Builds a space from its description by `describe_space`.
 
     Raises:
-        ValueError: if the description makes no sense.
+        ValueError: for an invalid description.
     """
     try:
         kind, sizes = description["kind"], {key: value for key, value in description.items() if key != "kind"}
