@@ -1,9 +1,14 @@
 """DreamerV3 with a flat or a two-level latent. Trains an agent on a task:
 
+    python dreamer.py --configs defaults small hdreamer_split --task gym_CartPole-v1 --steps 6000
+        learns on a laptop's CPU within minutes
     python dreamer.py --configs defaults hdreamer --task atari_pong
+        trains the full-size agent on Atari Pong, which takes a GPU
+    python dreamer.py --logdir RUN
+        resumes the run in the folder RUN with its own settings
 
---configs names presets of configs.yaml, and every setting in that file is a flag (--seed 1 --encoder.cnn_depth 16); --help
-lists them.
+--configs names presets of configs.yaml. Every setting in that file is a flag, as in --seed 1 --encoder.cnn_depth 16.
+--help lists presets and settings.
 """
 
 import contextlib
@@ -39,7 +44,7 @@ from optim import Metrics, Optimizer
 from settings.help import help_text
 from storage.disk import free_space
 from tools import autocast
-from training import nonfinite
+from training import folder, nonfinite
 from training.data import Environments, Recordings
 from training.run import Run
 
@@ -354,6 +359,8 @@ def train(run: Run) -> None:
     config, agent, collector, budget = run.config, run.agent, run.data.collector, run.data.budget
     prefill(run)
     pretrain(run)
+    if run.stop:
+        return
     with console.Progress("train", config.steps, "frames", run.step) as progress:
         while run.step < config.steps and not run.stop:
             collector.send(agent)  # environments begin to step
@@ -426,6 +433,9 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
     """
     argv = sys.argv[1:] if argv is None else argv
     with console.tolerant_output():
+        if not argv:
+            print(__doc__)
+            return 2
         if "--help" in argv or "-h" in argv:
             print(f"{__doc__}\n{help_text(shutil.get_terminal_size().columns)}")
             return 0
@@ -433,7 +443,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
         try:
             presets, flags = settings.parse_flags(argv)
             debug = str(flags.get("debug", "")).lower() == "true"  # before all else, since the other settings may be wrong
-            config = settings.load_config(presets, flags)
+            config = folder.command_settings(presets, flags)
             debug = config.debug
             if make_env:
                 register(config.task, make_env)
@@ -454,7 +464,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print(f"error: {error}", file=sys.stderr)
             tell_unsaved(run)
             return 1
-        console.say(how_to_continue(run, presets, flags))
+        console.say(how_to_resume(run, script=make_env is not None))
         return tell_unsaved(run)
 
 
@@ -470,20 +480,24 @@ def tell_unsaved(run: Run) -> int:
     return 0
 
 
-def how_to_continue(run: Run, presets: list[str], flags: dict) -> str:
-    """Where a run ended, and the command that continues it."""
-    flags = {**flags, "logdir": str(run.logdir)}
-    flags.pop("from_checkpoint", None)  # the folder has all of it now
-    if run.clock < run.config.steps:
+def how_to_resume(run: Run, script: bool = False) -> str:
+    """Where a run ended, and the command that resumes it.
+
+    Args:
+        script: whether a script of the user's own started the run, since its environment comes from there.
+    """
+    config = run.config
+    flags = ["--logdir", str(run.logdir)]
+    if modules_of(config.task, config.get("import")):  # a folder does not decide what is imported
+        flags += ["--task", config.task, *(["--import", config["import"]] if config["import"] else [])]
+    if run.clock < config.steps:
         saved = "but not everything could be saved" if run.disk.unsaved() else "everything is saved"
-        ended = f"Stopped at {run.unit} {run.clock:,}, {saved}. To continue:"
+        ended = f"Stopped at {run.unit} {run.clock:,}, {saved}. To resume:"
     else:
-        ended = f"Finished at {run.unit} {run.clock:,}. To train on, with more steps:"
-        flags["steps"] = str(2 * run.config.steps)
-    words = ["python", "dreamer.py", "--configs", *presets]
-    for name, value in flags.items():
-        words += [f"--{name}", *(value if isinstance(value, list) else [value])]
-    return f"{ended}\n    {shlex.join(words)}"
+        ended = f"Finished at {run.unit} {run.clock:,}. To train for longer:"
+        flags += ["--steps", str(2 * config.steps)]
+    command = "start the same script with" if script else f"{tools.python_command()} dreamer.py"
+    return f"{ended}\n    {command} {shlex.join(flags)}"
 
 
 if __name__ == "__main__":

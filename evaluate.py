@@ -1,8 +1,8 @@
-"""Plays episodes with a trained agent, and films what it sees, what its world model makes of it, and what it dreams:
+"""Plays episodes with a trained agent, and films an episode with the world model's reconstructions and predictions:
 
-    python evaluate.py --logdir logdir/20261128-002237-gym_CartPole-v1 --episodes 10 --video out.gif
+    python evaluate.py logdir/20261128-002237-gym_CartPole-v1 --episodes 10 --video out.gif
 
-Needs nothing but the folder of a run, or a checkpoint in it. In Python: `dreamer.load_agent`.
+The folder of a run, or a checkpoint in it, is all that this needs. In Python: `dreamer.load_agent`.
 
 Shapes: T steps of an episode, H height, W width.
 """
@@ -26,11 +26,11 @@ from play.film import FPS, film
 from play.playing import add_import_flag, play
 from storage import disk, gif
 
-ENVS = 5  # play at the same time
+ENVS = 5  # that play in parallel
 
 
 def summarise(episodes: list[Finished]) -> dict[str, dict[str, float | None]]:
-    """Mean, its 95% interval (None for few episodes), least and most of everything that is summed over an episode."""
+    """Mean, 95% interval of the mean (None for few episodes), minimum and maximum of every metric of episodes."""
     found = {}
     for name in episodes[0].metrics:
         values = np.array([episode.metrics[name] for episode in episodes])
@@ -50,7 +50,7 @@ def as_rows(summary: dict[str, dict[str, float | None]]) -> list[tuple[str, str]
 
 
 def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool) -> tuple[list[Finished], dict[str, float]]:
-    """Plays episodes in `count` environments of the task that the agent was trained on; the suite's own scores of them come along."""
+    """Plays episodes in `count` environments of the agent's task; returns them, and the suite's own scores."""
     with contextlib.closing(make_envs(agent._config, count, training=False)) as envs:
         agent.act_in(envs.act_space)
         played = play_episodes(agent, envs, episodes, seed, sample=sample)
@@ -70,9 +70,10 @@ def record_video(agent: Dreamer, path: pathlib.Path, steps: int, seed: int, samp
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--logdir", required=True, metavar="RUN", help="folder of a run, or a checkpoint file")
-    parser.add_argument("--episodes", type=int, default=10, help="how many are played; 0 for the video alone (default: %(default)s)")
-    parser.add_argument("--envs", type=int, default=ENVS, help="environments that share them (default: %(default)s)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run, or a checkpoint file")
+    parser.add_argument("--logdir", metavar="RUN", help="the same as a flag")
+    parser.add_argument("--episodes", type=int, default=10, help="number to play; 0 for the video alone (default: %(default)s)")
+    parser.add_argument("--envs", type=int, default=ENVS, help="environments that play them in parallel (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of environments and actions (default: %(default)s)")
     sampled = "sample actions, or take the most likely ones (default: as the run's evaluations do, eval_sample)"
     parser.add_argument("--sample", action=argparse.BooleanOptionalAction, help=sampled)
@@ -82,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--video_steps", type=int, default=300, help="agent steps that are filmed at most (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json", help="write every episode and the summary")
     options = parser.parse_args(argv)
+    if (options.run is None) == (options.logdir is None):
+        parser.error("give the folder of one run, or a checkpoint file: python evaluate.py RUN")
+    options.run = options.run or options.logdir
     if options.episodes < 0 or options.envs < 1 or options.video_steps < 2 or not 0 <= options.seed < 2**31:
         parser.error("--episodes must be at least 0, --envs at least 1, --video_steps at least 2, --seed from 0 to 2147483647")
     if options.video and options.video.suffix.lower() != ".gif":
@@ -97,14 +101,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. A part of the episodes is not reported: those that are over first are the short ones.", file=sys.stderr)
+        print("Stopped. The finished episodes are not reported: they are the short ones, which would bias the mean.", file=sys.stderr)
         return 130
     return 0
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what the command line asks for."""
-    agent, checkpoint = read_agent(options.logdir, options.device)
+    """Plays, prints and films as the options say."""
+    agent, checkpoint = read_agent(options.run, options.device)
     check_modules(agent._config, options.modules)
     sample = agent._config.eval_sample if options.sample is None else options.sample
     about = {
@@ -118,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
         episodes, scores = evaluate(agent, min(options.envs, options.episodes), options.episodes, options.seed, sample)
         summary = summarise(episodes)
-        # An agent of recorded episodes has collected no frames.
+        # An agent that learned from recorded episodes has collected no frames.
         when = f"frame {about['frame']:,}" if about["frame"] else f"update {about['updates']:,}"
         rows = as_rows(summary) + [(name, f"{score:.4g}") for name, score in scores.items()]
         console.say(console.table(f"{about['task']} at {when}, {len(episodes)} episodes", rows))

@@ -1,9 +1,9 @@
-"""What the levels of a trained agent's latent hold, as a page with pictures and as numbers:
+"""Measures what each level of a trained agent's latent encodes, and writes a page with figures:
 
     python latent_report.py logdir/20261128-002237-gym_CartPole-v1
 
-lets the agent of a run play, with sampled actions, and writes latents/index.html with its figures and latents/report.json into the
-folder of the run. docs/latents.md says how to read them. Flat agents have a report too.
+The agent plays with sampled actions. The folder of the run gets latents/index.html, its figures and latents/report.json.
+docs/latents.md says how to read them. It works for flat agents too.
 
 Shapes: N environments, T steps.
 """
@@ -30,9 +30,9 @@ def make_player(logdir: pathlib.Path, count: int, device: str, modules: Collecti
     """The agent of a run, `count` environments of its task, and its checkpoint.
 
     Args:
-        modules: that the environment may be in.
+        modules: modules that may be imported for the environment.
     Raises:
-        ValueError: if the folder holds no trained agent, or its environment is in another module.
+        ValueError: if the folder holds no trained agent, or its environment needs another module.
     """
     agent, checkpoint = read_agent(logdir, device)
     config = agent._config
@@ -43,14 +43,15 @@ def make_player(logdir: pathlib.Path, count: int, device: str, modules: Collecti
 
 
 def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str, modules: Collection[str] = ()) -> pathlib.Path:
-    """Measures the agent of a run and writes everything into its folder; returns the page.
+    """Measures the agent of a run and writes the report into its folder; returns the path of the page.
 
     Args:
         logdir: the folder, or a checkpoint in it.
-        envs, steps: environments that play, and agent steps of all of them together.
-        modules: that the environment may be in.
+        envs: number of environments.
+        steps: agent steps over all environments.
+        modules: modules that may be imported for the environment.
     Raises:
-        ValueError: if there is no trained agent, its environment is in another module, or there are too few steps.
+        ValueError: if there is no trained agent, its environment needs another module, or there are too few steps.
     """
     agent, players, checkpoint = make_player(logdir, envs, device, modules)
     config = agent._config
@@ -84,7 +85,7 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logdir", type=pathlib.Path, help="folder of a run, or a checkpoint in it")
+    parser.add_argument("logdir", type=pathlib.Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("--envs", type=int, default=8, help="environments that play, at least 4 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="agent steps, over all environments (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of environments, actions and samples (default: %(default)s)")

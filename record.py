@@ -1,15 +1,16 @@
-"""Records episodes of a policy into a folder, as the files that training writes, for example to learn from them alone:
+"""Records episodes of a policy as .npz files, for example to train on them alone:
 
     python record.py --task gym_CartPole-v1 --policy random --episodes 20 --out recorded/random
-    python record.py --logdir logdir/20261128-002237-gym_CartPole-v1 --episodes 20 --out recorded/trained
+    python record.py logdir/20261128-002237-gym_CartPole-v1 --episodes 20 --out recorded/trained
 
-    --out FOLDER        where episodes are written, beside those that are there
-    --policy NAME       random (the default), or with --logdir: sampled actions (the default), most_likely ones, or random
-    --logdir RUN        folder of a run, or a checkpoint in it, whose agent and environment these are
-    --episodes NUMBER   how many are recorded
-    --steps NUMBER      how many frames are recorded, in place of --episodes; the last episode is cut off
+    RUN                 folder of a run, or a checkpoint in it, for a trained agent and its environment; also --logdir RUN
+    --out FOLDER        where the files go; files that are there stay
+    --policy NAME       random (the default without RUN), sampled (the agent samples actions, the default with RUN),
+                        or most_likely (the agent takes the most likely actions)
+    --episodes NUMBER   number of episodes
+    --steps NUMBER      number of frames instead; the last episode is cut off
 
-All else are dreamer.py's settings, such as --seed, --envs, --time_limit and --device; python dreamer.py --help lists them.
+All other flags are settings of dreamer.py, such as --seed, --envs, --time_limit and --device; python dreamer.py --help lists them.
 """
 
 import contextlib
@@ -39,12 +40,13 @@ def record(
     seed: int,
     sample: bool = True,
 ) -> int:
-    """Writes episodes of a policy, see `collect.Collector`, into a directory; returns the agent steps that were taken.
+    """Writes episodes of a policy into a directory; returns the number of agent steps.
 
     Args:
-        episodes: how many; None to record `steps` agent steps, of all environments together, and cut off what is open then.
+        policy: see `collect.Collector`.
+        episodes: number of episodes; None to record `steps` agent steps over all environments, and to cut off open episodes.
         seed: of the environments.
-        sample: lets an agent sample its actions.
+        sample: whether an agent samples its actions, or takes the most likely ones.
     """
     if episodes is not None:
         return sum(episode.length for episode in play_episodes(policy, envs, episodes, seed, sample=sample, directory=directory))
@@ -75,10 +77,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(presets: list[str], flags: dict) -> None:
-    """Does what the command line asks for.
+    """Records as presets and flags say.
 
     Raises:
-        ValueError: for flags that make no sense; then nothing is written.
+        ValueError: for flags that contradict each other; nothing has been written then.
     """
     flags = dict(flags)
     out, policy, episodes = (flags.pop(name, None) for name in ("out", "policy", "episodes"))
@@ -91,9 +93,7 @@ def run(presets: list[str], flags: dict) -> None:
     agent, config = _agent_and_settings(presets, flags)
     policy = policy or ("sampled" if agent else "random")
     if policy not in POLICIES or (policy != "random" and not agent):
-        raise ValueError(
-            f"--policy is {policy!r}; allowed are random, and with --logdir, which names a trained agent, sampled and most_likely"
-        )
+        raise ValueError(f"--policy is {policy!r}; allowed are random and, with the folder of a run, sampled and most_likely")
     with contextlib.closing(make_envs(config, config.envs, training=True)) as envs:
         if agent:
             agent.act_in(envs.act_space)
@@ -112,11 +112,11 @@ def run(presets: list[str], flags: dict) -> None:
 
 
 def _agent_and_settings(presets: list[str], flags: dict) -> tuple:
-    """The agent of --logdir, None if there is none; and settings: those of its run, if any, and the flags."""
+    """The agent of the run in `logdir` (None without one), and settings: those of the run, then the flags."""
     if not flags.get("logdir"):
         return None, settings.load_config(presets, flags)
-    if presets != ["defaults"]:
-        raise ValueError("with --logdir the settings of that run hold; leave --configs out")
+    if presets:
+        raise ValueError("a run brings its own settings; leave --configs out, or leave the run out")
     agent, _ = read_agent(flags["logdir"], flags.get("device", "auto"))
     stored = settings.flatten(settings.plain(agent._config))
     config = settings.load_config(overrides={**stored, "seed": 0, "envs": 1, **flags})

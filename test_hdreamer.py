@@ -56,7 +56,7 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
 
     overrides = {"task": task, "steps": 900, "logdir": str(tmp_path), "device": "cpu", "eval_every": 400, "train_ratio": 2}
     training = dreamer.start(tools.load_config(["defaults", "debug", preset], overrides))
-    assert "Continuing at frame 600" in capsys.readouterr().out
+    assert "Resuming at frame 600" in capsys.readouterr().out
     assert (training.step, training.last_eval, training.agent.updates, training.data.missing_steps) == (600, 600, first["updates"], 0)
     assert training.data.budget.credit == first["update_credit"]
     assert_same(training.agent.state_dict(), first["agent_state_dict"])
@@ -119,7 +119,7 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_with_everything_saved(tm
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "everything is saved. To continue" in output
+    assert "everything is saved. To resume" in output
     checkpoint = checkpoints.load(tmp_path / "latest.pt")
     stored = sum(len(load_episode(path)["reward"]) - 1 for path in (tmp_path / "train_eps").glob("*.npz"))
     assert checkpoint["step"] == stored

@@ -4,6 +4,8 @@ import ctypes
 import os
 import random
 import re
+import shutil
+import sys
 import time
 
 import numpy as np
@@ -74,7 +76,11 @@ class UpdateBudget:
 
     def add(self, steps: int) -> None:
         """Counts collected agent steps."""
-        self.credit += steps * self._updates_per_step
+        self.credit += self.updates_for(steps)
+
+    def updates_for(self, steps: float) -> float:
+        """Updates that become due when this many agent steps are collected."""
+        return steps * self._updates_per_step
 
     def take(self) -> int:
         """The number of updates that are due now."""
@@ -111,6 +117,15 @@ def autocast(config) -> torch.autocast:
     Weights are cast at every use: with a cached copy, the gradients of all steps of a recurrence would add up in bfloat16.
     """
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
+
+
+def python_command() -> str:
+    """What to type for this Python: `python`, or its path where that word means another one."""
+    found = shutil.which("python")
+    if found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(os.path.abspath(sys.executable)):
+        return "python"
+    path = os.path.relpath(sys.executable)
+    return sys.executable if path.startswith(os.pardir) else path
 
 
 def describe_device(device: str) -> str:

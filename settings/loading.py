@@ -65,10 +65,12 @@ class Config(dict):
     """Settings whose entries are attributes. Assigning an unknown name is an error, as is reading one.
 
     Attributes:
-        given: names of the settings that were given one by one, as flags, overrides or assignments, not by presets. No entry.
+        given: names of settings that came as flags, overrides or assignments, not from presets. Not an entry.
+        presets: names of the presets that the other values come from, without "defaults". Not an entry.
     """
 
     given: frozenset[str] = frozenset()
+    presets: tuple[str, ...] = ()
 
     def __getattr__(self, key: str):
         try:
@@ -84,19 +86,21 @@ class Config(dict):
         object.__setattr__(self, "given", self.given.union(names))
 
 
-def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None = None) -> Config:
-    """Settings from configs.yaml: defaults, the task's suite, presets in order, overrides.
+def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None = None, stored: dict | None = None) -> Config:
+    """Loads settings from configs.yaml: defaults, the task's suite, presets in order, overrides.
 
     Args:
         presets: names of sections; "defaults" is always the first, named or not.
         overrides: values by name, nested ones with dots ("encoder.cnn_depth"); strings are read as YAML.
+        stored: the settings of a run, nested; they apply before the presets.
     Raises:
         ValueError: for an unknown preset, suite or setting, a value of the wrong type or range, or a share of `dyn_stoch` that is
             no whole number.
     """
     known = sections()
     defaults, suites = known.pop("defaults"), known.pop("suites")
-    layers = []
+    presets = list(presets)
+    layers = [current_names(flatten(stored or {}))]
     for name in presets:
         if name not in known and name != "defaults":
             raise ValueError(unknown("preset", name, ["defaults", *known]))
@@ -124,6 +128,7 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
         level_sizes(flat)
     config = _nest(flat)
     config._note_given(layers[-1])
+    object.__setattr__(config, "presets", tuple(name for name in presets if name != "defaults"))
     return config
 
 
@@ -221,12 +226,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
-    """Splits a command line into presets (after --configs) and overrides by name, strings or lists of them; the last one counts.
+    """Splits a command line into presets (after --configs, none if it is missing) and overrides.
 
+    A first word without dashes is the folder of a run, as after --logdir.
+
+    Returns:
+        presets, and strings or lists of strings by name. The last value of a name counts.
     Raises:
         ValueError: for a word that belongs to no flag, or a flag without a value.
     """
     words, flags, presets = list(argv), {}, []
+    if words and words[0] and not words[0].startswith("-"):
+        flags["logdir"] = words.pop(0)
     while words:
         flag = words.pop(0)
         if not flag.startswith("--") or len(flag) < 3:
@@ -241,4 +252,4 @@ def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
             presets += values
         else:
             flags[name] = values[0] if len(values) == 1 else values
-    return presets or ["defaults"], flags
+    return presets, flags

@@ -119,7 +119,7 @@ def test_a_continued_run_refuses_other_sizes_and_records_other_rates(tmp_path):
     assert "task gym_CartPole-v1 -> gym_Pendulum-v1" in error_of(*CARTPOLE, "--logdir", str(tmp_path), "--task", "gym_Pendulum-v1")
 
     output = run(*CARTPOLE, "--logdir", str(tmp_path), "--steps", "300", "--train_ratio", "2").stdout
-    assert "Continuing at frame 200" in output and re.search(r"train_ratio +4.0 -> 2.0\n", output)
+    assert "Resuming at frame 200" in output and re.search(r"train_ratio +4.0 -> 2.0\n", output)
     changes = [json.loads(line) for line in (tmp_path / "config_changes.jsonl").read_text().splitlines()]
     assert [(change["step"], change["setting"], change["from"], change["to"]) for change in changes] == [
         (200, "steps", "200", "300"),
@@ -358,7 +358,7 @@ def test_a_damaged_episode_is_skipped_named_and_counted(tmp_path):
     emptied.write_bytes(b"")
     result = run(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path))
     assert damaged.name in result.stderr and emptied.name in result.stderr and "skipped 2 damaged episodes" in result.stderr
-    assert "Continuing at frame 200" in result.stdout
+    assert "Resuming at frame 200" in result.stdout
 
 
 def test_a_damaged_checkpoint_is_named_with_a_command_that_brings_back_the_last_good_one(tmp_path):
@@ -370,7 +370,7 @@ def test_a_damaged_checkpoint_is_named_with_a_command_that_brings_back_the_last_
     frame = int(re.search(r"from frame ([\d,]+)", error)[1].replace(",", ""))
     assert 100 <= frame <= 200
     subprocess.run(shlex.split(re.search(r"mv .*$", error)[0]), check=True)
-    assert "Continuing at frame 200" in run(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path)).stdout
+    assert "Resuming at frame 200" in run(*CARTPOLE, "--steps", "250", "--logdir", str(tmp_path)).stdout
     # Wrong bytes inside a tensor, which only its checksum tells.
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:

@@ -47,7 +47,7 @@ def changed(run: pathlib.Path) -> dict[str, tuple[str, str]]:
 def test_the_same_command_goes_on_with_the_sizes_and_free_nats_that_the_run_began_with(earlier_run, capsys):
     assert go_on(earlier_run) == 0
     output = capsys.readouterr().out
-    assert "Continuing at frame 150 after 18 updates" in output
+    assert "Resuming at frame 150 after 18 updates" in output
     assert output.count("Kept from the stored run") == output.count(NOTE) == (earlier_run.name == "two_levels")
     checkpoint = load(earlier_run / "latest.pt")
     assert checkpoint["step"] == 300 and checkpoint["updates"] > 18

@@ -140,7 +140,7 @@ def test_the_commands_record_train_and_evaluate(tmp_path):
     assert "none to train, 2 to evaluate" in output and "2 x 12 steps, 30 updates" in output and "update 20 | eval return" in output
     assert "Finished at update 30" in output and "--steps 60" in output
     output = run(*flags, "--steps", "40").stdout
-    assert "Continuing at update 30." in output
+    assert "Resuming at update 30." in output
     assert (contents(tmp_path / "recorded"), contents(tmp_path / "held_out")) == before
     assert not (tmp_path / "run" / "train_eps").exists()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -148,9 +148,9 @@ def test_the_commands_record_train_and_evaluate(tmp_path):
     assert [line["step"] for line in lines if "eval/return" in line] == [20, 30, 40]  # at the end of each run too
     assert [line["step"] for line in lines if "eval/vector_loss" in line] == [20, 30, 40]
     assert checkpoints.load(tmp_path / "run" / "latest.pt")["updates"] == 40
-    played = run("evaluate.py", "--logdir", logdir, "--episodes", "2").stdout
+    played = run("evaluate.py", logdir, "--episodes", "2").stdout
     assert "gym_CartPole-v1 at update 40, 2 episodes" in played
-    more = run("record.py", "--logdir", logdir, "--steps", "25", "--out", recorded).stdout
+    more = run("record.py", logdir, "--steps", "25", "--out", recorded).stdout
     assert "25 steps of gym_CartPole-v1 more, actions sampled" in more
 
 
@@ -225,7 +225,7 @@ def test_an_agent_records_sampled_or_most_likely_actions(trained, tmp_path):
         (["--out", "x"], "either --episodes, or --steps"),
         (["--out", "x", "--episodes", "2", "--steps", "3"], "either --episodes, or --steps"),
         (["--out", "x", "--episodes", "0"], "at least 1"),
-        (["--out", "x", "--episodes", "2", "--policy", "sampled"], "with --logdir"),
+        (["--out", "x", "--episodes", "2", "--policy", "sampled"], "with the folder of a run"),
         (["--out", "x", "--episodes", "2", "--policy", "clever"], "allowed are random"),
         (["--out", "x", "--episodes", "2", "--logdir", "nowhere"], "no checkpoint"),
         (["--out", "x", "--episodes", "2", "--logdir", "x", "--configs", "small"], "leave --configs out"),
@@ -518,7 +518,7 @@ def test_a_run_goes_on_in_an_environment_with_what_it_has_learned(cartpole, tmp_
     flags = ["--task", "gym_CartPole-v1", "--eval_every", "0"]
     train(tmp_path / "offline", *flags, "--offline_traindir", str(cartpole), "--steps", "7")
     train(tmp_path / "online", *flags, "--from_checkpoint", str(tmp_path / "offline"), "--steps", "70")
-    assert "Continuing at frame 0 after 7 updates, with 0 steps in memory." in capsys.readouterr().out
+    assert "Resuming at frame 0 after 7 updates, with 0 steps in memory." in capsys.readouterr().out
     assert checkpoints.load(tmp_path / "online" / "latest.pt")["step"] == 70
 
 
@@ -556,4 +556,4 @@ def test_the_folder_of_the_episodes_may_move(cartpole, tmp_path, capsys):
     train(tmp_path / "run", *flags, "--offline_traindir", str(cartpole), "--steps", "3")
     (tmp_path / "moved").symlink_to(cartpole)
     train(tmp_path / "run", *flags, "--offline_traindir", str(tmp_path / "moved"), "--steps", "5")
-    assert "Continuing at update 3." in capsys.readouterr().out
+    assert "Resuming at update 3." in capsys.readouterr().out

@@ -140,7 +140,7 @@ def test_a_module_that_registers_environments_is_imported(module, envs):
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
-    evaluate = [sys.executable, str(ROOT / "evaluate.py"), "--logdir", str(module / "run"), "--episodes", "2"]
+    evaluate = [sys.executable, str(ROOT / "evaluate.py"), str(module / "run"), "--episodes", "2"]
     result = subprocess.run(evaluate, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert result.returncode == 2 and "error: the environment gym_Walk-v0 is in the module my_walk" in result.stderr
     evaluate += ["--import", "my_walk"]

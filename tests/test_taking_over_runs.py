@@ -89,7 +89,7 @@ def run(folder: pathlib.Path, *flags: str, code: int = 0, **overrides) -> subpro
 
 def found(output: str) -> str:
     """What is said of the agent that was taken over, on one line."""
-    return " ".join(output.split("Agent taken over")[1].split("Continuing")[0].split())
+    return " ".join(output.split("Agent taken over")[1].split("Resuming")[0].split())
 
 
 # The two doors
@@ -99,7 +99,7 @@ def found(output: str) -> str:
 def test_a_folder_of_the_old_program_is_continued(old_run, kind):
     original = (old_run / "latest.pt").read_bytes()
     output = run(old_run, "--logdir", str(old_run), **KINDS[kind]).stdout
-    assert f"Continuing at frame {FRAMES} after 4 updates, with 81 steps in memory." in output
+    assert f"Resuming at frame {FRAMES} after 4 updates, with 81 steps in memory." in output
     counts = {
         "flat": "83 copied, 0 split, 0 widened, 0 new",
         "split": "79 copied, 8 split, 0 widened, 4 new",
@@ -121,7 +121,7 @@ def test_a_folder_of_the_old_program_is_continued(old_run, kind):
     assert lines[0]["train_return"] == 1.0 and lines[-1]["step"] == 500
 
     again = run(old_run, "--logdir", str(old_run), **{**KINDS[kind], "steps": 560}).stdout
-    assert "Agent taken over" not in again and "Continuing at frame 500" in again
+    assert "Agent taken over" not in again and "Resuming at frame 500" in again
     assert (old_run / "latest.dreamerv3-torch.pt").read_bytes() == original
 
 
@@ -131,14 +131,14 @@ def test_a_new_run_begins_with_a_checkpoint_from_elsewhere(old_run, tmp_path, ki
     new = tmp_path / "new"
     flags = ["--from_checkpoint", str(old_run / "latest.pt"), "--logdir", str(new)]
     result = run(old_run, *flags, steps=400, **KINDS[kind])
-    assert f"Continuing at frame {FRAMES} after 4 updates, with 81 steps in memory." in result.stdout
-    assert "from_checkpoint" not in result.stdout.split("To train on")[1]  # the printed command goes on in the new folder
+    assert f"Resuming at frame {FRAMES} after 4 updates, with 81 steps in memory." in result.stdout
+    assert "from_checkpoint" not in result.stdout.split("To train for longer")[1]  # the printed command goes on in the new folder
     assert checkpoints.load(new / "latest.pt")["step"] == 400
     assert {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()} == before
     assert len(list((new / "train_eps").glob("*.npz"))) == 5 and not (new / "latest.dreamerv3-torch.pt").exists()
 
     result = run(old_run, *flags, steps=420, **KINDS[kind])
-    assert "Continuing at frame 400" in result.stdout and "from_checkpoint is not read" in result.stderr
+    assert "Resuming at frame 400" in result.stdout and "from_checkpoint is not read" in result.stderr
     if kind == "flat":
         assert "from_checkpoint" not in run(old_run, "--logdir", str(new), steps=420).stdout
 
@@ -147,10 +147,10 @@ def test_a_flat_run_of_this_program_goes_on_with_two_levels(old_run, tmp_path):
     flat, split = tmp_path / "flat", tmp_path / "split"
     run(old_run, "--from_checkpoint", str(old_run), "--logdir", str(flat), steps=400)
     output = run(old_run, "--from_checkpoint", str(flat), "--logdir", str(split), steps=440, **KINDS["split"], act="ReLU").stdout
-    assert re.search(r"differ from those it was trained with\n +act +SiLU -> ReLU\nContinuing", output)
+    assert re.search(r"differ from those it was trained with\n +act +SiLU -> ReLU\nResuming", output)
     assert "hDreamer; latent of 6 categoricals of 4 classes" in found(output)
     updates = checkpoints.load(flat / "latest.pt")["updates"]
-    assert f"Continuing at frame 400 after {updates} updates" in output
+    assert f"Resuming at frame 400 after {updates} updates" in output
     assert checkpoints.load(split / "latest.pt")["step"] == 440
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_without_episodes_starts_at_frame_zero_and_its_own_policy_f
     (tmp_path / "alone").mkdir()
     shutil.copyfile(old_run / "latest.pt", tmp_path / "alone" / "model.pt")
     output = run(old_run, "--from_checkpoint", "alone/model.pt", "--logdir", str(tmp_path / "new"), steps=300).stdout
-    assert "Continuing at frame 0 after 4 updates, with 0 steps in memory." in output and "prefill: 60 of 60 steps" in output
+    assert "Resuming at frame 0 after 4 updates, with 0 steps in memory." in output and "prefill: 60 of 60 steps" in output
 
 
 def test_a_trained_agent_fills_the_memory_with_its_own_policy(old_run, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_episodes_without_a_checkpoint_that_can_be_read_are_not_taken_for_a_run_
     (old_run / "latest_model.pt").unlink()
     result = run(old_run, "--logdir", str(old_run))
     assert f"no checkpoint: a new agent begins at frame {FRAMES}, with 81 of their steps in memory" in result.stderr
-    assert "Continuing" not in result.stdout and checkpoints.load(old_run / "latest.pt")["step"] == 500
+    assert "Resuming" not in result.stdout and checkpoints.load(old_run / "latest.pt")["step"] == 500
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.pt", "train_eps"])

@@ -124,6 +124,12 @@ class Environments:
             ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
         ]
 
+    def updates_left(self, frame: int, updates: int) -> float:
+        """Updates until the end of a run at this frame, after so many updates."""
+        config = self._config
+        steps = (config.steps - max(frame, config.prefill * config.action_repeat)) / config.action_repeat
+        return max(0, config.pretrain - updates) + self.budget.updates_for(max(0.0, steps))
+
     def counters(self) -> dict:
         """What a checkpoint must know of it."""
         return {"update_credit": self.budget.credit, **self.episodes.counters()}
@@ -154,7 +160,7 @@ class Environments:
         run.step = max(run.step, self.episodes.count_steps() * config.action_repeat)  # frames
         if checkpoint:
             updates = f"{run.agent.updates:,} updates"
-            console.say(f"Continuing at frame {run.step:,} after {updates}, with {loaded_steps:,} steps in memory.")
+            console.say(f"Resuming at frame {run.step:,} after {updates}, with {loaded_steps:,} steps in memory.")
         elif run.step:
             console.warn(
                 f"there are episodes in {directory}, but no checkpoint: a new agent begins at frame {run.step:,}, "
@@ -216,6 +222,10 @@ class Recordings:
             ("updates", f"{config.batch_size} x {config.batch_length} steps, {config.steps:,} updates"),
         ]
 
+    def updates_left(self, frame: int, updates: int) -> float:
+        """Updates until the end of a run after so many of them."""
+        return self._config.steps - updates
+
     def counters(self) -> dict:
         """What a checkpoint must know of it."""
         return {"update_credit": 0.0}
@@ -226,7 +236,7 @@ class Recordings:
     def begin(self, run, checkpoint: dict | None) -> None:
         """Says where the run goes on."""
         if checkpoint:
-            console.say(f"Continuing at update {run.clock:,}.")
+            console.say(f"Resuming at update {run.clock:,}.")
 
     def end(self) -> list:
         """No episodes are open."""

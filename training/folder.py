@@ -9,6 +9,7 @@ import pathlib
 
 import checkpoints
 import settings
+from envs.gym import check_modules, modules_of
 from storage import files
 
 
@@ -65,15 +66,44 @@ def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
         files.link(path, directory / path.name)
 
 
-def stored_config(logdir: pathlib.Path) -> dict:
-    """The settings of the run in this folder; empty if it holds neither weights nor episodes."""
-    weights = logdir / "latest.pt"
-    if not weights.exists() and not any(logdir.glob("train_eps/*.npz")):
-        return {}
+def command_settings(presets: list[str], flags: dict) -> settings.Config:
+    """Settings of a command line: presets and flags. Without presets, a run in `logdir` gives its own settings in their place.
+
+    Raises:
+        ValueError: if `logdir` is all that was given and holds no settings, or if they name a module to import, which only a flag may.
+    """
+    logdir = flags.get("logdir")
+    if presets or not isinstance(logdir, str):
+        return settings.load_config(presets, flags)
+    logdir = pathlib.Path(logdir).expanduser()
+    stored = stored_settings(logdir)
+    task = flags.get("task", stored.get("task"))
+    if task is None:
+        raise ValueError(
+            f"{logdir} holds no run with settings. To resume a run, give its folder; to start one here, or to take over one of "
+            "dreamerv3-torch, say what it learns: --configs defaults hdreamer --task atari_pong"
+        )
+    if stored and task != stored["task"]:
+        raise ValueError(f"{logdir} holds a run of task {stored['task']}, and --task is {task}; leave --task out, or give another --logdir")
+    if (logdir / "latest.pt").exists():
+        stored.pop("from_checkpoint", None)  # only a new run reads it
+    config = settings.load_config(overrides=flags, stored=stored)
+    check_modules(config, modules_of(str(flags.get("task", "")), flags.get("import")))
+    return config
+
+
+def stored_settings(logdir: pathlib.Path) -> dict:
+    """The settings that a folder or the checkpoint in it stores; empty if there are none."""
     if (logdir / "config.yaml").exists():
         return settings.read_yaml(logdir / "config.yaml")
-    stored = checkpoints.load(weights).get("config") if weights.exists() else None
+    stored = checkpoints.load(logdir / "latest.pt").get("config") if (logdir / "latest.pt").exists() else None
     return stored if settings.holds_settings(stored) else {}
+
+
+def stored_config(logdir: pathlib.Path) -> dict:
+    """The settings of the run in this folder; empty if it holds neither weights nor episodes."""
+    begun = (logdir / "latest.pt").exists() or any(logdir.glob("train_eps/*.npz"))
+    return stored_settings(logdir) if begun else {}
 
 
 def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tuple[str, str, str]], step: int) -> None:

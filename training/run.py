@@ -13,10 +13,12 @@ import settings
 import tools
 from collect import Finished, play_episodes
 from pages import curves
+from play import camera
 from storage import files
 from storage.disk import Disk
 from storage.lock import Lock
 from training import folder, logs, nonfinite, offline, stop, writers
+from training.forecast import Forecast
 
 
 class Run:
@@ -52,6 +54,8 @@ class Run:
         self.stop = stop.StopSignal()
         self.disk = Disk()
         self.step, self.last_eval, self._saved, self._told = 0, 0, None, None
+        self._forecast = Forecast()
+        self._no_film_said = False
 
     def _find_folder(self) -> dict:
         """Locks the folder, if it exists; returns the settings of the run that is there."""
@@ -132,12 +136,24 @@ class Run:
                 ("run", str(self.logdir)),
                 ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
                 *self.data.about(),
+                ("evaluation", _describe_evaluation(config, self.unit)),
+                ("videos", _describe_videos(config, self.agent._wm.heads["decoder"].image_keys)),
                 ("latent", _describe_latent(self.agent._wm.dynamics, config)),
                 ("parameters", f"{sum(counts.values()):,}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"),
             ],
         )
-        differing = [change for change in settings.changes_from_defaults(config) if change[0] not in ("task", "logdir")]
-        return about + ("\n" + console.table("Settings that differ from the defaults", _arrows(differing)) if differing else "")
+        return "\n".join([about, *self._chosen_settings()])
+
+    def _chosen_settings(self) -> list[str]:
+        """Tables of the settings that presets, or the resumed run, and the user's flags have changed."""
+        config, hidden = self.config, {"task", "logdir"}
+        arrows = dict(_arrows(settings.changes_from_defaults(self.config)))
+        source = f"Presets {' '.join(config.presets)}" if config.presets else "Settings of this run"
+        rows = {
+            source: [(name, arrow) for name, arrow in arrows.items() if name not in config.given | hidden],
+            "Your flags": [(name, arrows.get(name, "as by default")) for name in sorted(config.given - hidden)],
+        }
+        return [console.table(title, found) for title, found in rows.items() if found]
 
     # While training
 
@@ -147,12 +163,16 @@ class Run:
         return self.step if self.unit == "frame" else self.agent.updates
 
     def add(self, metrics: dict, prefix: str) -> None:
-        """Collects metrics for the next entry of the log."""
+        """Collects metrics for the next entry of the log; after the first updates, prints how long the run will take."""
         self.logger.add(metrics, prefix)
+        if prefix == "train":
+            frames = self.config.steps - self.step if self.unit == "frame" else 0
+            self._forecast.count_update(self.data.updates_left(self.step, self.agent.updates), frames, self.agent.device == "cpu")
 
     def count(self, steps: int, episodes: list[Finished]) -> None:
         """Counts agent steps that were collected, logs the episodes that ended, and writes the log if that is due."""
         self.step += steps * self.config.action_repeat
+        self._forecast.count_frames(steps * self.config.action_repeat)
         self._set_exploring()
         self._log_episodes(episodes)
         self.log_if_due()
@@ -193,6 +213,9 @@ class Run:
         at_end = last and self.config.eval_every and self.last_eval < self.clock
         if self._should_eval(self.clock) or at_end:
             self._evaluate()
+            self._forecast.restart()
+            if self.stop:
+                console.say(f"The evaluation at {self.unit} {self.clock:,} was interrupted. It is repeated when the run is resumed.")
             self.save()
 
     def _evaluate(self) -> None:
@@ -213,16 +236,27 @@ class Run:
         self._write_metrics()
 
     def _play(self) -> list[dict]:
-        """Metrics of every episode that an evaluation plays, and the suite's score; nothing if there are none to play."""
+        """Plays the episodes of an evaluation and films one; returns their metrics and the suite's score, or nothing if it has none."""
         config, envs, seed = self.config, self.data.eval_envs, tools.eval_seed(self.config.seed)
         if not envs:
             return []
+        filming = camera.Camera(envs) if config.video_pred_log else None
         exploring, self.agent.exploring = self.agent.exploring, False  # sampled actions are the task's policy's too
         try:
-            episodes = play_episodes(self.agent, envs, config.eval_episode_num, seed, self.stop, sample=config.eval_sample)
+            episodes = play_episodes(self.agent, filming or envs, config.eval_episode_num, seed, self.stop, sample=config.eval_sample)
         finally:
             self.agent.exploring = exploring
+        if filming and not self.stop:
+            self._log_film(filming)
         return [*(episode.metrics for episode in episodes), envs.scores([episode.sums for episode in episodes])]
+
+    def _log_film(self, filming: camera.Camera) -> None:
+        """Writes the film of an episode, or says once why there is none."""
+        if filming.frames:
+            self.logger.video("episode", filming.film(), self.clock, camera.FPS, filming.caption)
+        elif not self._no_film_said:
+            console.say(f"no film of evaluations: {self.config.task} {filming.problem}")
+            self._no_film_said = True
 
     # Saving
 
@@ -358,6 +392,23 @@ class Run:
 
 def _arrows(changes: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
     return [(name, f"{old} -> {new}") for name, old, new in changes]
+
+
+def _describe_evaluation(config: settings.Config, unit: str) -> str:
+    """When the run evaluates, or why it does not."""
+    if not config.eval_every:
+        return "none, since eval_every is 0"
+    last = f" (eval_every is {config.eval_every:,})" if config.eval_every >= config.steps else ""
+    when = f"at the end{last}" if last else f"every {config.eval_every:,} {unit}s"
+    return f"{config.eval_episode_num} episodes {when}" if config.eval_episode_num else f"no episodes, since eval_episode_num is 0; {when}"
+
+
+def _describe_videos(config: settings.Config, images: list[str]) -> str:
+    """Which videos come with evaluations, or why there are none."""
+    if not config.eval_every or not config.video_pred_log:
+        return f"none, since {'video_pred_log is false' if config.eval_every else 'eval_every is 0'}"
+    predictions = f"open-loop predictions of {', '.join(images)}" if images else "no open-loop predictions, since no image is decoded"
+    return f"{predictions}{'; one evaluation episode' if config.eval_episode_num else ''}"
 
 
 def _describe_latent(dynamics, config: settings.Config) -> str:

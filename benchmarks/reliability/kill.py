@@ -108,7 +108,7 @@ class Killed:
 
     def look_at_restart(self) -> None:
         """Holds the frame that the run goes on at against what was found on the disk, and looks for files half written."""
-        found = re.search(r"Continuing at frame ([\d,]+)", self._log.read_text())
+        found = re.search(r"Resuming at frame ([\d,]+)", self._log.read_text())
         if found or self._expected:
             counted = int(found[1].replace(",", "")) if found else 0
             self.counts["frames counted twice"] += max(0, counted - self._expected)
