@@ -1,4 +1,4 @@
-"""Settings that a run does not read, because of others."""
+"""Finds flags that have no effect because of other settings."""
 
 import re
 
@@ -7,13 +7,13 @@ from settings.loading import Config
 
 
 def without_effect(config: Config) -> list[str]:
-    """What was given one by one (`config.given`) and changes nothing: a text for each reason."""
+    """Returns a warning for each reason why flags (`config.given`) have no effect."""
     two, explores = config.hierarchical_mode, config.expl_behavior
-    # With `from_checkpoint` these two may say how the weights of a flat latent are grouped.
+    # With `from_checkpoint`, dyn_stoch and dyn_discrete may tell how the categoricals of a flat latent are grouped.
     stoch_unread, discrete_unread = (
         two and config.from_checkpoint is None and all(type(config[name]) is int for name in names) for names in (COUNTS, CLASSES)
     )
-    table = [  # names of settings, when they have no effect, why
+    table = [  # names, condition under which they have no effect, reason
         (r"dyn_(stoch|discrete)_(top|bottom)", not two, "hierarchical_mode is false"),
         (r"dyn_stoch", stoch_unread, "dyn_stoch_top and dyn_stoch_bottom are numbers"),
         (r"dyn_discrete", discrete_unread, "dyn_discrete_top and dyn_discrete_bottom are numbers"),

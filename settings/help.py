@@ -1,4 +1,4 @@
-"""Settings described for people: `--help` and docs/configuration.md, both made from configs.yaml."""
+"""Describes the settings for `--help` and docs/configuration.md, from the comments in configs.yaml."""
 
 import re
 import textwrap
@@ -9,9 +9,19 @@ from settings.files import CONFIG_FILE, flatten, sections, show
 from settings.names import IGNORED, RENAMED
 from settings.resume import FIXED
 
+INTRODUCTION = """# Configuration
+
+`python -m settings` makes this page from `configs.yaml`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`.
+Later values override earlier ones: defaults, the suite of the task, presets in the order given to `--configs`, flags.
+
+`python dreamer.py --logdir RUN` resumes a run with its stored settings; flags override them. A *fixed* setting cannot
+change then, because stored weights or episodes depend on it. Other changes are printed and recorded in
+`config_changes.jsonl`. Presets do not change the sizes of the latent, `kl_free` and `initial` of a run, flags do.
+A warning names flags that have no effect."""
+
 
 class Setting(NamedTuple):
-    """A setting as configs.yaml describes it; the name of a nested one has dots."""
+    """A setting as configs.yaml describes it; nested names have dots."""
 
     group: str
     name: str
@@ -20,7 +30,7 @@ class Setting(NamedTuple):
 
 
 def describe() -> Iterator[Setting]:
-    """Every setting, in the order of configs.yaml."""
+    """Yields every setting in the order of configs.yaml."""
     known = sections()
     for section, group, path, comment in _comments():
         if section == "defaults":
@@ -31,7 +41,7 @@ def describe() -> Iterator[Setting]:
 
 
 def describe_presets() -> Iterator[tuple[str, str, dict]]:
-    """Name, description and settings of every preset."""
+    """Yields name, description and settings of every preset."""
     known, title = sections(), []
     for line in CONFIG_FILE.read_text().splitlines():
         if line.startswith("# "):
@@ -44,7 +54,7 @@ def describe_presets() -> Iterator[tuple[str, str, dict]]:
 
 
 def _comments() -> Iterator[tuple[str, str, str, str]]:
-    """(section, group, name, comment) of every commented entry in configs.yaml."""
+    """Yields (section, group, name, comment) of every commented entry in configs.yaml."""
     section, group, path = "", "", []
     for line in CONFIG_FILE.read_text().splitlines():
         if match := re.fullmatch(r"  # (.+)", line):
@@ -58,11 +68,11 @@ def _comments() -> Iterator[tuple[str, str, str, str]]:
 
 
 def help_text(width: int = 80) -> str:
-    """All settings and presets for a terminal of this many columns."""
+    """Returns all presets and settings as text with lines of at most `width` columns."""
     lines = [
         "usage: python dreamer.py [--configs PRESET ...] [--SETTING VALUE ...]",
         "",
-        "Defaults come first, then the settings of the task's suite, the presets in the order given, and the flags.",
+        "Later values override earlier ones: defaults, the suite of the task, presets in the order given, flags.",
         "",
         "Presets",
         *_table(((name, text) for name, text, _ in describe_presets()), 22, width),
@@ -83,26 +93,14 @@ def _table(rows: Iterable[tuple[str, str]], indent: int, width: int) -> list[str
         if len(head) >= indent:
             lines.append(head)
             head = ""
-        lines += textwrap.wrap(text, width, initial_indent=head.ljust(indent), subsequent_indent=" " * indent)
+        wrapper = textwrap.TextWrapper(width, head.ljust(indent), " " * indent, break_on_hyphens=False)
+        lines += wrapper.wrap(text)
     return lines
 
 
 def markdown() -> str:
-    """The contents of docs/configuration.md."""
-    lines = [
-        "# Configuration",
-        "",
-        "Made from `configs.yaml` by `python -m settings`. Every setting is a flag: `--seed 1 --encoder.cnn_depth 16`. Defaults "
-        "come first, then the settings of the task's suite, the presets in the order given to `--configs`, and the flags. "
-        "A *fixed* setting cannot change when a run is continued in its folder, since stored weights or episodes depend on it; "
-        "others take the new value, which is printed and recorded in `config_changes.jsonl`. Sizes of the latent, `kl_free` and `initial` "
-        "stay those of the run unless flags name them, whatever presets say. A flag that changes nothing is named in a warning.",
-        "",
-        "## Presets",
-        "",
-        "| preset | | settings |",
-        "|---|---|---|",
-    ]
+    """Returns the contents of docs/configuration.md."""
+    lines = [*INTRODUCTION.splitlines(), "", "## Presets", "", "| preset | meaning | settings |", "|---|---|---|"]
     for name, text, entries in describe_presets():
         values = ", ".join(f"`{key}: {show(value)}`" for key, value in entries.items())
         lines.append(f"| `{name}` | {_cell(text)} | {_cell(values)} |")
@@ -110,7 +108,7 @@ def markdown() -> str:
     for setting in describe():
         if setting.group != group:
             group = setting.group
-            lines += ["", f"## {group}", "", "| setting | default | | |", "|---|---|---|---|"]
+            lines += ["", f"## {group}", "", "| setting | default | meaning | fixed |", "|---|---|---|---|"]
         cells = [
             f"`{setting.name}`",
             f"`{show(setting.default)}`",
@@ -118,7 +116,8 @@ def markdown() -> str:
             "fixed" if FIXED.fullmatch(setting.name) else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Names of dreamerv3-torch", "", "Accepted with a note on stderr.", "", "| its name | here |", "|---|---|"]
+    lines += ["", "## Names of dreamerv3-torch", "", "These names are accepted with a note on stderr.", ""]
+    lines += ["| dreamerv3-torch | hDreamer |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in RENAMED.items()]
     lines += [f"| `{old}` | ignored: {why} |" for old, why in IGNORED.items()]
     lines += ["| `precision: 16` | `precision: bf16` |"]
