@@ -1,10 +1,10 @@
-"""The tests: this file and tests/.
+"""The test suite: this file and tests/.
 
-    python test_hdreamer.py         # the fast tier, minutes: model, losses, latents, replay, checkpoints, a short run with resume
-    python test_hdreamer.py --all   # everything
-    python test_hdreamer.py --slow  # what the fast tier leaves out
+    python test_hdreamer.py         # fast tests: model, losses, latents, replay, checkpoints, a short run with resume
+    python test_hdreamer.py --all   # all tests
+    python test_hdreamer.py --slow  # the tests that the first command leaves out
 
-Further arguments go to pytest. This file holds the uses that the README promises, from the command line and from Python.
+Further arguments go to pytest. This file tests what the README promises, from the command line and from Python.
 """
 
 import json
@@ -32,12 +32,13 @@ from training import run as training_run
 
 
 def run(logdir: pathlib.Path, preset: str, *flags: str) -> list[dict]:
-    """Runs the command line at debug size and returns the lines of metrics.jsonl."""
+    """Runs a training at debug size and returns the rows of metrics.jsonl."""
     assert dreamer.main(["--configs", "defaults", "debug", preset, *flags, "--logdir", str(logdir), "--device", "cpu"]) == 0
     return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def agent_for(config: tools.Config) -> dreamer.Dreamer:
+    """An agent for the task of the settings."""
     envs = make_envs(config, 1, training=True)
     envs.close()
     return dreamer.Dreamer(envs.obs_space, envs.act_space, config, None, None)
@@ -51,7 +52,7 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
     run(tmp_path, preset, *flags, "--steps", "600")
     first = checkpoints.load(tmp_path / "latest.pt")
     assert first["step"] == 600
-    # Two updates after 50 prefilled steps, then one per 12 agent steps; what the last step adds is still due at the end.
+    # Two updates after 50 steps of prefill, then one per 12 agent steps. The last step's credit is not spent yet.
     assert first["updates"] == 2 + (600 // repeat - 50 - 1) // 12
 
     overrides = {"task": task, "steps": 900, "logdir": str(tmp_path), "device": "cpu", "eval_every": 400, "train_ratio": 2}
@@ -77,7 +78,7 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
 
 
 def assert_same(a, b) -> None:
-    """Equality of nested containers of tensors."""
+    """Asserts that nested containers of tensors are equal."""
     if torch.is_tensor(a):
         assert torch.equal(a, b)
     elif isinstance(a, dict):
@@ -131,7 +132,7 @@ def test_a_memory_smaller_than_the_prefill_is_not_filled_again_after_a_resume(tm
     before = checkpoints.load(tmp_path / "latest.pt")["updates"]
     run(tmp_path, "defaults", *flags, "--steps", "200")
     after = checkpoints.load(tmp_path / "latest.pt")
-    assert after["step"] == 200 and after["updates"] - before in (8, 9)  # 50 steps, 4 replayed each, in batches of 24
+    assert after["step"] == 200 and after["updates"] - before in (8, 9)  # 50 steps * train_ratio 4 / 24 steps per batch
 
 
 def test_a_last_evaluation_that_was_stopped_is_made_up_for(tmp_path, monkeypatch):
@@ -161,7 +162,8 @@ def test_an_evaluation_at_the_end_that_is_made_up_for_is_saved(tmp_path):
     run(tmp_path, "defaults", *flags, "--steps", "100")
     checkpoint = checkpoints.load(tmp_path / "latest.pt")
     assert checkpoint["last_eval"] == 100
-    checkpoints.save(tmp_path / "latest.pt", {**checkpoint, "last_eval": 60})  # as if it had been stopped before its end
+    # As if the run had been stopped during the last evaluation.
+    checkpoints.save(tmp_path / "latest.pt", {**checkpoint, "last_eval": 60})
     for _ in range(2):
         rows = run(tmp_path, "defaults", *flags, "--steps", "100")
     assert [row["step"] for row in rows if "eval/return" in row] == [60, 100, 100]
@@ -182,7 +184,7 @@ def test_damaged_counters_of_a_checkpoint_are_told_before_anything_changes(tmp_p
 def test_how_many_updates_there_have_been_is_told_once_at_a_step(tmp_path):
     rows = run(tmp_path, "defaults", "--task", "gym_CartPole-v1", "--eval_every", "60", "--log_every", "30", "--steps", "130")
     told = [(row["step"], row["time/updates"]) for row in rows if "time/updates" in row]
-    steps = {row["step"] for row in rows if row["step"] > 50}  # before, the agent learns without steps
+    steps = {row["step"] for row in rows if row["step"] > 50}  # pretraining at step 50 updates without steps
     assert [step for step, _ in told if step > 50] == sorted(steps) and len(rows) > len(told)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("time/updates")] == told
@@ -344,7 +346,7 @@ def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
 
 
 class Limit:
-    """Fails a test of the fast tier that takes more than SECONDS of CPU time, with its fixtures and child processes."""
+    """Fails a fast test that takes more than `SECONDS` of CPU time, including fixtures and child processes."""
 
     SECONDS = 10.0
 

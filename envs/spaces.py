@@ -67,7 +67,7 @@ class ActionCodec:
     def decode(self, vectors: np.ndarray) -> np.ndarray:
         """Converts action vectors to actions of the environment.
 
-        Numbers with finite bounds are scaled from [-1, 1] to their bounds. Others are clipped to [-1, 1] and to the Box.
+        Numbers with finite bounds are scaled from [-1, 1] to their bounds. Others are clipped to [-1, 1] and the Box.
 
         Args:
             vectors: (N, A).
