@@ -1,23 +1,23 @@
-"""Environments: `make_envs` builds several of one task, stepped together."""
+"""Environments. `make_envs` builds several environments of one task, which are stepped together."""
 
 import importlib
 from collections.abc import Callable
 
 import numpy as np
 
-# One file each, imported only when asked for.
+# Each suite is one file, which is imported only when a task needs it.
 OPTIONAL = ("dmc", "crafter", "memorymaze", "minatar", "minigrid", "popgym", "metaworld")
 SUITES = ("atari", "gym", *OPTIONAL)
 
 
 def make_envs(config, count: int, training: bool) -> "EnvBatch":
-    """Environments of the task in `config`.
+    """Builds environments of the task in `config`.
 
     Args:
-        count: how many.
-        training: False for evaluation, in which episodes are always played to their real end.
+        count: number of environments.
+        training: False for evaluation, where a lost life never ends an episode.
     Raises:
-        ValueError: for a suite or task that does not exist, or a suite whose packages are not installed.
+        ValueError: if the suite or the task does not exist, or if a package of the suite is not installed.
     """
     suite, _, name = config.task.partition("_")
     if suite == "minecraft":
@@ -39,15 +39,17 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
 
 
 class EnvBatch:
-    """Several environments that are stepped together and answer with aligned steps.
+    """Several environments that are stepped together and return aligned steps.
 
-    A step is a dict of arrays (N, ...): the observation's keys, `reward` float32, and the flags `is_first`, `is_last` and
-    `is_terminal`. After an environment's last step its next action is ignored and its next step is the first of a new episode.
+    A step is a dict of arrays (N, ...): the observations by name, `reward` as float32, and the flags `is_first`, `is_last` and
+    `is_terminal`. After the last step of an episode, the environment ignores its next action and returns the first step of a new
+    episode.
 
     Args:
-        envs: a gymnasium vector environment with NEXT_STEP autoreset, dict observations, `step_async` and `step_wait`.
-        scores: numbers by name that a list of episodes is worth, each a dict of sums (`return` and what is logged); None if the suite
-            has none beyond the means.
+        envs: a gymnasium vector environment with NEXT_STEP autoreset, dict observations, `step_async` and `step_wait`. To render,
+            it also needs `prepare_render` and `render`, see `workers.Workers`.
+        scores: computes the scores of a suite by name from a list of episodes. Each episode is a dict of sums: `return` and the
+            logged quantities. None if the suite has no scores of its own.
     """
 
     def __init__(self, envs, scores: Callable[[list[dict[str, float]]], dict[str, float]] | None = None):
@@ -59,7 +61,7 @@ class EnvBatch:
         self._pending = False
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
-        """Begins new episodes everywhere; environment i is seeded with seed + i. None goes on with the present random state."""
+        """Starts a new episode in every environment. Environment i gets the seed `seed + i`; None keeps its random state."""
         if self._pending:
             self.recv()
         obs, _ = self._envs.reset(seed=seed)
@@ -87,8 +89,20 @@ class EnvBatch:
             "is_terminal": terminated | (info.get("life_lost", False) & ~first),
         }
 
+    def prepare_render(self) -> str:
+        """Lets `render` show environment 0. Call it before a reset.
+
+        Returns:
+            why the environment cannot render, as the rest of a sentence that begins with its name; "" if it can.
+        """
+        return self._envs.prepare_render() if hasattr(self._envs, "prepare_render") else "does not render"
+
+    def render(self) -> np.ndarray | str:
+        """Renders environment 0 between `recv` and `send`: an image (H, W, C) uint8, or why there is none."""
+        return self._envs.render()
+
     def scores(self, episodes: list[dict[str, float]]) -> dict[str, float]:
-        """What these episodes are worth together by the suite's own score, from the sums over each; nothing if it has none."""
+        """The suite's own scores of these episodes, from the sums over each episode. Empty if the suite has none."""
         return self._scores(episodes) if self._scores and episodes else {}
 
     def close(self) -> None:

@@ -1,4 +1,7 @@
-"""Any environment that is registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1; your own with `--import my_module`."""
+"""Environments that are registered with gymnasium: `--task gym_<id>`, for example gym_CartPole-v1.
+
+Your own environments need `--import my_module` as well.
+"""
 
 import copy
 import functools
@@ -15,31 +18,31 @@ from envs.workers import Workers
 
 
 def make(name: str, count: int, config):
-    """`count` environments of a gymnasium id, after the module of the setting `import` has been imported, if there is one.
+    """Builds `count` environments of a gymnasium id. Imports the module of the setting `import` first, if there is one.
 
     Raises:
-        ValueError: for an unknown id, a module or package that is missing, spaces that are not supported, or an environment that does
-            not keep to gymnasium's interface.
+        ValueError: if the id is unknown, a module or package is missing, a space is not supported, or the environment violates
+            gymnasium's interface.
     """
     if module := config["import"]:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):  # neither it nor a package that it is in
+            if not f"{module}.".startswith(f"{error.name}."):  # neither the module nor a package that contains it
                 raise ValueError(f"import is {module!r}, which needs a module that is not installed: {error}") from error
             raise ValueError(
                 f"import is {module!r}, but there is no such module; put it beside dreamer.py, or its folder into PYTHONPATH"
             ) from error
-        except Exception as error:  # a module of the user's may raise anything
+        except Exception as error:  # the user's module may raise anything
             raise ValueError(f"import is {module!r}, but importing it fails: {describe(error)}") from error
     try:
         env = gymnasium.make(name, disable_env_checker=True)
     except Exception as error:  # an environment's constructor may raise anything
         way_out = "" if module else " If a module of yours registers it, name that with --import"
         raise ValueError(f"gymnasium cannot make the environment {name!r}: {str(error).rstrip('.?')}.{way_out}") from error
-    ActionCodec(env.action_space), ObservationCodec(env.observation_space, config.size)  # refuse what nothing can handle
-    # A worker may know nothing of what this process has imported and registered, so it gets the description, not the name. That of the
-    # environment itself can always be made again, but lacks the time limit, which gymnasium adds as a wrapper.
+    ActionCodec(env.action_space), ObservationCodec(env.observation_space, config.size)  # raise ValueError for unsupported spaces
+    # A worker may lack the imports and registrations of this process, so it gets the spec instead of the id. The spec of the unwrapped
+    # environment can always be built again, but it lacks the time limit, which gymnasium adds as a wrapper.
     spec = copy.deepcopy(env.unwrapped.spec)
     spec.max_episode_steps = env.spec.max_episode_steps
     env.close()
@@ -48,12 +51,15 @@ def make(name: str, count: int, config):
 
 
 def modules_of(task: str, module: str | None) -> set[str]:
-    """The modules that are imported for a task's environment: that of the setting `import`, and what stands before a colon in its id."""
+    """The modules that a task's environment needs: the setting `import`, and the module before a colon in the id."""
     return {name for name in (module, task.partition("_")[2].rpartition(":")[0]) if name}
 
 
 def check_modules(config, named: Collection[str]) -> None:
-    """Raises ValueError if the environment needs modules that the user has not named: no file decides what is imported."""
+    """Raises ValueError if the environment needs modules that the user has not named.
+
+    A settings file or checkpoint must not decide which code is imported.
+    """
     if missing := sorted(modules_of(config.task, config.get("import")) - set(named)):
         raise ValueError(
             f"the environment {config.task} is in the module {', '.join(missing)}, and a file does not decide what is imported; if you "
@@ -62,10 +68,10 @@ def check_modules(config, named: Collection[str]) -> None:
 
 
 def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
-    """Lets a task `gym_<name>` stand for the environments that a function makes, in this process.
+    """Registers a function that builds environments as the task `gym_<name>`, in this process.
 
     Raises:
-        ValueError: for a task of another suite, or a name that gymnasium does not allow.
+        ValueError: if the task belongs to another suite, or gymnasium does not allow the name.
     """
     suite, _, name = task.partition("_")
     if suite != "gym":
@@ -76,16 +82,17 @@ def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
         raise ValueError(f"task is {task!r}, but gymnasium cannot register that name: {error}") from error
 
 
-def _make_one(spec: gymnasium.envs.registration.EnvSpec, repeat: int) -> gymnasium.Env:
-    env = gymnasium.make(spec, disable_env_checker=True)
+def _make_one(spec: gymnasium.envs.registration.EnvSpec, repeat: int, **render_mode: str) -> gymnasium.Env:
+    env = gymnasium.make(spec, disable_env_checker=True, **render_mode)
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 
-def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config, start: str | None = None) -> Workers:
-    """`count` environments as a vector environment, each in a worker process.
+def vectorize(make_env: Callable[..., gymnasium.Env], count: int, config, start: str | None = None) -> Workers:
+    """Builds a vector environment of `count` environments, each in a worker process.
 
     Args:
-        make_env: builds one that already repeats actions.
+        make_env: builds one environment, which already repeats actions. If the environment offers the render mode rgb_array,
+            `make_env` must also accept render_mode="rgb_array"; films of evaluation episodes need it.
         start: how processes start, as in `multiprocessing`; "spawn" for environments that cannot be forked.
     """
     steps = config.time_limit and max(1, config.time_limit // config.action_repeat)
@@ -93,15 +100,17 @@ def vectorize(make_env: Callable[[], gymnasium.Env], count: int, config, start: 
     return Workers(make_one, count, config.env_timeout, start)
 
 
-def _make_wrapped(make_env: Callable[[], gymnasium.Env], time_limit: int, size: tuple[int, int], grayscale: bool) -> gymnasium.Env:
-    env = make_env()
+def _make_wrapped(
+    make_env: Callable[..., gymnasium.Env], time_limit: int, size: tuple[int, int], grayscale: bool, **render_mode: str
+) -> gymnasium.Env:
+    env = make_env(**render_mode)
     if time_limit:
         env = gymnasium.wrappers.TimeLimit(env, time_limit)
     return DictObservation(env, size, grayscale)
 
 
 class ActionRepeat(gymnasium.Wrapper):
-    """Repeats each action until the episode ends, and sums rewards and numbers under `log_` keys, but not those of a state."""
+    """Repeats each action, at most until the episode ends. Sums rewards and numbers under `log_` keys, except `log_state_` keys."""
 
     def __init__(self, env: gymnasium.Env, repeat: int):
         super().__init__(env)
@@ -119,11 +128,11 @@ class ActionRepeat(gymnasium.Wrapper):
         return {**obs, **logs} if logs else obs, total, terminated, truncated, info
 
     def _adds_up(self, key: str) -> bool:
-        return is_summed(key) and isinstance(self.observation_space[key], spaces.Box)  # classes have no sum
+        return is_summed(key) and isinstance(self.observation_space[key], spaces.Box)  # class indices have no sum
 
 
 class DictObservation(gymnasium.ObservationWrapper):
-    """Observations as a flat dict of images and vectors."""
+    """Turns observations into a flat dict of images and vectors."""
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int], grayscale: bool):
         super().__init__(env)
@@ -135,10 +144,10 @@ class DictObservation(gymnasium.ObservationWrapper):
 
 
 class OldGym(gymnasium.Env):
-    """An environment with the interface of the `gym` package before 0.26, with gymnasium's.
+    """Gives gymnasium's interface to an environment of the `gym` package before 0.26.
 
-    There `reset` returns the observation alone, and `step` four values, with one flag for every end. A time limit is told from a
-    true end by "TimeLimit.truncated" in the info, or by a "discount" other than 0.
+    In the old interface `reset` returns only the observation, and `step` returns four values with a single flag for the end of an
+    episode. An end counts as truncated if the info contains a true "TimeLimit.truncated" or a "discount" other than 0.
 
     Args:
         make_env: builds the environment from a seed (or None).
@@ -167,7 +176,7 @@ class OldGym(gymnasium.Env):
 
 
 def _modern_space(space) -> gymnasium.Space:
-    # By their attributes, since there are several packages of old spaces, and none of them need be installed.
+    # Recognised by attributes: several packages define old spaces, and none of them has to be installed.
     if hasattr(space, "spaces"):
         parts = space.spaces
         return (

@@ -1,4 +1,4 @@
-"""Environments in worker processes, one in each, which may raise, hang, die or return nonsense without ending the run."""
+"""Runs each environment in a worker process. An environment may raise, hang, die or return invalid values; the run continues."""
 
 import contextlib
 import multiprocessing
@@ -9,46 +9,53 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import gymnasium
 import numpy as np
 
 import console
 from envs import processes
-from envs.check import check_values
+from envs.check import check_values, describe
 
-RESTARTS = 3  # in a row: without an episode that ends, or so many good steps, in between
+RESTARTS = 3  # allowed in a row, that is without a completed episode or GOOD_STEPS steps in between
 GOOD_STEPS = 1000
-SEED_STRIDE = 1000  # between the seeds of an environment and of the one in its place; more than there are environments
-ALIVE = 2.0  # seconds after which a worker that has nothing to do looks whether the main process still lives
+SEED_STRIDE = 1000  # between the seeds of an environment and of its replacement; larger than the number of environments
+ALIVE = 2.0  # seconds after which an idle worker checks whether the main process still exists
+RENDER_MODE = "rgb_array"
+# A worker has no window and no sound: SDL, which pygame draws with, must not look for a display. pygame must not print its greeting.
+NO_WINDOW = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
 
 
 class Workers:
     """A gymnasium vector environment with NEXT_STEP autoreset, `step_async` and `step_wait`.
 
-    An environment that fails is made anew, with a warning; if its process has died or hangs, in another one. The step that failed
-    returns the first observation of a new episode, whose seed has not been used before, and info["restarted"] says where that was
-    so, (N,) bool.
+    An environment that fails is restarted with a warning. If its process has died or hangs, it is restarted in a new process. In
+    both cases the failed step returns the first observation of a new episode with an unused seed, and info["restarted"], an (N,)
+    bool array, marks the environment.
 
     Args:
-        make_env: builds one environment with dict observations; called in the workers, and once here.
-        count: how many.
+        make_env: builds one environment with dict observations. It is called in the workers, and once in this process. If the
+            environment offers the render mode rgb_array, it is also called with render_mode="rgb_array".
+        count: number of environments.
         timeout: seconds that a step or reset may take; 0 for no limit.
         start: how processes start, see `processes.start`.
     Raises:
         RuntimeError: in a daemonic process.
     """
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], count: int, timeout: float = 0.0, start: str | None = None):
+    def __init__(self, make_env: Callable[..., gymnasium.Env], count: int, timeout: float = 0.0, start: str | None = None):
         env = make_env()  # errors surface here, not in a worker
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        # `_renders`: environment 0 is built to render. `_render_problem`: why it cannot render.
+        self._renders = env.render_mode == RENDER_MODE
+        self._render_problem = "" if self._renders or _offers_rendering(env) else f"does not render {RENDER_MODE}"
         env.close()
         self._make_env, self._method, self._timeout, self.num_envs = make_env, start, timeout or None, count
-        self._seed, self._made_anew = None, 0
+        self._seed, self._restarts = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
         self._workers = []
-        # Before a process ends it waits for those that it has started, but runs this first.
+        # A process that ends waits for its child processes. This finalizer runs before that and stops them.
         multiprocessing.util.Finalize(self, _stop_all, (self._workers,), exitpriority=0)
         try:
             for _ in range(count):
@@ -58,11 +65,11 @@ class Workers:
             raise
 
     def _start(self) -> tuple:
-        """A process and the connection to it."""
+        """Starts a worker; returns its process and the connection to it."""
         return processes.start("worker", _work, (self._make_env,), self._method)
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, np.ndarray], dict]:
-        """Begins new episodes; environment i is seeded with seed + i, if there is a seed."""
+        """Starts new episodes. If a seed is given, environment i gets `seed + i`."""
         self._seed = self._seed if seed is None else seed
         for index in range(self.num_envs):
             self._ask(index, ("reset", None if seed is None else seed + index))
@@ -75,22 +82,45 @@ class Workers:
             self._ask(index, ("step", action))
 
     def step_wait(self) -> tuple:
-        """Waits for the step: observations, rewards, terminated, truncated, each (N, ...), and info."""
+        """Waits for the step. Returns observations, rewards, terminated and truncated, each (N, ...), and info."""
         return self._collect()
 
+    def prepare_render(self) -> str:
+        """Lets `render` show environment 0, which is built with render_mode="rgb_array" at the next reset; see `EnvBatch`."""
+        if not self._renders and not self._render_problem:
+            self._renders = True
+            self._ask(0, ("prepare_render", None))
+        return self._render_problem
+
+    def render(self) -> np.ndarray | str:
+        """Renders environment 0, while no step is pending: an image (H, W, C) uint8, or why there is none.
+
+        If rendering hangs or kills the process, the next step restarts the environment. After a failure nothing is rendered again.
+        """
+        if self._render_problem:
+            return self._render_problem
+        self._ask(0, ("render", None))
+        answer = self._answer(0, self._deadline())
+        if isinstance(answer, _Gone):
+            processes.stop(*self._workers[0])  # otherwise a late answer would be taken for that of the next step
+            answer = f"cannot be rendered: {answer}"
+        if isinstance(answer, str):
+            self._render_problem = answer
+        return answer
+
     def _ask(self, index: int, request: tuple) -> None:
-        with contextlib.suppress(OSError):  # if it has died, that shows when its answer is waited for
+        with contextlib.suppress(OSError):  # `_answer` notices a worker that has died
             self._workers[index][1].send(request)
 
     def _collect(self) -> tuple:
-        """All answers, put together; environments that have failed are made anew for it."""
+        """Waits for all answers and stacks them; restarts environments that have failed."""
         deadline = self._deadline()
         answers, restarted = [], np.zeros(self.num_envs, bool)
         for index in range(self.num_envs):
             answer = self._answer(index, deadline)
             while isinstance(answer, str):
                 restarted[index] = True
-                self._make_anew(index, answer)
+                self._restart(index, answer)
                 answer = self._answer(index, self._deadline())
             answers.append(answer)
         obs, *rest = zip(*answers)
@@ -102,8 +132,8 @@ class Workers:
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout
 
-    def _answer(self, index: int, deadline: float | None) -> tuple | str:
-        """What a worker answers: a step, or the traceback of its environment; `_Gone` if it does not answer."""
+    def _answer(self, index: int, deadline: float | None) -> tuple | np.ndarray | str:
+        """Waits for a worker's answer: a step or an image, an error as text, or `_Gone` if the worker does not answer."""
         process, connection = self._workers[index]
         try:
             if not connection.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -113,26 +143,28 @@ class Workers:
             process.join(1.0)
             return _Gone(f"its process has died (exit code {process.exitcode})")
 
-    def _make_anew(self, index: int, reason: str) -> None:
-        """Begins a new episode in a new environment.
+    def _restart(self, index: int, reason: str) -> None:
+        """Starts a new episode in a new environment.
 
         Raises:
-            EnvironmentFailed: if that has not helped for RESTARTS times in a row.
+            EnvironmentFailed: after more than RESTARTS failures in a row.
         """
         self._failures[index] += 1
         self._good_steps[index] = 0
         if self._failures[index] > RESTARTS:
             raise EnvironmentFailed(f"environment {index} has failed {self._failures[index]} times in a row. The last time: {reason}")
         brief = reason.strip().splitlines()[-1]
-        console.warn(f"environment {index} is started anew ({self._failures[index]} of at most {RESTARTS} times in a row): {brief}")
+        console.warn(f"environment {index} is restarted ({self._failures[index]} of at most {RESTARTS} times in a row): {brief}")
         if isinstance(reason, _Gone):
             processes.stop(*self._workers[index])
             self._workers[index] = self._start()
-        self._made_anew += 1
-        self._ask(index, ("reset", None if self._seed is None else (self._seed + index + SEED_STRIDE * self._made_anew) % 2**31))
+            if index == 0 and self._renders and not self._render_problem:
+                self._ask(index, ("prepare_render", None))
+        self._restarts += 1
+        self._ask(index, ("reset", None if self._seed is None else (self._seed + index + SEED_STRIDE * self._restarts) % 2**31))
 
     def close(self) -> None:
-        """Ends all workers; one that has not ended by itself after two seconds is killed."""
+        """Ends all workers. A worker that does not end within two seconds is killed."""
         for index in range(len(self._workers)):
             self._ask(index, ("close", None))
         deadline = time.monotonic() + 2.0
@@ -143,7 +175,7 @@ class Workers:
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment fails again and again; the message has its own traceback."""
+    """An environment has failed too often in a row. The message contains its traceback."""
 
 
 class _Gone(str):
@@ -155,40 +187,97 @@ def _stop_all(workers: list[tuple]) -> None:
         processes.stop(process, connection)
 
 
-def _work(make_env: Callable[[], gymnasium.Env], connection: multiprocessing.connection.Connection) -> None:
-    """A worker: answers requests with steps (observation, reward, terminated, truncated), or with a traceback if there is none."""
-    # A signal reaches the whole process group. The main process decides when to stop, and still needs its workers then.
+def _offers_rendering(env: gymnasium.Env) -> bool:
+    """Whether an environment lists rgb_array in its metadata, which is of the user's making."""
+    modes = env.metadata.get("render_modes") if isinstance(env.metadata, dict) else None
+    return isinstance(modes, Collection) and RENDER_MODE in modes
+
+
+def _work(make_env: Callable[..., gymnasium.Env], connection: multiprocessing.connection.Connection) -> None:
+    """A worker. It answers a request with a step (observation, reward, terminated, truncated) or an image, or with an error as text."""
+    # A signal reaches the whole process group. The main process decides when to stop, and needs its workers until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    env, ended = None, True
+    env, ended, renders, problem = None, True, False, ""
     for request, value in _requests(connection):
         try:
+            if request == "prepare_render":
+                _close(env)
+                env, ended, renders = None, True, True
+                continue
             if request == "reset" and value is not None:
-                # For environments that draw from these: NumPy's is the same in all workers otherwise, and Python's any.
+                # For environments that use global generators. NumPy's would be the same in all workers, Python's unseeded.
                 random.seed(value)
                 np.random.seed(value % 2**32)
-            env = env or make_env()
-            if request == "reset" or ended:
-                answer = env.reset(seed=value if request == "reset" else None)[0], 0.0, False, False
+            if request == "render":
+                answer = problem or _render(env)
             else:
-                answer = env.step(value)[:4]
-            check_values(*answer)
-            ended = bool(answer[2] or answer[3])
-        except Exception:  # an environment may raise anything; whoever asked says what it was
+                if env is None:
+                    env, problem = _build(make_env, renders)
+                if request == "reset" or ended:
+                    answer = env.reset(seed=value if request == "reset" else None)[0], 0.0, False, False
+                else:
+                    answer = env.step(value)[:4]
+                check_values(*answer)
+                ended = bool(answer[2] or answer[3])
+        except Exception:  # an environment may raise anything; the main process reports it
             answer, ended = traceback.format_exc(), True
             _close(env)
             env = None
-        with contextlib.suppress(OSError):  # if nobody listens any more, there are no more requests
+        with contextlib.suppress(OSError):  # if the main process is gone, there are no more requests
             connection.send(answer)
     _close(env)
 
 
+def _build(make_env: Callable[..., gymnasium.Env], renders: bool) -> tuple[gymnasium.Env, str]:
+    """Builds an environment, if possible one that renders; also returns why it does not render."""
+    problem = ""
+    if renders:
+        try:
+            return make_env(render_mode=RENDER_MODE), problem
+        except Exception as error:  # a film is not worth a run
+            problem = f"cannot be built with render_mode={RENDER_MODE!r}: {describe(error)}"
+    return make_env(), problem
+
+
+def _render(env: gymnasium.Env) -> np.ndarray | str:
+    """What an environment renders, (H, W, C) uint8, or why there is nothing. Random states are as before."""
+    for name, value in NO_WINDOW.items():
+        os.environ.setdefault(name, value)
+    try:
+        with _random_states_kept(env):
+            image = env.render()
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        return f"needs a package to render: {error}"
+    except Exception as error:  # a film is not worth a run
+        return f"cannot be rendered: {describe(error)}"
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (1, 3, 4) and image.size:
+        return image
+    given = f"array of shape {image.shape} and dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+    return f"cannot be filmed: render() returned {given}; it must return an image (H, W, 3) uint8"
+
+
+@contextlib.contextmanager
+def _random_states_kept(env: gymnasium.Env) -> Iterator[None]:
+    """Restores the random states that rendering may draw from, so that an episode is the same with and without a film."""
+    own = getattr(env.unwrapped, "_np_random", None)
+    own = own.bit_generator if isinstance(own, np.random.Generator) else None
+    python, numpy, state = random.getstate(), np.random.get_state(), own.state if own else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if own:
+            own.state = state
+
+
 def _requests(connection: multiprocessing.connection.Connection) -> Iterator[tuple]:
-    """What the main process asks for, until it has closed the connection or has ended."""
+    """The requests of the main process, until it closes the connection or ends."""
     parent = multiprocessing.parent_process().pid
     with contextlib.suppress(EOFError, OSError):
         while True:
-            # Workers hold copies of each other's connections, so that its end is not seen there.
+            # Workers hold copies of each other's connections, so a connection stays open when the main process ends.
             while not connection.poll(ALIVE):
                 if os.getppid() != parent:
                     return
@@ -200,5 +289,5 @@ def _requests(connection: multiprocessing.connection.Connection) -> Iterator[tup
 
 def _close(env: gymnasium.Env | None) -> None:
     if env is not None:
-        with contextlib.suppress(Exception):  # it has failed anyway, or is not needed any more
+        with contextlib.suppress(Exception):  # it has failed already, or is no longer needed
             env.close()

@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 
 
-def encode_gif(frames: np.ndarray, fps: int) -> bytes:
-    """A video (T, H, W, C) in [0, 1], of one channel or three, as an animated GIF."""
-    frames = (255 * frames).round().astype(np.uint8)
+def encode_gif(frames: np.ndarray, fps: int, comment: str = "") -> bytes:
+    """A video (T, H, W, C) in [0, 1] or as uint8, of one channel or three, as an animated GIF with a comment."""
+    frames = frames if frames.dtype == np.uint8 else (255 * frames).round().astype(np.uint8)
     frames = frames.repeat(3, -1) if frames.shape[-1] == 1 else frames
     first, *rest = [Image.fromarray(frame) for frame in frames[..., :3]]
     buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0, **({"comment": comment} if comment else {}))
     return buffer.getvalue()

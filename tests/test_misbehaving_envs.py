@@ -77,7 +77,7 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_is_cut_off(wr
     envs.close()
     warnings = capsys.readouterr().err
     for env in range(2):
-        assert f"environment {env} is started anew (1 of at most {RESTARTS} times in a row): " in warnings
+        assert f"environment {env} is restarted (1 of at most {RESTARTS} times in a row): " in warnings
     assert REASONS[wrong] in warnings
     assert [(episode.length, episode.cut) for episode in finished] == [(39, True), (39, True)]
     episodes = stored(tmp_path)

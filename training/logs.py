@@ -59,9 +59,13 @@ class Logger:
                 writer.scalars(step, means)
         return means
 
-    def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10) -> pathlib.Path:
-        """Writes a video (T, H, W, C) in [0, 1] as an animated GIF, into the logdir and TensorBoard; returns its path."""
-        gif = encode_gif(frames, fps)
+    def video(self, name: str, frames: np.ndarray, step: int, fps: int = 10, comment: str = "") -> pathlib.Path:
+        """Writes a video (T, H, W, C) in [0, 1] or uint8 as an animated GIF, into the logdir and TensorBoard; returns its path.
+
+        Args:
+            comment: what the run page says about it; stored in the GIF.
+        """
+        gif = encode_gif(frames, fps, comment)
         path = self.logdir / "videos" / f"{file_name(name)}_{step:09d}.gif"
         self._disk.write("videos", path, gif)
         self._events.video(name, gif, frames.shape[1:3], step)
