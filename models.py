@@ -129,6 +129,7 @@ class WorldModel(nn.Module):
         losses = {}
         feat = self.dynamics.get_feat(post)  # (B, T, F)
         for name, head in self.heads.items():
+            # Gradient boundary: heads outside of `grad_heads` do not train the latents.
             prediction = head(feat if name in config.grad_heads else feat.detach())
             prediction = prediction if isinstance(prediction, dict) else {name: prediction}
             losses.update({key: -dist.log_prob(data[key]) for key, dist in prediction.items()})  # each (B, T)
@@ -136,6 +137,7 @@ class WorldModel(nn.Module):
         for key, loss in losses.items():
             assert loss.shape == kl_loss.shape, (key, loss.shape, kl_loss.shape)
             total = total + self._loss_scales.get(key, 1.0) * loss
+        # Gradient boundary: actor and critic do not train the world model.
         post = {key: value.detach() for key, value in post.items()}
         metrics = {f"{key}_loss": loss.detach() for key, loss in losses.items()}
         metrics.update(kl=kl, dyn_loss=dyn_loss.detach(), rep_loss=rep_loss.detach())
@@ -407,6 +409,7 @@ class ImagBehavior(nn.Module):
             # Gradient boundary between policy and world model: the policy's input is a constant, its action is not.
             stats.append(self.actor.stats(feats[-1].detach()))
             policy = self.actor.dist(stats[-1])
+            # REINFORCE needs no gradient through the world model.
             with torch.set_grad_enabled(self.gradient == "dynamics"):
                 actions.append(policy.sample() if sample else policy.mode)
                 state = dynamics.img_step(state, actions[-1], sample)
@@ -487,7 +490,7 @@ class ImagBehavior(nn.Module):
             )
         return policy_loss, value_loss, metrics
 
-    @torch.no_grad()
+    @torch.no_grad()  # otherwise the slow critic's graph would grow with every update
     def _update_slow_value(self, updates: int) -> None:
         """Moves the slow critic towards the critic, every `slow_target_update` updates."""
         config = self._config.critic
@@ -522,7 +525,7 @@ class Source(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """ "copied", "split" (a part of the stored tensor) or "widened" (with new entries)."""
+        """Whether the tensor is "copied", "split" (a part of the stored tensor) or "widened" (with new entries)."""
         if self.index is None:
             return "copied"
         return "widened" if (self.index < 0).any() else "split"
@@ -565,7 +568,7 @@ def flat_sources(agent: nn.Module, entries: int) -> dict[str, Source | None]:
     added = dynamics.stoch_size - entries
 
     def widened(name: str, dim: int, size: int) -> Source:
-        """A tensor with latents first along `dim`, and with the new ones behind those that are filled."""
+        """Source of a tensor whose entries along `dim` begin with the latents; new slots follow the filled ones."""
         index = torch.cat([torch.arange(entries), torch.full((added,), -1), torch.arange(entries, size - added)])
         return Source(name, dim, index, size - added) if added else Source(name)
 
