@@ -1,11 +1,11 @@
-"""Measures how fast this program is on this machine, and prints a table:
+"""Measures how fast hDreamer is on this machine, and prints tables:
 
     python benchmarks/speed.py
 
-Ratios come from one process that runs the variants by turns, since seconds differ from machine to machine and from minute to minute.
-Everything that is printed also goes to a JSON file, and the growth curves to a PNG file, in --out. It takes about half an hour on two
-cores; --only picks parts. With --against FOLDER, a checkout of dreamerv3-torch, that program's updates and policy steps run by turns with
-ours.
+Variants alternate in one process and are compared by ratios, because seconds differ between machines and from minute to
+minute. All results are also written to --out: a JSON file, and the growth curves as a PNG file. It takes about half an
+hour on two cores; --only selects parts. --against FOLDER, with a checkout of dreamerv3-torch, alternates that program's
+updates and policy steps with ours.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from benchmarks.rival import peak_memory
 from benchmarks.shapes import LARGE, LARGE_SETTINGS, SHAPES, Shape
 from replay import Replay, available_memory
 
-WARM_UP = 3  # steps until the memory of an update has been fetched from the kernel
-IN_A_ROW = 20  # steps of the policy in one turn: the threads of the process before wait actively for some milliseconds more
+WARM_UP = 3  # steps until the kernel has provided the memory of an update
+IN_A_ROW = 20  # policy steps per turn, because threads of the previous process keep spinning for some milliseconds
 
 
 def by_turns(steps: dict[str, Callable[[], float]], repeats: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
-    """Seconds of several repeats of each step, which run by turns; a step returns its own seconds."""
+    """Runs steps alternately, several times each; returns their seconds by name. A step returns its own seconds."""
     seconds = {name: [] for name in steps}
     for repeat in range(-warm_up, repeats):
         for name, step in steps.items():
@@ -57,7 +57,7 @@ def by_turns(steps: dict[str, Callable[[], float]], repeats: int, warm_up: int =
 
 
 def timed(function: Callable, *args, times: int = 1) -> Callable[[], float]:
-    """The function as a step for `by_turns`; with `times` a step calls it so often and returns the seconds of one call."""
+    """Wraps a function as a step for `by_turns`, which calls it `times` times and returns the seconds of one call."""
 
     def step() -> float:
         start = time.perf_counter()
@@ -70,7 +70,7 @@ def timed(function: Callable, *args, times: int = 1) -> Callable[[], float]:
 
 @contextlib.contextmanager
 def threads(count: int):
-    """Runs a block on this many threads."""
+    """Sets the number of PyTorch's threads within a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -81,7 +81,7 @@ def threads(count: int):
 
 @contextlib.contextmanager
 def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
-    """The steps of dreamerv3-torch as a function from a line for `rival.py` to a step for `by_turns`; None without a checkout."""
+    """Starts `rival.py`. Yields a function from a line for it to a step for `by_turns`; None without a checkout."""
     if not checkout:
         yield None
         return
@@ -116,7 +116,7 @@ def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray
 
 
 def measure_machine(_) -> dict:
-    """Cores, threads, and products a second at best, of square matrices and with each library that `layers.linear` chooses from."""
+    """Measures peak GFLOP/s of square products, and of products with each library that `layers.linear` chooses from."""
     peaks = {}
     for name, dtype, size in (("float32", torch.float32, 2048), ("bfloat16", torch.bfloat16, 512)):
         a = torch.randn(size, size).to(dtype)
@@ -146,7 +146,7 @@ def measure_machine(_) -> dict:
 
 
 def operations(shape: Shape, presets: list[str] = ()) -> int:
-    """Floating-point operations of one update's products and convolutions."""
+    """Counts the floating-point operations of products and convolutions in one update."""
     agent = shape.agent(presets)
     with FlopCounterMode(display=False) as counter:
         agent.update(shape.batch(agent._config.batch_size, agent._config.batch_length))
@@ -154,7 +154,7 @@ def operations(shape: Shape, presets: list[str] = ()) -> int:
 
 
 def measure_updates(options) -> dict:
-    """Updates at every shape: flat against hierarchical, precisions, compiled, and dreamerv3-torch."""
+    """Measures updates at every shape: flat, two levels, bfloat16, compiled, dreamerv3-torch."""
     results = {}
     for name in options.shapes:
         shape = SHAPES[name]
@@ -176,7 +176,7 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
             steps["dreamerv3-torch"] = other("update")
         seconds = by_turns(steps, options.repeats if name != "small" else 4 * options.repeats)
     if options.bf16:
-        # By itself, since where a processor does not compute in it an update takes many times as long.
+        # Not alternated: on a processor that does not compute in bfloat16 an update takes many times as long.
         agent = shape.agent(precision="bf16")
         seconds["flat, bfloat16"] = by_turns({"": timed(agent.update, batch)}, 2, 1)[""]
     counts = {variant: operations(shape, presets) for variant, (presets, settings) in variants.items() if not settings}
@@ -207,12 +207,12 @@ def measure_shape(name: str, shape: Shape, options) -> dict:
 
 
 def sample_by_exponentials(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """One random number for every class, as in `torch.multinomial`, instead of one for every categorical."""
+    """Draws one random number per class, as `torch.multinomial` does, instead of one per categorical."""
     index = (probs.detach() / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
     return torch.zeros_like(index, dtype=torch.float32).expand_as(probs).scatter(-1, index, 1.0)
 
 
-# What an update would cost without each of the means that make it fast: what is replaced, by what.
+# The optimisations that can be switched off: module and name of what is replaced, and the replacement.
 MEANS = {
     "the faster library for products": (layers, "_onednn", False),
     "one weight gradient for all steps": (networks, "weight_gradients_once", contextlib.nullcontext),
@@ -221,7 +221,7 @@ MEANS = {
 
 
 def measure_means(options) -> dict:
-    """How much slower an update is without each of `MEANS`, and where freed memory goes back to the kernel."""
+    """Measures how much slower an update is without each of `MEANS`, and when freed memory returns to the kernel."""
     results = {}
     for name in options.shapes:
         shape = SHAPES[name]
@@ -246,7 +246,7 @@ def measure_means(options) -> dict:
         }
         console.say(
             console.table(
-                f"Without it an update takes so many times as long: {shape.about}",
+                f"Time of an update without it, relative to one with it: {shape.about}",
                 [(mean, f"{ratio:.3f}") for mean, ratio in results[name].items()],
             )
         )
@@ -255,7 +255,7 @@ def measure_means(options) -> dict:
 
 @contextlib.contextmanager
 def worker(name: str, keep: bool, count: int):
-    """A step for `by_turns`: an update in a process of its own, which keeps freed memory or not."""
+    """Yields a step for `by_turns`: an update in a process of its own, which keeps freed memory or not."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_updates, args=(name, keep, count, theirs), daemon=True)
@@ -285,7 +285,7 @@ def _updates(name: str, keep: bool, count: int, pipe) -> None:
 
 
 def measure_policy(options) -> dict:
-    """One step of the policy for 1 and 16 environments, images."""
+    """Measures one policy step on images, for 1 and 16 environments."""
     shape = SHAPES["images"]
     agents = {"flat": shape.agent(), "hdreamer": shape.agent(["hdreamer"])}
     steps, states = {}, {}
@@ -312,7 +312,7 @@ def measure_policy(options) -> dict:
 
 
 def measure_replay(options) -> dict:
-    """Copying a batch of 16 x 64 images out of small and large memories that are full."""
+    """Measures how long it takes to copy a batch of 16 x 64 images from full memories of several sizes."""
     results = {}
     for stored in (10**3, 10**4, 10**5, 10**6):
         free = available_memory()
@@ -345,7 +345,7 @@ def measure_replay(options) -> dict:
 
 
 def _updates_with_peaks(name: str, settings: dict, updates: list[int], pipe) -> None:
-    """In a process of its own: bytes that the first updates[0] updates add to its peak, that the next updates[1] add, and so on."""
+    """Sends the bytes that the first updates[0] updates add to the process's peak, the next updates[1], and so on."""
     tools.keep_freed_memory()
     shape = SHAPES[name]
     agent = shape.agent(**settings)
@@ -360,7 +360,7 @@ def _updates_with_peaks(name: str, settings: dict, updates: list[int], pipe) -> 
 
 
 def from_fresh_process(function: Callable, *args):
-    """What a function sends through the pipe that it gets as its last argument, in a process of its own."""
+    """Runs a function in a new process; returns what it sends through the pipe, its last argument."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=function, args=(*args, theirs))
@@ -372,12 +372,12 @@ def from_fresh_process(function: Callable, *args):
 
 
 def memory_of_updates(*args) -> list[int]:
-    """`_updates_with_peaks` from a fresh process."""
+    """Runs `_updates_with_peaks` in a new process."""
     return from_fresh_process(_updates_with_peaks, *args)
 
 
 def _large_updates(once: bool, precision: str, count: int, pipe) -> None:
-    """In a process of its own: median seconds of the world model's updates at large sizes, and the bytes that they add to its peak."""
+    """Sends median seconds of updates of a large world model, and the bytes they add to the process's peak."""
     tools.keep_freed_memory()
     agent = LARGE.agent(precision=precision, **LARGE_SETTINGS)
     data = agent._wm.preprocess(LARGE.batch(16, 64))
@@ -388,7 +388,7 @@ def _large_updates(once: bool, precision: str, count: int, pipe) -> None:
 
 
 def measure_recurrence(options) -> dict:
-    """What weight gradients formed once are worth for a large model: seconds and memory of the world model's update."""
+    """Measures what weight gradients formed once save: seconds and memory of a large world model's update."""
     results, rows = {}, []
     for precision in ("32", *(["bf16"] if options.bf16 else [])):
         for name, once in (("once for all steps", True), ("at every step", False)):
@@ -400,9 +400,9 @@ def measure_recurrence(options) -> dict:
 
 
 def measure_memory(options) -> dict:
-    """Peak memory of updates, in processes of their own."""
+    """Measures peak memory of updates, each in a new process."""
     if not pathlib.Path("/proc/self/status").exists():
-        console.say("This system does not tell how much memory a process has had.")
+        console.say("This system does not report the peak memory of a process.")
         return {}
     results = {"float32": memory_of_updates("images", {}, [3])[0]}
     if options.bf16:
@@ -425,7 +425,7 @@ def measure_memory(options) -> dict:
 
 
 def measure_growth(options) -> dict:
-    """Seconds of an update against batch size, batch length and horizon, small size; the length with two sequences."""
+    """Measures seconds per update against batch size, batch length (two sequences) and horizon, `small` sizes."""
     shape, results = SHAPES["small"], {}
     with threads(1):
         for setting, values in (
@@ -462,7 +462,7 @@ def draw_growth(results: dict, path: pathlib.Path) -> None:
 
 
 def measure_loop(options) -> dict:
-    """Where a run's time goes: atari_pong at default sizes and train_ratio 512, after the first updates."""
+    """Measures where a run's time goes: atari_pong, default sizes, train_ratio 512, after the first updates."""
     import dreamer
 
     with tempfile.TemporaryDirectory() as logdir, contextlib.redirect_stdout(sys.stderr):
@@ -513,7 +513,7 @@ def measure_loop(options) -> dict:
 
 
 def measure_start(options) -> dict:
-    """Seconds from the command to the first environment step."""
+    """Measures seconds from the command to the first environment step."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import dreamer, exploration, tools\n"
         "config = tools.load_config(['defaults', 'hdreamer'], {'task': 'atari_pong', 'logdir': sys.argv[2], 'eval_every': 0})\n"
@@ -553,12 +553,12 @@ PARTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure")
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="shapes of the updates")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of an update; quicker things are repeated more often")
-    parser.add_argument("--bf16", action="store_true", help="measure bfloat16 too: long where the processor does not compute in it")
-    parser.add_argument("--compile", action="store_true", help="measure compiled updates too: minutes to compile")
-    parser.add_argument("--against", metavar="FOLDER", help="a checkout of dreamerv3-torch to measure beside")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder of speed.json and growth.png")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="shapes of updates")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats per update; faster steps have more (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="also measure bfloat16; slow where the processor lacks it")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled updates; compiling takes minutes")
+    parser.add_argument("--against", metavar="FOLDER", help="checkout of dreamerv3-torch to compare with")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for speed.json and growth.png")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     tools.keep_freed_memory()

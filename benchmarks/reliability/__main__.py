@@ -1,4 +1,4 @@
-"""Long tests of what the program promises when things go wrong: `python -m benchmarks.reliability files`."""
+"""Long tests of the promises in docs/reliability.md: `python -m benchmarks.reliability files`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Environments that say who and where they are, so that no step can be lost or swapped unseen, and that fail if asked to."""
+"""Environments that count, so that lost and swapped steps show, and that fail on request."""
 
 import os
 import pathlib
@@ -19,14 +19,14 @@ from storage.episodes import load_episode
 
 
 class Counting(gymnasium.Env):
-    """Says in its observation who it is, where it is and what it was told; does wrong what it is asked to, now and then.
+    """Observes its own seed, episode, step and last action, and fails on request.
 
     Args:
-        wrong: what goes wrong: a method below; None for nothing.
-        at: step of an episode at which it does.
-        always: with every seed, or only with those that environments have at the beginning.
-        chance: probability that a step does any of these wrong things.
-        slow: longest time of a step in seconds; with an odd seed, so that slow ones and fast ones are mixed.
+        wrong: name of the method below that makes it fail; None for none.
+        at: step of an episode at which it fails.
+        always: fail with every seed, or only with those that environments start with.
+        chance: probability that a step fails, in one of these ways at random.
+        slow: longest time of a step in seconds. Only odd seeds are slow, so that slow and fast environments are mixed.
     """
 
     LENGTH = 12
@@ -54,7 +54,7 @@ class Counting(gymnasium.Env):
         returned = [self._observe(), float(self._step), self._step == self._length, False, {}]
         if self._wrong and self._step == self._at and (self._always or self._seed < 1000):
             getattr(self, self._wrong)(returned)
-        if self._seed and self._rng.random() < self._chance:  # with seed 0 it is looked at before it is used
+        if self._seed and self._rng.random() < self._chance:  # seed 0 is the check before a run
             getattr(self, self._rng.choice(list(REASONS)))(returned)
         return tuple(returned)
 
@@ -119,7 +119,7 @@ for name in REASONS:
 
 
 class Steady:
-    """Does what the numbers of environment and time say, so that it can be told from the recorded observation."""
+    """A policy whose actions follow from environment index and time, so that recorded observations show them."""
 
     def __init__(self, codec: ActionCodec):
         self._codec, self._time = codec, 0
@@ -132,7 +132,7 @@ class Steady:
 
 
 def collector_for(task: str, count: int, directory: pathlib.Path, **changes) -> tuple[EnvBatch, Replay, Collector, Steady]:
-    """So many environments, and what collects their steps with settings of `debug` and these changes."""
+    """Makes `count` environments with `debug` settings and these changes, and what collects their steps."""
     config = settings.load_config(["defaults", "debug"], {"task": task, "device": "cpu", "size": [16, 16], **changes})
     envs = make_envs(config, count, training=True)
     codec = ActionCodec(envs.act_space)
@@ -141,14 +141,14 @@ def collector_for(task: str, count: int, directory: pathlib.Path, **changes) -> 
 
 
 def stored(directory: pathlib.Path) -> list[dict[str, np.ndarray]]:
-    """All episodes on disk, oldest first."""
+    """Loads all episodes on disk, oldest first."""
     return [load_episode(path) for path in sorted(directory.glob("*.npz"))]
 
 
 def misplaced(sequence: dict[str, np.ndarray]) -> int:
-    """How many steps of arrays (T, ...) do not follow the one before, or hold another action, reward or flag than they must.
+    """Counts steps in arrays (T, ...) that do not follow the previous one, or have a wrong action, reward or flag.
 
-    The first of them may be any step of an episode.
+    The first step may be any step of an episode.
     """
     seed, episode, step, action = sequence["count"].T
     first = sequence["is_first"][1:]

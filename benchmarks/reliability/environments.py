@@ -1,9 +1,9 @@
-"""Many environments at once, fast and slow ones mixed, some of which fail at random, over many steps:
+"""Runs many environments at once, fast, slow and failing ones, over many steps:
 
     python -m benchmarks.reliability environments
 
-Environments in processes count, so that a step that is lost or swapped shows in the stored episodes; games in threads must play as
-each of them alone does. Returns 1 if a promise was broken.
+Environments in processes count, so lost and swapped steps show in the stored episodes. Games in threads must play
+exactly as each of them alone. Returns 1 if a promise is broken.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MUST_BE_ZERO = ("steps lost", "steps misplaced", "episodes missing", "processes 
 
 
 def count(name: str, number: int, steps: int, folder: pathlib.Path) -> collections.Counter:
-    """What `number` counting environments have stored after so many steps in all, against what they must have counted."""
+    """Compares what `number` counting environments have stored after `steps` steps in all with what they counted."""
     envs, _, collector, policy = collector_for(f"gym_{name}-v0", number, folder, env_timeout=0.5)
     counts = collections.Counter(steps=0)
     try:
@@ -51,7 +51,7 @@ def count(name: str, number: int, steps: int, folder: pathlib.Path) -> collectio
 
 
 def compare_threads(game: str, number: int, steps: int) -> collections.Counter:
-    """Steps of so many games in threads, against those of each game alone, with its seed and its actions."""
+    """Compares the steps of `number` games in threads with those of each game alone, with its seed and actions."""
     config = settings.load_config(["defaults", "debug"], {"task": f"atari_{game}"})
     together = atari.make(game, number, config, training=True)
     actions = np.random.default_rng(0).integers(together.single_action_space.n, size=(steps, number))
@@ -66,7 +66,7 @@ def compare_threads(game: str, number: int, steps: int) -> collections.Counter:
 
 
 def play(envs: atari.Atari, actions: np.ndarray, seed: int):
-    """Yields image, reward, terminated and truncated of every step, the first one's image with nothing else, each (N, ...)."""
+    """Yields image, reward, terminated and truncated of every step, (N, ...); of the first one the image."""
     try:
         yield (envs.reset(seed=seed)[0]["image"].copy(),)
         for action in actions:
@@ -79,7 +79,7 @@ def play(envs: atari.Atari, actions: np.ndarray, seed: int):
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="environments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20_000, help="of each kind and number of environments (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20_000, help="per kind and number of environments (default: %(default)s)")
     options = parser.parse_args(argv)
     broken = False
 

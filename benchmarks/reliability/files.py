@@ -1,17 +1,17 @@
-"""Disk, memory, and files from strangers, over long runs:
+"""Tests a full disk, memory, and malicious or damaged files, over long runs:
 
-    python -m benchmarks.reliability files                  # all of it, about a quarter of an hour
-    python -m benchmarks.reliability files --fuzz 2000      # one part alone
+    python -m benchmarks.reliability files                  # all parts, about a quarter of an hour
+    python -m benchmarks.reliability files --fuzz 2000      # one part
     python -m benchmarks.reliability files --updates 10000
     python -m benchmarks.reliability files --replay 10
     python -m benchmarks.reliability files --disk
 
-    --fuzz COUNT      mutated checkpoints, episodes and settings through everything that reads them
-    --updates COUNT   resident memory over so many updates at `debug` size
-    --replay TIMES    the memory's bytes against the printed bound, over so many times its capacity
-    --disk            a run whose disk becomes full and later has room again
+    --fuzz COUNT      feeds this many mutated checkpoints, episodes and settings to everything that reads them
+    --updates COUNT   resident memory over this many updates at `debug` size
+    --replay TIMES    bytes of the replay memory against the printed bound, over this many times its capacity
+    --disk            a run whose disk is full for a while, and one whose disk is full to the end
 
-Returns 1 if a promise was broken.
+Returns 1 if a promise is broken.
 """
 
 import argparse
@@ -44,17 +44,17 @@ from training import logs
 
 ROOT = pathlib.Path(__file__).parents[2]
 WARNINGS = {kind: f"{kind} cannot be written" for kind in ("the checkpoint", "episodes")}
-GROWTH = 20e6  # bytes that resident memory may grow by after the first tenth of the updates: Python and its libraries keep a little
+GROWTH = 20e6  # bytes that resident memory may grow after the first tenth of the updates
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Returns the resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def updates(count: int) -> list[int]:
-    """Resident bytes after each tenth of so many updates at `debug` size, while the environment is stepped."""
+    """Returns resident bytes after each tenth of the updates at `debug` size, while the environment is stepped."""
     tools.keep_freed_memory()
     config = settings.load_config(["defaults", "debug"], {"task": "gym_CartPole-v1", "device": "cpu", "hierarchical_mode": True})
     envs = make_envs(config, 1, training=True)
@@ -81,7 +81,7 @@ def updates(count: int) -> list[int]:
 
 
 def replay(times: int, capacity: int = 5000) -> tuple[int, int, int]:
-    """Printed bound, bytes in the memory's arrays, and growth of resident memory, after so many times the capacity of Pong."""
+    """Returns printed bound, bytes of the arrays and resident growth, after `times` the capacity of Pong steps."""
     config = settings.load_config(["defaults", "debug"], {"task": "atari_pong", "device": "cpu", "envs": 2})
     envs = make_envs(config, 2, training=True)
     codec = ActionCodec(envs.act_space)
@@ -102,12 +102,12 @@ def replay(times: int, capacity: int = 5000) -> tuple[int, int, int]:
 
 
 class SmallDisk:
-    """A run's folder that can be full. Where a small file system can be mounted it is one; else files may not grow.
+    """A folder whose disk can be filled: a small file system where one can be mounted, else a limit on file sizes.
 
     Args:
         folder: where it is made.
         size: bytes.
-        mount: False to let no file grow, which nobody needs rights for.
+        mount: False for the limit on file sizes, which needs no root.
     """
 
     def __init__(self, folder: pathlib.Path, size: int = 8 * 2**20, mount: bool = True):
@@ -116,7 +116,7 @@ class SmallDisk:
         self.mounted = mount and subprocess.run(command, capture_output=True).returncode == 0
 
     def fill(self, process: subprocess.Popen) -> None:
-        """Leaves no room."""
+        """Fills the disk."""
         if not self.mounted:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             return
@@ -129,20 +129,20 @@ class SmallDisk:
                     pass
 
     def empty(self, process: subprocess.Popen) -> None:
-        """Makes room again."""
+        """Frees space again."""
         if self.mounted:
             (self.folder / "ballast").unlink()
         else:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def close(self) -> None:
-        """Takes the file system away."""
+        """Unmounts the file system."""
         if self.mounted:
             subprocess.run(["umount", str(self.folder)], check=True)
 
 
 def train(logdir: pathlib.Path, steps: int) -> tuple[subprocess.Popen, list[str], threading.Thread]:
-    """A run that saves every second, the lines that it says, which become more, and who reads them."""
+    """Starts a run that saves every second; returns it, the growing list of its output lines, and their reader."""
     flags = ["--configs", "defaults", "debug", "--task", "gym_CartPole-v1", "--device", "cpu", "--eval_every", "500"]
     flags += ["--checkpoint_every", "1", "--steps", str(steps), "--logdir", str(logdir)]
     command = [sys.executable, str(ROOT / "dreamer.py"), *flags]
@@ -157,7 +157,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, said: lis
     """Waits until a condition holds.
 
     Raises:
-        RuntimeError: if it does not while the process lives, or for too long.
+        RuntimeError: if the process ends first, or after `seconds`.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -167,7 +167,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, said: lis
 
 
 def disk(recovers: bool) -> list[str]:
-    """What went wrong with a run whose disk became full in the middle, and had room again later or not."""
+    """Returns what went wrong with a run whose disk fills up in the middle, and has space again later or not."""
     with tempfile.TemporaryDirectory() as folder:
         small = SmallDisk(pathlib.Path(folder))
         try:
@@ -177,7 +177,7 @@ def disk(recovers: bool) -> list[str]:
 
 
 def run_on_full_disk(small: SmallDisk, recovers: bool, steps: int = 6000, seconds: float = 6.0) -> list[str]:
-    """What went wrong with a run whose disk is full to its end, or for so long and until it has warned."""
+    """As `disk`; the disk is full to the end, or for at least `seconds` and until the run has warned."""
     logdir = small.folder / "run"
     process, said, reader = train(logdir, steps)
     metrics = logdir / "metrics.jsonl"
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=int, default=0, metavar="COUNT")
-    parser.add_argument("--first", type=int, default=0, metavar="NUMBER", help="number of the first mutated file that is fed")
+    parser.add_argument("--first", type=int, default=0, metavar="NUMBER", help="number of the first mutated file")
     parser.add_argument("--updates", type=int, default=0, metavar="COUNT")
     parser.add_argument("--replay", type=int, default=0, metavar="TIMES")
     parser.add_argument("--disk", action="store_true")

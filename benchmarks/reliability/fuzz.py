@@ -1,4 +1,4 @@
-"""Feeds files that a stranger may send to everything that reads them: each must load, or be refused in one line."""
+"""Feeds damaged and malicious files to everything that reads them: each must load, or be refused in one line."""
 
 import collections
 import contextlib
@@ -28,12 +28,12 @@ from pages import curves, run_page
 from replay import Replay
 from training import folder, offline
 
-SECONDS, BYTES = 20, 2 * 10**9  # that one file may take
+SECONDS, BYTES = 20, 2 * 10**9  # limits for one file
 TASK = "gym_CartPole-v1"
 
 
 class Watch:
-    """Notes what Python opens for writing, makes, removes or starts elsewhere than in a folder, while `on`."""
+    """While `on`, records what Python writes, makes or removes outside a folder, and what it starts."""
 
     WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.copyfile")
     STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
@@ -56,7 +56,7 @@ class Watch:
 
 
 class Result(NamedTuple):
-    """What became of a file: "loaded", "refused", or what went wrong."""
+    """The outcome of a file: "loaded", "refused", or what went wrong."""
 
     outcome: str
     detail: str = ""
@@ -87,7 +87,7 @@ class Fuzz:
         self.watch = Watch(self.folder)
 
     def files(self, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-        """Mutated files and their kinds, always the same ones."""
+        """Yields mutated files and their kinds, the same ones for the same seed."""
         make = {"checkpoint": mutations.checkpoints, "episode": mutations.episodes, "config": mutations.configs}
         for number in range(count):
             kind = list(make)[number % len(make)]
@@ -96,7 +96,7 @@ class Fuzz:
             yield kind, content
 
     def feed(self, kind: str, content: bytes, deep: bool) -> Result:
-        """Lets everything read the file that reads its kind; with `deep` also a run that is continued with it."""
+        """Gives the file to everything that reads its kind; with `deep` also to a run that resumes with it."""
         run = self.folder / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(self.good, run)
@@ -169,7 +169,7 @@ class Fuzz:
 
 @contextlib.contextmanager
 def quiet():
-    """Keeps what is printed from the console; yields what goes to stderr."""
+    """Hides what is printed; yields what goes to stderr."""
     told = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,22 +177,22 @@ def quiet():
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far."""
+    """Returns the peak resident memory of this process."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run(count: int, folder: pathlib.Path, seed: int = 0, first: int = 0, deep_every: int = 10) -> dict[str, collections.Counter]:
-    """Feeds so many files; how many loaded, were refused, or did something else, by kind. What went wrong is printed.
+    """Feeds `count` files and prints what went wrong; returns counts of outcomes by kind of file.
 
     Args:
-        first: number of the first one that is fed, to look at it alone.
-        deep_every: of so many files one is also given to a run that is continued with it.
+        first: number of the first file, to look at it alone.
+        deep_every: one of so many files is also given to a run that resumes with it.
     """
     faulthandler.enable()
     torch.set_num_threads(1)
     tools.set_seed(seed)
     fuzz, counts = Fuzz(folder), collections.defaultdict(collections.Counter)
-    np.seterr(all="ignore")  # numbers that overflow in a cast are told by the finite checks
+    np.seterr(all="ignore")  # finite checks report numbers that overflow in a cast
     began = time.monotonic()
     for number, (kind, content) in enumerate(fuzz.files(count, seed)):
         if number < first:

@@ -1,9 +1,9 @@
-"""An environment that writes down what happened in it, so that the files of a run can be held against it:
+"""An environment that records its own steps, to compare with the files of a run:
 
     JOURNAL=folder python dreamer.py --task gym_Journal-v0 --import benchmarks.reliability.journal --envs 4 ...
 
-CartPole, whose observation also holds the number of the episode. Only environments in worker processes write: those that a program
-tries out first are nobody's data.
+CartPole, whose observation also has the number of the episode. Only environments in worker processes write; the one
+that is checked before a run does not.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ STEPS, FINISHED = "steps", "finished"  # a byte for each step; a line with its n
 
 
 class Journal(gymnasium.Wrapper):
-    """The observation is CartPole's and the number of the episode, in two parts that float32 holds exactly."""
+    """Observes CartPole's vector and the number of the episode, as two parts that float32 represents exactly."""
 
     def __init__(self):
         super().__init__(CartPoleEnv())
@@ -28,7 +28,7 @@ class Journal(gymnasium.Wrapper):
         self._ended = False
 
     def reset(self, *, seed=None, options=None) -> tuple:
-        # Whoever asks for another episode has received the end of the one before.
+        # A reset means that the program has received the end of the previous episode.
         if self._ended:
             self._write(FINISHED, f"{episode_number(self._number)}\n".encode())
         self._ended = False
@@ -49,7 +49,7 @@ class Journal(gymnasium.Wrapper):
 
 
 def episode_number(parts: np.ndarray) -> int:
-    """One number from the two of an observation."""
+    """Combines the two parts of an observation into one number."""
     return int(parts[0]) + 2**24 * int(parts[1])
 
 

@@ -1,11 +1,12 @@
-"""Runs that are killed again and again, and what they lose:
+"""Kills and stops runs again and again, and counts what they lose:
 
-    python -m benchmarks.reliability kill                    # 100 kills and 10 stops, half an hour
+    python -m benchmarks.reliability kill                    # 100 kills and 10 stops; took 17 minutes
     python -m benchmarks.reliability kill --kills 4 --stops 1
 
-Runs of CartPole (four environments in processes) and Pong (two in threads) are killed by SIGKILL: at random moments, from the start of
-the process on, and as soon as a file of a checkpoint or an episode is being written. After each kill the folder is looked at, and the same
-command goes on there. Then runs are stopped by SIGTERM and Ctrl-C, which must lose nothing. Returns 1 if anything was lost.
+SIGKILL ends runs of CartPole (four environments in processes) and Pong (two in threads): at random moments, from the
+start of the process on, and while a checkpoint or an episode is being written. After each kill the folder is checked,
+and the same command resumes the run. Then SIGTERM and Ctrl-C stop runs of CartPole, which must lose nothing. Returns 1
+if anything is lost.
 """
 
 import argparse
@@ -74,7 +75,7 @@ class Killed:
         return pattern is None
 
     def end(self, number: signal.Signals) -> int:
-        """Sends a signal to the process, and none to its workers; returns its exit code. Counts processes that it leaves behind."""
+        """Sends a signal to the process but not to its workers; counts processes left behind; returns the exit code."""
         self._process.send_signal(number)
         code = self._process.wait(timeout=120)
         deadline = time.monotonic() + 10
@@ -86,7 +87,7 @@ class Killed:
         return code
 
     def look(self) -> None:
-        """Holds what is on the disk against what was there before and what the environments have written down."""
+        """Compares what is on the disk with what was there before."""
         counts = self.counts
         checkpoint = self.logdir / "latest.pt"
         if checkpoint.exists() or self._before:
@@ -107,7 +108,7 @@ class Killed:
         self._expected = max(self._before[0] if self._before else 0, sum(self._steps.values()) * self._repeat)
 
     def look_at_restart(self) -> None:
-        """Holds the frame that the run goes on at against what was found on the disk, and looks for files half written."""
+        """Compares the frame at which the run resumes with the files on the disk; counts unreadable files."""
         found = re.search(r"Resuming at frame ([\d,]+)", self._log.read_text())
         if found or self._expected:
             counted = int(found[1].replace(",", "")) if found else 0
@@ -117,7 +118,7 @@ class Killed:
         self.counts["warnings of unreadable files"] += self._log.read_text().count("cannot be read")
 
     def finished(self) -> None:
-        """Holds the episodes on the disk against those that the environments saw the program receive the end of."""
+        """Compares the episodes on the disk with those whose end the environments saw received."""
         if self.name != "CartPole":
             return
         numbers = collections.Counter(episode_number(load_episode(path)["number"][0]) for path in self._steps)
@@ -128,18 +129,18 @@ class Killed:
         self.counts["episodes stored twice"] += sum(count - 1 for count in numbers.values())
 
     def steps(self) -> tuple[int, int]:
-        """Steps that the environments took, and those on the disk."""
+        """Returns the steps that the environments took, and those on the disk."""
         return (self._journal / STEPS).stat().st_size, sum(self._steps.values())
 
     def too_many_updates(self) -> int:
-        """Updates beyond those that the settings allow for the frames there are: none may be caught up for."""
+        """Returns the updates beyond those that settings and frames allow; a resume must not catch up on updates."""
         step, updates = self._before
         per_step = 4 / (2 * 12)  # train_ratio / (batch_size * batch_length) of `debug`
         return max(0, int(updates - 2 - step / self._repeat * per_step - 1))
 
 
 def processes_of_session(session: int) -> list[int]:
-    """Living processes that a session leader has left, zombies too."""
+    """Returns the processes of a session, including zombies."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -152,7 +153,7 @@ def processes_of_session(session: int) -> list[int]:
 
 
 def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
-    """Kills a run so many times, at each kind of moment in turn."""
+    """Kills a run `kills` times, at each kind of moment in turn."""
     run = Killed(name, folder)
     for number in range(kills):
         moment = MOMENTS[number % len(MOMENTS)]
@@ -169,7 +170,7 @@ def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> col
 
 
 def stop(name: str, stops: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
-    """Stops a run so many times, by SIGTERM and Ctrl-C in turn."""
+    """Stops a run `stops` times, by SIGTERM and Ctrl-C in turn."""
     run = Killed(name, folder)
     for number in range(stops):
         run.start()
@@ -192,9 +193,9 @@ MUST_BE_ZERO = (
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="kill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="three of four of CartPole, the others of Pong (default: %(default)s)")
-    parser.add_argument("--stops", type=int, default=10, help="of CartPole (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=100, help="three of four of CartPole, the rest of Pong (default: %(default)s)")
+    parser.add_argument("--stops", type=int, default=10, help="stops of CartPole (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments (default: %(default)s)")
     options = parser.parse_args(argv)
     rng, broken = random.Random(options.seed), 0
     plan = [("CartPole", kill, options.kills - options.kills // 4), ("Pong", kill, options.kills // 4), ("CartPole", stop, options.stops)]

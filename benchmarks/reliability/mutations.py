@@ -1,4 +1,4 @@
-"""Files as a stranger may send them: checkpoints, episodes and settings that were damaged at random, or made to harm."""
+"""Makes damaged and malicious checkpoints, episodes and settings."""
 
 import copy
 import io
