@@ -1,11 +1,16 @@
-"""docs/coming_from_dreamerv3_torch.md against the code: names and defaults on it are those of the program."""
+"""docs/coming_from_dreamerv3_torch.md and docs/checkpoints.md against the code: names, defaults and Python on them are the program's."""
 
 import pathlib
 import re
 
+import pytest
+
+import dreamer
+from checkpoints import __main__ as export
 from pages import curves
 from settings.files import flatten, sections, show
 from settings.names import IGNORED, RENAMED
+from test_documented_commands import shortened
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "coming_from_dreamerv3_torch.md").read_text()
@@ -58,3 +63,19 @@ def test_the_new_settings_of_the_page_exist():
     new = names(PAGE.split("### New")[1].split("[configuration.md]")[0])
     assert len(new) == 14
     assert set(new) <= every and not set(new) & {*RENAMED, *IGNORED}
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_checkpoints_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dreamer.main(shortened("python dreamer.py --configs defaults --task atari_pong --logdir logdir/run")) == 0
+    (tmp_path / "logdir" / "old_pong").mkdir()
+    assert export.main(["logdir/run/latest.pt", "logdir/old_pong/latest.pt"]) == 0
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "checkpoints.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        scope = {}
+        exec(block, scope)
+        assert scope["agent"].updates > 0
+        if "envs" in scope:
+            scope["envs"].close()
