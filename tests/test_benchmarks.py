@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import gymnasium
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -291,7 +292,7 @@ def test_the_table_of_world_models_has_means_over_seeds_levels_and_paired_differ
     half = {0: result(3.0, kl_top=1.0, kl_bottom=0.25), 1: result(5.4, kl_top=2.0, kl_bottom=0.5)}  # seed 2 has no pair
     cells = cells_of_last(draw.worldmodel_table("together", {"flat": flat, worldmodel.HALF_EACH: half}))
     assert cells[1:9] == ["2", "4.20", "1.88 (1.50 + 0.38)", "1.00", "0.500", "3.24", "3.45", "0.4200"]
-    assert cells[9:] == ["flat", "-0.80", "-0.16", "-0.13", "-0.08000"]
+    assert cells[9:] == [draw.VARIANTS["flat"], "-0.80", "-0.16", "-0.13", "-0.08000"]
 
 
 def cells_of_last(table: str) -> list[str]:
@@ -301,8 +302,8 @@ def cells_of_last(table: str) -> list[str]:
 def test_the_table_of_training_has_paired_differences_at_the_same_updates():
     flat = {seed: {"bounds": [(at, 10.0 - at) for at in range(1, 9)], "seconds": 100} for seed in range(3)}
     half = {seed: {"bounds": [(at, 9.5 + seed - 2 * at) for at in range(1, 9)], "seconds": 120 + 10 * seed} for seed in range(2)}
-    cells = cells_of_last(draw.sooner_table({"together_longer": {"flat": flat, worldmodel.HALF_EACH: half}}))
-    assert cells[:3] == [worldmodel.HALF_EACH, "flat", "12,000"]
+    cells = cells_of_last(draw.training_table({"together_longer": {"flat": flat, worldmodel.HALF_EACH: half}}))
+    assert cells[:3] == [draw.VARIANTS[worldmodel.HALF_EACH], draw.VARIANTS["flat"], "12,000"]
     # Of two pairs that lie 1 apart, the t interval goes 6.35 to each side of the mean.
     assert cells[3:11] == [f"{-at:+.2f}" + (at > 6) * " \\*" for at in range(1, 9)]
     assert cells[11:] == ["x 1.25"]
@@ -312,9 +313,23 @@ def test_the_short_table_of_world_models_is_after_a_quarter_a_half_and_all_updat
     flat = {seed: {"bounds": [(at, 0.0) for at in range(1, 9)]} for seed in range(2)}
     half = {seed: {"bounds": [(at, at + seed) for at in range(1, 9)]} for seed in range(2)}
     faster = {worldmodel.FASTER_FLAT: flat, worldmodel.FASTER_HALF_EACH: half}
-    cells = cells_of_last(draw.half_each_table({"four_apart": faster | {worldmodel.HALF_EACH: half}}))  # whose flat runs are missing
-    assert cells[:4] == ["four things, each has its own events", "2", "0.0006", "4,000"]
-    assert cells[4:] == [f"{at + 0.5:+.2f}" + (at > 6) * " \\*" for at in (2, 4, 8)]
+    cells = cells_of_last(draw.elbo_table({"four_apart": faster | {worldmodel.HALF_EACH: half}}))  # whose flat runs are missing
+    assert cells[:5] == [draw.DATA["four_apart"], "0.5", "0.0006", "2", "4,000"]
+    assert cells[5:] == [f"{at + 0.5:+.2f}" + (at > 6) * " \\*" for at in (2, 4, 8)]
+
+
+def test_the_table_of_ablations_compares_with_two_levels_as_they_are_half_way_and_at_the_end():
+    whole = {seed: {"bounds": [(at, 0.0) for at in range(1, 9)]} for seed in range(2)}
+    ablated = {seed: {"bounds": [(at, at + seed) for at in range(1, 9)]} for seed in range(2)}
+    last = "top unmoved by bottom prior"
+    found = {name: {worldmodel.ONE_EACH: whole, last: ablated} for name in draw.SYNTHETIC}
+    del found["four_apart"][last]
+    cells = cells_of_last(draw.ablations_table(found))
+    assert cells == [draw.VARIANTS[last], *(["+4.50", "+8.50 \\*"] * 2), "", ""]
+
+
+def test_pages_have_a_name_for_all_data_and_variants():
+    assert list(draw.DATA) == list(worldmodel.DATA) and list(draw.VARIANTS) == list(worldmodel.VARIANTS)
 
 
 @pytest.mark.parametrize("script", ["draw", "exploring", "learning", "speed", "suites", "worldmodel"])
@@ -333,6 +348,20 @@ def test_a_page_keeps_its_words_and_gets_new_tables():
         draw.fill(page, {"three": ""})
 
 
-def test_the_figures_on_the_page_are_those_that_are_drawn():
-    shown = re.findall(rf"!\[.*\]\({draw.FIGURES.name}/(.*)\)", draw.PAGE.read_text())
-    assert sorted(shown) == sorted(figure.name for figure in draw.FIGURES.iterdir()) and shown
+def test_the_figures_on_the_pages_are_those_that_are_drawn():
+    drawn = {f"{name}.png" for name in draw.figures()}
+    assert {figure.name for figure in draw.FIGURES.iterdir()} == drawn
+    shown = re.findall(rf"\]\({draw.FIGURES.name}/(.*)\)", draw.PAGE.read_text() + draw.APPENDIX.read_text())
+    assert sorted(shown) == sorted(drawn - {"readme.png"})
+
+
+def test_a_panel_has_at_most_five_curves_and_figures_are_sharp_at_900_pixels():
+    for name, figure in draw.figures().items():
+        for axis in figure.axes:
+            looks = {(line.get_color(), line.get_linestyle()) for line in axis.get_lines()}
+            assert len(looks) <= 5, (name, axis.get_title(), looks)
+        assert matplotlib.image.imread(draw.FIGURES / f"{name}.png").shape[1] == 1800, name
+
+
+def test_results_fit_on_a_page():
+    assert len(draw.PAGE.read_text().splitlines()) <= 200
