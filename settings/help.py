@@ -16,7 +16,7 @@ Later values override earlier ones: defaults, the suite of the task, presets in 
 
 `python dreamer.py --logdir RUN` resumes a run with its stored settings; flags override them. A *fixed* setting cannot
 change then, because stored weights or episodes depend on it. Other changes are printed and recorded in
-`config_changes.jsonl`. Presets do not change the sizes of the latent, `kl_free` and `initial` of a run, flags do.
+`config_changes.jsonl`. Presets never change the sizes of networks and latent, `kl_free` and `initial` of a stored run.
 A warning names flags that have no effect."""
 
 
