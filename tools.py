@@ -15,7 +15,12 @@ from settings import Config, load_config  # noqa: F401 -- tools.load_config is w
 
 
 class Every:
-    """True when a counter has passed another multiple of `every` since the last call; never if `every` is 0."""
+    """True if a counter has passed a multiple of `every` since the last call.
+
+    Args:
+        every: the interval; 0 is never.
+        start: the counter at the beginning.
+    """
 
     def __init__(self, every: int, start: int = 0):
         self._every = every
@@ -46,10 +51,10 @@ class Timer:
 
 
 class Speed:
-    """Rates of counters between calls, per second.
+    """Rates of counters per second, between one call and the next.
 
     Args:
-        counts: starting values by the names of the rates.
+        counts: starting values of the counters by name.
     """
 
     def __init__(self, **counts: int):
@@ -63,16 +68,16 @@ class Speed:
 
 
 class UpdateBudget:
-    """How many updates are due, so that every collected step is replayed `train_ratio` times.
+    """Counts the updates that are due, so that every collected step is replayed `train_ratio` times on average.
 
     Args:
         train_ratio: replayed steps per agent step.
-        batch_steps: steps that one update replays.
+        batch_steps: steps that one update replays, B * T.
     """
 
     def __init__(self, train_ratio: float, batch_steps: int):
         self._updates_per_step = train_ratio / batch_steps
-        self.credit = 0.0  # updates due, fractions carried over
+        self.credit = 0.0  # updates that are due; a fraction waits for the next step
 
     def add(self, steps: int) -> None:
         """Counts collected agent steps."""
@@ -90,10 +95,10 @@ class UpdateBudget:
 
 
 def pick_device(name: str) -> str:
-    """The device that the setting `device` means; auto takes a GPU where there is one. On meta there are shapes and no numbers.
+    """The device for a value of the setting `device`. "auto" is a GPU if there is one; "meta" holds shapes without numbers.
 
     Raises:
-        ValueError: for a device that does not exist or that this machine lacks.
+        ValueError: for an unknown device, or one that this machine lacks.
     """
     match = re.fullmatch(r"(auto|cpu|mps|cuda|meta)|cuda:(\d+)", name)
     if not match:
@@ -112,9 +117,9 @@ def pick_device(name: str) -> str:
 
 
 def autocast(config) -> torch.autocast:
-    """Runs products and convolutions in bfloat16 if `precision` says so.
+    """A context in which matrix products and convolutions run in bfloat16, if `precision` is bf16.
 
-    Weights are cast at every use: with a cached copy, the gradients of all steps of a recurrence would add up in bfloat16.
+    Weights are cast at every use. With a cached copy, a recurrence would sum the gradients of its steps in bfloat16.
     """
     return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
 
@@ -129,7 +134,7 @@ def python_command() -> str:
 
 
 def describe_device(device: str) -> str:
-    """A device for people, with the name of a GPU or the number of threads."""
+    """A readable device, with the name of the GPU or the number of CPU threads."""
     if device.startswith("cuda"):
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
@@ -137,10 +142,10 @@ def describe_device(device: str) -> str:
 
 
 def check_compiler(device: str) -> None:
-    """Compiles something small.
+    """Compiles a small function, to find out early whether `torch.compile` works.
 
     Raises:
-        ValueError: if `torch.compile` does not work here.
+        ValueError: if it does not.
     """
     try:
         torch.compile(torch.add)(torch.ones(2, device=device), 1.0)
@@ -153,7 +158,7 @@ def check_compiler(device: str) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep large freed blocks, which an update would otherwise fetch anew from the kernel each time."""
+    """Tells glibc to keep large freed blocks. Otherwise every update requests them from the kernel again."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_max = -1, -4  # from glibc's malloc.h
@@ -164,7 +169,7 @@ def keep_freed_memory() -> None:
 
 
 def allow_tf32() -> None:
-    """Lets NVIDIA GPUs round the factors of float32 products to TensorFloat-32, as they do in convolutions by default."""
+    """Lets NVIDIA GPUs round the factors of float32 products to TF32, as convolutions do by default."""
     torch.backends.cuda.matmul.allow_tf32 = True
 
 
@@ -172,7 +177,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seeds Python, NumPy and PyTorch.
 
     Args:
-        deterministic: let PyTorch use only operations that repeat exactly; where it has none, it warns and names the operation.
+        deterministic: restrict PyTorch to deterministic operations. It warns about an operation that has no such version.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -180,22 +185,22 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False
-    if deterministic or torch.are_deterministic_algorithms_enabled():  # the call imports torch._inductor, which takes time
+    if deterministic or torch.are_deterministic_algorithms_enabled():  # importing torch._inductor is slow
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def train_seed(seed: int, step: int) -> int:
-    """Seed of the training environments that start at this frame, so that a continued run meets new episodes."""
+    """Seed of training environments that start at this frame. A resumed run gets another one, and so new episodes."""
     return _derived_seed(seed, 0, step)
 
 
 def eval_seed(seed: int) -> int:
-    """Seed of the evaluation environments: other than in training, and the same at every evaluation."""
+    """Seed of the evaluation environments: never a training seed, and the same at every evaluation."""
     return _derived_seed(seed, 1)
 
 
 def policy_seed(seed: int, step: int) -> int:
-    """Seed of the random actions from this frame on. Environments have generators of the same kind, so theirs must differ."""
+    """Seed of random actions from this frame on. It differs from the environments' seeds, whose generators are of the same kind."""
     return _derived_seed(seed, 2, step)
 
 
@@ -205,5 +210,5 @@ def video_seed(seed: int, clock: int) -> int:
 
 
 def _derived_seed(*keys: int) -> int:
-    # Environments add their index and want 31 bits.
+    # 30 bits: environments add their index, and accept 31 bits.
     return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 2)
