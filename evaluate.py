@@ -22,6 +22,7 @@ from dreamer import Dreamer, read_agent
 from envs import make_envs
 from envs.gym import check_modules
 from pages.intervals import bootstrap_interval
+from play.camera import image_keys
 from play.film import FPS, film
 from play.playing import add_import_flag, play
 from storage import disk, gif
@@ -60,7 +61,8 @@ def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool)
 def record_video(agent: Dreamer, path: pathlib.Path, steps: int, seed: int, sample: bool) -> int:
     """Films one episode, or its first steps; returns how many."""
     with contextlib.closing(make_envs(agent._config, 1, training=False)) as envs:
-        data = play(agent, envs, steps, seed, sample=sample, one_episode=True)
+        render = not image_keys(envs.obs_space)  # images that the agent observes are in the film already
+        data = play(agent, envs, steps, seed, sample=sample, one_episode=True, render=render)
     frames = film(agent._wm, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gif.encode_gif(frames, FPS))
@@ -79,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sample", action=argparse.BooleanOptionalAction, help=sampled)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
     add_import_flag(parser)
-    parser.add_argument("--video", type=pathlib.Path, metavar="FILE.gif", help="film one more episode")
+    film_help = "film one more episode: the environment, reconstructions and open-loop predictions"
+    parser.add_argument("--video", type=pathlib.Path, metavar="FILE.gif", help=film_help)
     parser.add_argument("--video_steps", type=int, default=300, help="agent steps that are filmed at most (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json", help="write every episode and the summary")
     options = parser.parse_args(argv)

@@ -21,6 +21,7 @@ import console
 from dreamer import Dreamer, read_agent
 from envs import EnvBatch, atari, make_envs
 from envs.gym import check_modules
+from pages import run_page
 from play.measures import BEFORE, HORIZON, UNTRAINED, measure
 from play.playing import add_import_flag, play
 from play.report import draw, page
@@ -76,7 +77,9 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
     text = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in about.items())
-    (folder / "index.html").write_text(page(f"Latents of {logdir}", text, numbers, figures))
+    has_run_page = run_page.path_of(folder.parent).exists()
+    (folder / "index.html").write_text(page(f"Latents of {logdir}", text, numbers, figures, has_run_page))
+    run_page.refresh(folder.parent)  # it links to the report
     for name, level in numbers["levels"].items():
         console.say(f"{name}: " + " ".join(f"{key} {console.number(value)}" for key, value in level.items()))
     return folder / "index.html"

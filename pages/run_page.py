@@ -1,5 +1,7 @@
-"""A web page of a run: curves, latest videos, settings. Training keeps it up to date; `python -m pages` writes it
-for any other run, also of dreamerv3-torch. The page needs no server and nothing from outside.
+"""The web page of a run: curves, latest videos, settings.
+
+Training keeps it up to date. `python -m pages` writes it for any other run, also of dreamerv3-torch. The page needs no server and
+loads nothing from the network.
 """
 
 import datetime
@@ -9,6 +11,8 @@ import re
 import time
 import urllib.parse
 
+from PIL import Image
+
 import console
 import settings
 from pages import charts, curves, web
@@ -16,7 +20,7 @@ from pages.curves import Curve
 from storage import files
 
 SECONDS_BETWEEN_PAGES = 60.0
-SHARE_OF_TIME = 0.01  # of the training's time that pages may take at most
+SHARE_OF_TIME = 0.01  # of the training time that writing pages may take at most
 STYLE = (
     charts.STYLE
     + """
@@ -26,6 +30,7 @@ STYLE = (
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21em), 1fr)); gap: .8em }
 .videos { display: flex; flex-wrap: wrap; gap: 1em 2em } .videos figure { margin: 0; max-width: 100% }
 .videos figcaption { max-width: 42em } .videos img { image-rendering: pixelated; height: 28em; object-fit: contain; object-position: left }
+.videos .episode { max-width: 24em } .videos .episode img { height: 16em }
 """
 )
 TILES = {
@@ -37,13 +42,13 @@ TILES = {
 }
 LINES = {"episode": "training", "eval": "evaluation", "cut_off": "training, cut off"}
 OPEN_LOOP = (
-    "replayed sequences; in rows: truth, model (the first five steps are reconstructed, all later ones dreamed from the "
-    "actions alone), error, and with two levels what the top level alone sees"
+    "open-loop predictions of replayed sequences. Rows: ground truth; model (the first five steps are reconstructions, later steps are "
+    "predicted from the actions only); error; with two levels also the decoded top level, with the bottom drawn from its prior"
 )
 
 
 class RunPage:
-    """The page of a run that trains, a writer of `training.logs.Logger`.
+    """Keeps the page of a training run up to date; a writer of `training.logs.Logger`.
 
     Args:
         logdir: folder of the run.
@@ -53,15 +58,15 @@ class RunPage:
         self._logdir, self._due, self._settings = logdir, 0.0, None
 
     def scalars(self, step: int, means: dict[str, float]) -> None:
-        """Writes the page, if that is due; its curves come from metrics.jsonl."""
+        """Writes the page if it is due. Its curves come from metrics.jsonl."""
         if time.monotonic() >= self._due:
             self._write(training=True)
 
     def video(self, name: str, path: pathlib.Path, step: int) -> None:
-        """Nothing: the page shows what is in videos/ when it is written."""
+        """Does nothing: the page shows what is in videos/ when it is written."""
 
     def close(self) -> None:
-        """Writes the page a last time."""
+        """Writes the final page."""
         self._write(training=False)
 
     def _write(self, training: bool) -> None:
@@ -79,17 +84,29 @@ def write(logdir: pathlib.Path, stored: dict, training: bool = False) -> pathlib
 
     Args:
         stored: settings of the run, empty if unknown.
-        training: the page loads itself anew every minute.
+        training: the page reloads every minute.
     """
-    path = logdir / "report" / "index.html"
+    path = path_of(logdir)
     path.parent.mkdir(exist_ok=True)
-    with files.replacing(path) as file:  # a browser never meets half a page
+    with files.replacing(path) as file:  # a browser never reads half a page
         file.write(page(logdir, stored, training).encode())
     return path
 
 
+def path_of(logdir: pathlib.Path) -> pathlib.Path:
+    """Where the page of a run is."""
+    return logdir / "report" / "index.html"
+
+
+def refresh(logdir: pathlib.Path) -> None:
+    """Writes the page of a run again, unless there is none, or the run still trains and writes it every minute."""
+    path = path_of(logdir)
+    if path.exists() and web.RELOAD not in path.read_text(encoding="utf-8"):
+        write(logdir, read_settings(logdir))
+
+
 def read_settings(logdir: pathlib.Path) -> dict:
-    """The settings of a run; empty if there are none, as in runs of dreamerv3-torch."""
+    """The settings of a run; empty if it has none, such as a run of dreamerv3-torch."""
     path = logdir / "config.yaml"
     return settings.read_yaml(path) if path.exists() else {}
 
@@ -112,13 +129,13 @@ def page(logdir: pathlib.Path, stored: dict, training: bool) -> str:
 
 
 def summary(logdir: pathlib.Path, stored: dict, found: dict[str, Curve], end: int, training: bool) -> str:
-    """Where the run is, and its latest numbers."""
+    """How far the run is, its latest numbers, and a link to the latent report."""
     steps, unit = stored.get("steps"), curves.unit(stored)
     tiles = [(f"{end:,}", f"of {steps:,} {unit}s" if steps else f"{unit}s")]
     tiles += [(console.number(found[name].values[-1]), text) for name, text in TILES.items() if name in found]
     when = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    state = "Training; this page loads itself anew every minute. Written" if training else "Written"
-    more = ' <a href="../latents/index.html">What the latent levels hold</a>' if (logdir / "latents" / "index.html").exists() else ""
+    state = "Training; this page reloads every minute. Written" if training else "Written"
+    more = ' <a href="../latents/index.html">Latent report</a>' if (logdir / "latents" / "index.html").exists() else ""
     bar = f'<progress max="{steps}" value="{min(end, steps)}"></progress>' if steps else ""
     return (
         f'<p class="faint">{html.escape(str(logdir))}. {state} {when}.{more}</p>{bar}'
@@ -144,23 +161,37 @@ def arrange(found: dict[str, Curve]) -> dict[str, dict[str, dict[str, Curve]]]:
 
 
 def videos(logdir: pathlib.Path, unit: str) -> str:
-    """The latest video of every kind, <kind>_<step>.gif."""
+    """The latest video of every kind. Files are called <kind>_<step>.gif."""
     latest = {}
     for path in sorted((logdir / "videos").glob("*_*.gif")):
         kind, _, step = path.stem.rpartition("_")
         if step.isdigit():
-            latest[kind] = (path, int(step))  # names have the step with leading zeros: the last is the latest
+            latest[kind] = (path, int(step))  # the step in a name has leading zeros, so the last name is the latest
     shown = [
-        f"<figure><figcaption>{html.escape(kind)}, {unit} {step:,}"
-        f"{': ' + OPEN_LOOP if kind.startswith('openl_') else ''}</figcaption>"
+        f'<figure class="{"episode" if kind == "episode" else "other"}">'
+        f"<figcaption>{html.escape(video_caption(kind, path, f'{unit} {step:,}'))}</figcaption>"
         f'<img src="../videos/{urllib.parse.quote(path.name)}" alt="{html.escape(kind)}"></figure>'
         for kind, (path, step) in latest.items()
     ]
     return f'<div class="videos">{"".join(shown)}</div>' if shown else ""
 
 
+def video_caption(kind: str, path: pathlib.Path, when: str) -> str:
+    """What a video shows; a film of an episode has return and length as the comment of its GIF."""
+    if kind.startswith("openl_"):
+        return f"{kind}, {when}: {OPEN_LOOP}"
+    elif kind != "episode":
+        return f"{kind}, {when}"
+    try:
+        with Image.open(path) as video:
+            comment = video.info.get("comment", b"").decode(errors="replace")
+    except OSError:  # a damaged file must not cost the page
+        comment = ""
+    return ", ".join(filter(None, [f"a real episode, played by the agent at {when}", comment]))
+
+
 def about_settings(logdir: pathlib.Path, stored: dict) -> dict[str, str]:
-    """By heading: settings that are not the defaults, those that were changed on the way, and all of them."""
+    """By heading: settings that differ from the defaults, those changed during the run, and all settings."""
     if not stored:
         return {}
     differing = [[name, new, old] for name, old, new in settings.changes_from_defaults(settings.Config(stored)) if new != "-"]

@@ -1,4 +1,4 @@
-"""Web pages that need nothing but a browser: one file of HTML, light or dark as the browser asks, and pictures beside it."""
+"""Web pages that need only a browser: one HTML file, light or dark as the browser prefers, and images in files beside it."""
 
 import html
 
@@ -18,17 +18,19 @@ td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid var(--l
 td:first-child, th:first-child, table.texts td, table.texts th { text-align: left } table.texts td + td { overflow-wrap: anywhere }
 """
 
+RELOAD = '<meta http-equiv="refresh"'  # only in pages that reload
+
 
 def document(title: str, body: str, *, style: str = "", reload_seconds: int | None = None) -> str:
     """A page of HTML.
 
     Args:
-        title: plain text, also its first heading.
-        body: HTML below that.
-        style: CSS beside `STYLE`.
-        reload_seconds: after which the page loads itself anew; never if not given.
+        title: plain text, also the first heading.
+        body: HTML below the heading.
+        style: CSS in addition to `STYLE`.
+        reload_seconds: seconds after which the page reloads; None for never.
     """
-    reload = f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else ""
+    reload = f'{RELOAD} content="{reload_seconds}">' if reload_seconds else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f'<link rel="icon" href="data:,">{reload}<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n'
@@ -37,14 +39,14 @@ def document(title: str, body: str, *, style: str = "", reload_seconds: int | No
 
 
 def number_table(columns: dict[str, dict[str, float]]) -> str:
-    """Columns of numbers by name: few columns, so that they fit on the page."""
+    """A table of numbers, with a column for each name. More than a few columns do not fit on the page."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     rows = [[name, *(console.number(column[name]) if name in column else "" for column in columns.values())] for name in names]
     return _table("numbers", ["", *columns], rows)
 
 
 def text_table(head: list[str], rows: list[list[str]]) -> str:
-    """Rows of texts under their headings."""
+    """A table of texts under a row of headings."""
     return _table("texts", head, rows)
 
 

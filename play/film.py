@@ -1,4 +1,4 @@
-"""Films of what an agent sees, what its world model makes of it, and what it dreams.
+"""Films of an episode with the world model's reconstructions and open-loop predictions.
 
 Shapes: T steps of an episode, H height, W width.
 """
@@ -13,18 +13,22 @@ from PIL import Image, ImageDraw
 
 from models import WorldModel
 from networks import State
-from play.playing import Data, decode, observe, seen
+from play.camera import as_rgb, join_images, shrink
+from play.playing import RENDERED, Data, decode, observe, seen
 
-DREAM = 50  # steps from one look at what is seen to the next
+DREAM = 50  # steps of an open-loop prediction; then a new one begins
 FPS = 15
-SIDE, MARGIN, BAND = 192, 4, 20  # pixels: images are enlarged to about this side; between them; for their titles
-DRAWN_NUMBERS = 6  # of a vector, at most
+SIDE, MARGIN, BAND = 192, 4, 20  # pixels: side that images are enlarged to, about; space between them; height of titles
+IMAGE_SIDE = 360  # pixels of the longest side of an image beside curves, at most
+DRAWN_NUMBERS = 6  # of all vectors, at most
+TITLES = {"seen": "ground truth", "reconstruction": "reconstruction", "dream": "open loop"}
 
 
 def film(model: WorldModel, data: Data) -> np.ndarray:
-    """What was seen in an episode, its reconstruction, and dreams beside it, as frames (T, H, W, 3) in [0, 1].
+    """An episode, its reconstruction and open-loop predictions, as frames (T, H, W, 3) in [0, 1] or uint8.
 
-    A dream knows what was seen at its first step and only the actions after it; a new one begins every DREAM steps.
+    An open-loop prediction begins at a posterior and from then on knows only the actions. A new one begins every DREAM steps.
+    If no image is decoded, curves of numbers are drawn, next to images of the environment, if there are any.
 
     Args:
         data: arrays (1, T, ...) from `playing.play`.
@@ -33,13 +37,23 @@ def film(model: WorldModel, data: Data) -> np.ndarray:
     reconstruction, dream = decode(model, post), decode(model, dream_along(model, data, post))
     views = {"seen": seen(data, reconstruction), "reconstruction": reconstruction, "dream": dream}
     views = {title: {key: value[0] for key, value in view.items()} for title, view in views.items()}
-    images = model.heads["decoder"].image_keys
-    return np.stack(list(image_frames(views, images) if images else number_frames(views)))
+    if images := model.heads["decoder"].image_keys:
+        return np.stack(list(image_frames(views, images)))
+    images = environment_images(data)
+    return np.stack(list(number_frames(views) if images is None else beside(images, number_frames(views))))
+
+
+def environment_images(data: Data) -> np.ndarray | None:
+    """Images (T, H, W, C) of the environment: rendered or observed; None if there are none."""
+    if RENDERED in data:
+        return data[RENDERED][0]
+    keys = [key for key, value in data.items() if value.dtype == np.uint8 and value.ndim == 5 and not key.startswith("log_")]
+    return join_images(data, keys, 0) if keys else None
 
 
 @torch.no_grad()
 def dream_along(model: WorldModel, data: Data, post: State) -> State:
-    """States (1, T, ...) of dreams that begin at the posterior of every DREAM-th step and then follow the recorded actions."""
+    """States (1, T, ...) of open-loop predictions from the posterior of every DREAM-th step and the recorded actions."""
     action, parts = torch.as_tensor(data["action"]), []
     device = model.dynamics.device
     for start in range(0, action.shape[1], DREAM):
@@ -66,13 +80,13 @@ def image_frames(views: dict[str, dict[str, np.ndarray]], keys: list[str]) -> It
         picture = np.concatenate([np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows])
         band = Image.new("RGB", (widest, BAND))
         for column, title in enumerate(titles):
-            text = f"{title}, {step % DREAM} steps ahead" if title == "dream" else title
+            text = TITLES[title] + (f", {step % DREAM} steps ahead" if title == "dream" else "")
             ImageDraw.Draw(band).text((column * width * scale + 2 * MARGIN, MARGIN), text, fill="white")
         yield np.concatenate([np.asarray(band) / 255.0, picture])
 
 
 def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarray]:
-    """Frames of curves that grow: the first few numbers of every vector, in each view."""
+    """Frames uint8 of growing curves: the first few numbers of the observation, in each view."""
     names = [(key, index) for key, value in views["seen"].items() for index in range(value.shape[-1])][:DRAWN_NUMBERS]
     steps = len(views["seen"][names[0][0]])
     figure = Figure((7.2, 1.3 * len(names) + 0.4), dpi=80, layout="constrained")
@@ -90,12 +104,24 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
         axes.autoscale_view(scalex=False)
         for start in range(DREAM, steps, DREAM):
             axes.axvline(start, color="0.9", linewidth=1, zorder=0)
-        lines += [(axes.plot([], [], label=title, **styles[title])[0], curve) for title, curve in curves.items()]
-    figure.axes[-1].set_xlabel(f"step; a dream begins every {DREAM}")
+        lines += [(axes.plot([], [], label=TITLES[title], **styles[title])[0], curve) for title, curve in curves.items()]
+    figure.axes[-1].set_xlabel(f"step; an open-loop prediction begins every {DREAM} steps")
     figure.axes[-1].locator_params("x", integer=True)
     figure.legend(handles=[line for line, _ in lines[: len(styles)]], loc="outside upper right", ncols=len(styles))
     for step in range(steps):
         for line, curve in lines:
             line.set_data(np.arange(step + 1), curve[: step + 1])
         canvas.draw()
-        yield np.asarray(canvas.buffer_rgba())[..., :3] / 255.0
+        yield np.array(canvas.buffer_rgba())[..., :3]
+
+
+def beside(images: np.ndarray, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Frames uint8 with the image of the same step on their left, on white."""
+    for image, frame in zip(images, frames):
+        image = shrink(as_rgb(image), IMAGE_SIDE)
+        height, width = image.shape[:2]
+        picture = Image.new("RGB", (width + MARGIN, max(height + BAND, len(frame))), "white")
+        ImageDraw.Draw(picture).text((MARGIN, MARGIN), "environment", fill="black")
+        picture.paste(Image.fromarray(image), (MARGIN, BAND))
+        bottom = picture.height - len(frame)
+        yield np.concatenate([np.asarray(picture), np.pad(frame, ((0, bottom), (0, 0), (0, 0)), constant_values=255)], 1)

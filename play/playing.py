@@ -1,4 +1,4 @@
-"""Lets a trained agent play, and shows what its world model makes of that.
+"""Lets a trained agent play, and computes what its world model infers from that.
 
 Shapes: N environments, T steps.
 """
@@ -17,6 +17,7 @@ from tools import autocast
 
 Data = dict[str, np.ndarray]
 CHUNK = 64  # steps that are encoded at a time
+RENDERED = "log_rendered"  # key of rendered images; models ignore keys that begin with log_
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
@@ -27,25 +28,33 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="what the environment is in, if it is one of your own; imported",
+        help="module that is imported, which defines your environment",
     )
 
 
-def play(agent: nn.Module, envs: EnvBatch, steps: int, seed: int, *, sample: bool = True, one_episode: bool = False) -> Data:
-    """Lets the agent act; arrays (N, T, ...) of observations and the actions that led to them.
+def play(
+    agent: nn.Module, envs: EnvBatch, steps: int, seed: int, *, sample: bool = True, one_episode: bool = False, render: bool = False
+) -> Data:
+    """Lets the agent act. Returns arrays (N, T, ...) of observations and the actions that led to them.
 
     Args:
         steps: T at most.
         sample: sampled actions or the most likely ones.
-        one_episode: stop where all environments are at the end of one.
+        one_episode: stop where all environments are at the end of an episode.
+        render: also return rendered images of environment 0 as RENDERED (1, T, H, W, C). If there are none, a line says why.
     """
     agent.act_in(envs.act_space)
     torch.manual_seed(seed)
     record, state = [], None
+    images, problem = [], envs.prepare_render() if render else ""
     obs, action = envs.reset(seed), np.zeros((envs.count, agent.codec.size), np.float32)
     with console.Progress("play", steps * envs.count, "steps") as progress:
         for step in range(steps):
             record.append({**obs, "action": np.where(obs["is_first"][:, None], np.float32(0.0), action)})
+            if render and not problem:
+                image = envs.render()
+                problem = image if isinstance(image, str) else ""
+                images.append(image)
             if one_episode and obs["is_last"].all():
                 break
             actions, state = agent.act(obs, state, training=sample)
@@ -53,7 +62,12 @@ def play(agent: nn.Module, envs: EnvBatch, steps: int, seed: int, *, sample: boo
             envs.send(actions)
             obs = envs.recv()
             progress.update((step + 1) * envs.count)
-    return {key: np.stack([step[key] for step in record], 1) for key in record[0]}
+    data = {key: np.stack([step[key] for step in record], 1) for key in record[0]}
+    if not problem and len({image.shape for image in images}) > 1:
+        problem = "cannot be filmed: the size of its rendered images changes"
+    if problem:
+        console.say(f"no rendered images: {agent._config.task} {problem}")
+    return {**data, RENDERED: np.stack(images)[None]} if images and not problem else data
 
 
 @torch.no_grad()

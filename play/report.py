@@ -1,4 +1,4 @@
-"""The report on what the levels of a trained agent's latent hold: figures, a page, and the same as numbers.
+"""The latent report: what the levels of a trained agent's latent encode, as figures, a page and numbers.
 
 Shapes: N environments, T steps.
 """
@@ -190,8 +190,12 @@ def probe_cell(share: float, low: float | None, high: float | None, untrained: f
     return f"{share:.2f}{interval}, {untrained:.2f}"
 
 
-def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str:
-    """The report as HTML that shows `<figure>.png` beside it."""
+def page(title: str, about: str, numbers: dict, figures: Collection[str], has_run_page: bool = False) -> str:
+    """The report as HTML, which shows the files `<figure>.png` in its folder.
+
+    Args:
+        has_run_page: the run has a page of its own, which the report links to.
+    """
     parts, made = [], tables(numbers)
     for name, heading in HEADINGS.items():
         picture = f'<p><img src="{name}.png" alt="{heading}"></p>' if name in figures else ""
@@ -203,4 +207,5 @@ def page(title: str, about: str, numbers: dict, figures: Collection[str]) -> str
     elif (count := len(next(iter(numbers["probes"]["trained"].values())))) > DRAWN_VARIABLES:
         parts.append(f"<p>The figure has the first {DRAWN_VARIABLES} of {count} variables.</p>")
     parts.append('<p class="faint">More on how to read this is in docs/latents.md, all numbers are in report.json.</p>')
-    return web.document(title, f"<p>{html.escape(about)}</p>{''.join(parts)}")
+    link = '. <a href="../report/index.html">Page of the run</a>' if has_run_page else ""
+    return web.document(title, f"<p>{html.escape(about)}{link}</p>{''.join(parts)}")

@@ -84,7 +84,7 @@ def test_training_leaves_a_page_with_curves_videos_levels_and_settings(trained):
     lines = sum(len(panel) for section in run_page.arrange(written).values() for panel in section.values())
     assert lines == len(written)  # every metric is somewhere
     videos = [attrs["src"] for attrs in page.all("img")]
-    assert videos == ["../videos/openl_image_000000700.gif"]  # the latest
+    assert videos == ["../videos/episode_000000700.gif", "../videos/openl_image_000000700.gif"]  # the latest
     assert all((trained / "report" / path).exists() for path in videos)
     for text in ("evaluation return", "of 700 frames", "dyn_deter", "Settings changed on the way", "top ", "bottom ", str(trained)):
         assert text in page.text, text
