@@ -13,6 +13,7 @@
 
 import contextlib
 import copy
+import functools
 import os
 import shlex
 import shutil
@@ -347,9 +348,9 @@ def start(config: settings.Config) -> Run:
     with contextlib.ExitStack() as opened:  # closes lock and environments if anything fails
         run = Run(config, opened)
         data = (Recordings if config.offline_traindir else Environments)(run.config, opened)
-        run.read_checkpoint()
-        agent = Dreamer(data.obs_space, data.act_space, run.config, dataset=data.replay)
-        run.begin(agent, data)
+        build = functools.partial(Dreamer, data.obs_space, data.act_space, dataset=data.replay)
+        run.read_checkpoint(build)
+        run.begin(build(run.config), data)
         run.resources = opened.pop_all()  # the run closes them when it ends
     return run
 

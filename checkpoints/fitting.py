@@ -1,15 +1,34 @@
 """Takes up weights and optimizer states from a checkpoint: what it holds, whether it fits, and what is done with it."""
 
 import collections
+import copy
 import re
+import shlex
+from collections.abc import Callable
 
+import gymnasium
+import numpy as np
 import torch
 from torch import nn
 
 import models
 import settings
-from checkpoints import dreamerv3_torch
+from checkpoints import dreamerv3_torch, sizes
+from checkpoints.sizes import Levels, Shapes
 from console import first, warn
+from settings.files import show
+
+
+class DoesNotFit(ValueError):
+    """A checkpoint that does not fit an agent.
+
+    Attributes:
+        flags: the flags with which it fits, as on a command line; empty if there are none.
+    """
+
+    def __init__(self, message: str, flags: str):
+        super().__init__(message)
+        self.flags = flags
 
 
 def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> dict[str, str]:
@@ -23,19 +42,20 @@ def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None
     Returns:
         what was found and what was done with it, texts by topic.
     Raises:
-        ValueError: if something does not fit.
+        DoesNotFit: if the agent has other sizes, with all that differ.
+        ValueError: if something else is wrong.
     """
     stored = dreamerv3_torch.read(state_dict, optimizers)
-    levels = latent_sizes(stored, agent._config)
-    sources = find_sources(agent, levels)
-    weights, ignored = _without_explorer(agent, stored)
-    own = agent.state_dict()
-    for name in set(own) - set(weights):
-        if name.endswith(".ema_vals"):  # only stored where returns are normalised
-            weights[name] = torch.zeros(2)
-    check_fits({source.name: source.stored_shape(own[name].shape) for name, source in sources.items() if source}, weights)
+    levels = _levels(stored, agent)
+    sources = fitting_sources(agent, stored, levels)
+    weights, ignored = _used_weights(agent, stored)
     check_finite(weights)
     moments = _moments(agent, stored, sources) if optimizers is not None else {}
+    if sizes.latent_sizes(stored, agent._config) != levels:
+        warn(
+            f"the weights do not say how the entries of their latent are grouped, and dyn_stoch, dyn_discrete have another product; "
+            f"they are taken for {_describe(levels)}"
+        )
 
     is_copy = all(source is not None and source.index is None for source in sources.values())
     new = {} if is_copy else models.quiet_latents(agent, levels[0][0] * levels[0][1])
@@ -63,9 +83,9 @@ def updates_of(agent: nn.Module) -> int:
     return max((int(slots["step"]) for slots in states), default=0)
 
 
-def _without_explorer(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The weights without those of an explorer that the agent does not have, and what was ignored."""
-    weights, ignored = stored.weights, list(stored.ignored)
+    weights, ignored = dict(stored.weights), list(stored.ignored)
     if agent._config.expl_behavior != "plan2explore":
         kept = {name: tensor for name, tensor in weights.items() if not name.startswith("_expl_behavior.")}
         if len(kept) < len(weights):
@@ -73,7 +93,10 @@ def _without_explorer(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple
                 f"{len(weights) - len(kept)} tensors of Plan2Explore, since this agent has expl_behavior {agent._config.expl_behavior}"
             )
         weights = kept
-    return dict(weights), ignored
+    for name in agent.state_dict():
+        if name.endswith(".ema_vals") and name not in weights:  # only stored where returns are normalised
+            weights[name] = torch.zeros(2)
+    return weights, ignored
 
 
 def _moments(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str, models.Source | None]) -> dict[str, list]:
@@ -89,146 +112,6 @@ def _moments(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str
     return moments
 
 
-def latent_sizes(stored: dreamerv3_torch.Stored, config) -> list[tuple[int, int]]:
-    """(latents, classes) of every level that a checkpoint has; 0 classes for Gaussian latents, 1 where nothing tells.
-
-    The tensors tell only the product of the two. So the classes come, in this order, from what the file says, from Adam's moments,
-    or from the settings dyn_stoch and dyn_discrete if they have this product; if none of these tells, a flat checkpoint is taken
-    to have the classes of the agent's top level.
-
-    Raises:
-        ValueError: if the tensors are none of an agent.
-    """
-    weights, prefix = stored.weights, "_wm.dynamics."
-    needed = [f"{prefix}_img_in_layers.0.weight", f"{prefix}_obs_stat_layer.weight", "_task_behavior.actor.mean_layer.weight"]
-    two_levels = f"{prefix}_top_summary.0.weight" in weights
-    if two_levels:
-        needed = [f"{prefix}_top_summary.0.weight", f"{prefix}_top_to_prior.weight"]
-    missing = [name for name in needed if name not in weights or weights[name].ndim != 2 or not weights[name].numel()]
-    if missing:
-        raise ValueError(
-            f"this holds no agent of hDreamer or dreamerv3-torch: {first(missing)} is missing. It has "
-            f"{first(list(weights)) or 'no tensors'}"
-        )
-    if stored.levels:
-        return stored.levels
-    if two_levels:
-        (top, top_entries), (bottom_entries, _) = weights[needed[0]].shape, weights[needed[1]].shape
-        *_, (_, own) = settings.level_sizes(config).values()
-        classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.bottom.weight") or own or 1
-        return [(top, top_entries // top), (bottom_entries // classes, classes)]
-    inputs, statistics, actions = (weights[needed[0]].shape[1], weights[needed[1]].shape[0], weights[needed[2]].shape[0])
-    entries = inputs - actions
-    if statistics == 2 * entries:
-        return [(entries, 0)]
-    if statistics != entries or entries < 1:
-        raise ValueError(
-            f"this is damaged: its recurrence reads {inputs} numbers, which are not {statistics} latent entries and {actions} of an action"
-        )
-    classes = _classes_from_moments(stored, f"{prefix}_obs_stat_layer.weight")
-    if classes is None:
-        classes = _classes_from_settings(config, entries)
-    return [(entries // classes, classes) if entries % classes == 0 else (entries, 1)]
-
-
-def _classes_from_settings(config, entries: int) -> int:
-    if config.dyn_stoch * config.dyn_discrete == entries:
-        return config.dyn_discrete
-    if not config.hierarchical_mode:
-        return 1
-    _, classes = settings.level_sizes(config)["top"]
-    if entries % classes == 0:
-        warn(
-            f"the weights do not say how the {entries} entries of their latent are grouped, and dyn_stoch, dyn_discrete have another "
-            f"product; they are taken for {entries // classes} categoricals of {classes} classes"
-        )
-    return classes
-
-
-def _classes_from_moments(stored: dreamerv3_torch.Stored, name: str) -> int | None:
-    """The class count K of a latent, from the first moment of its posterior's weights; None if that does not tell.
-
-    A softmax does not change if all its logits grow alike, so the gradients of the K logits of a latent add up to zero, and so do
-    their running means.
-    """
-    try:
-        moments = dreamerv3_torch.moments("_wm._model_opt._opt", stored) if stored.optimizers else {}
-    except ValueError:  # refused later
-        return None
-    if name not in moments:
-        return None
-    moment = moments[name]["exp_avg"].double()
-    entries = len(moment)
-    for classes in range(2, entries + 1):
-        if entries % classes == 0:
-            rest = moment.unflatten(0, (-1, classes)).sum(1).abs().sum()
-            if rest < 0.01 * moment.abs().sum():  # rounding; other groupings leave a tenth and more
-                return classes
-    return None
-
-
-def find_sources(agent: nn.Module, stored: list[tuple[int, int]]) -> dict[str, models.Source | None]:
-    """The source of every tensor of an agent in a checkpoint, None for those that are new.
-
-    Args:
-        stored: (latents, classes) of the checkpoint's levels.
-    Raises:
-        ValueError: if its latents do not fit, with settings that would.
-    """
-    own = [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()]
-    if own == stored:
-        return {name: models.Source(name) for name in agent.state_dict()}
-    told = f"the checkpoint's latent is {_describe(stored)}, this agent's {_describe(own)}"
-    (slots, classes), *others = stored
-    if others:
-        raise ValueError(
-            f"{told}; two levels load into the same two alone: hierarchical_mode true, dyn_stoch_top {slots}, "
-            f"dyn_discrete_top {classes}, dyn_stoch_bottom {others[0][0]}, dyn_discrete_bottom {others[0][1]}"
-        )
-    if classes == 1:
-        raise ValueError(f"{told}; set dyn_stoch and dyn_discrete to what it was trained with")
-    if classes == 0 or len(own) == 1:
-        raise ValueError(
-            f"{told}; set hierarchical_mode false, dyn_stoch {slots}, dyn_discrete {classes}"
-            + (", since two levels need categoricals" if classes == 0 and len(own) == 2 else "")
-        )
-    (top, top_classes), (bottom, bottom_classes) = own
-    filled = [top_classes] + ([bottom_classes] if slots > top else [])
-    if top + bottom < slots or set(filled) != {classes}:
-        half = max(1, slots // 2)
-        raise ValueError(
-            f"{told}. A flat latent fills the slots [top, bottom] in order, so there must be at least {slots} of them, and "
-            f"a level that it fills must have {classes} classes. It fits into dyn_stoch_top {half}, dyn_discrete_top "
-            f"{classes}, dyn_stoch_bottom {max(1, slots - half)}, dyn_discrete_bottom {classes}, or into dyn_stoch_top "
-            f"{slots}, dyn_discrete_top {classes} and a bottom of any size"
-        )
-    return models.flat_sources(agent, slots * classes)
-
-
-def _describe(levels: list[tuple[int, int]]) -> str:
-    names = {0: "{} Gaussians", 1: "{} entries (categoricals times classes)"}
-    return " + ".join(names.get(classes, "{} categoricals of {} classes").format(slots, classes) for slots, classes in levels)
-
-
-def check_fits(needed: dict[str, tuple[int, ...]], loaded: dict[str, torch.Tensor]) -> None:
-    """Compares the tensors that an agent needs, shapes by name, with those of a checkpoint.
-
-    Raises:
-        ValueError: if names or shapes differ, with the first few that do.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
-    wrong = {name: f"{name} is missing" for name in needed if name not in loaded}
-    wrong |= {name: f"{name} is unknown" for name in loaded if name not in needed}
-    wrong |= {
-        name: f"{name} has shape {shapes[name]}, not {shape}" for name, shape in needed.items() if name in loaded and shapes[name] != shape
-    }
-    if wrong:
-        raise ValueError(
-            f"the checkpoint does not fit this agent: {_why(wrong, needed, shapes)}{first(list(wrong.values()), '; ')}. "
-            "Use the settings that it was trained with"
-        )
-
-
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
     """Looks for NaN and infinity.
 
@@ -242,13 +125,250 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _why(wrong, needed: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]) -> str:
-    """What the tensors that differ have in common, if it is one of the common reasons."""
-    head = "_task_behavior.actor.mean_layer.weight"
-    if head in wrong and head in needed and head in stored and needed[head][1:] == stored[head][1:]:
-        return f"its actions have {stored[head][0]} entries, this task's {needed[head][0]}; "
-    if ("_task_behavior.actor.std_layer.weight" in wrong) or (head in wrong and not (head in needed and head in stored)):
-        return "its actions are of another kind than this task's; "
-    if all(re.search(r"\.encoder\.|\.decoder\.|_obs_out_layers", name) for name in wrong):
-        return "its observations are not this task's, or encoder and decoder have other sizes; "
-    return ""
+# Settings of a run that begins with a checkpoint
+
+
+def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[settings.Config], nn.Module]) -> str | None:
+    """Sets the sizes in `config` to those of a checkpoint, except where they were given one by one (`config.given`).
+
+    Two levels get the sizes of the flat latent as `dyn_stoch` and `dyn_discrete`, which their own follow or not, as they are set.
+
+    Args:
+        config: settings, which are changed.
+        checkpoint: of either program.
+        build: makes a `Dreamer` from settings.
+    Returns:
+        a line that says what was changed; None for nothing.
+    Raises:
+        ValueError: if the checkpoint holds no agent, or sizes that are none.
+    """
+    stored, own = dreamerv3_torch.read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), sizes.own_settings(checkpoint)
+    there = sizes.read(sizes.shapes_of(stored.weights))
+    levels = sizes.latent_sizes(stored, own, config)
+    latent = sizes.latent_settings(levels)
+    if config.hierarchical_mode and levels[0][1] == 0:
+        latent = {}  # two levels cannot be Gaussian
+    elif len(levels) == 2 and (not config.hierarchical_mode or levels == list(settings.level_sizes(config).values())):
+        latent = {}  # they do not fit, or are set already, perhaps as shares
+    latent.pop("hierarchical_mode", None)
+    changes = settings.take(config, {**latent, **sizes.not_in_tensors(own)})
+    while True:  # what the agent has depends on its settings: without hidden layers it has no units
+        here = sizes.read(sizes.shapes_of(outline(build, config).state_dict()))
+        wanted = {name: value for name, value in _differing(here, there, config).items() if name not in ("size", "grayscale")}
+        taken = settings.take(config, wanted)  # environments are open already, so their images cannot change
+        if not taken:
+            break
+        changes += taken
+    told = ", ".join(f"{name} {before} -> {after}" for name, before, after in changes)
+    return f"Taken from the checkpoint: {told}" if told else None
+
+
+def check(agent: nn.Module, checkpoint: dict) -> None:
+    """Checks that a checkpoint fits an agent, which may be an `outline`.
+
+    Raises:
+        ValueError: as `load_into`; values are not looked at.
+    """
+    stored = dreamerv3_torch.read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+    fitting_sources(agent, stored, _levels(stored, agent))
+
+
+def outline(build: Callable[[settings.Config], nn.Module], config: settings.Config) -> nn.Module:
+    """The agent with these settings, without numbers: names and shapes of its tensors, which take no memory.
+
+    Raises:
+        ValueError: if the settings mean no agent.
+    """
+    config = copy.deepcopy(config)
+    dict.update(config, device="meta", compile=False)
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"sizes that were read off the checkpoint mean no agent ({str(error).splitlines()[0]})") from error
+
+
+def _differing(here: dict, there: dict, config: settings.Config) -> dict:
+    """The settings that differ between an agent and a checkpoint, with the checkpoint's values.
+
+    Args:
+        here, there: what the tensors of agent and checkpoint tell, see `sizes.read`.
+        config: settings of the agent.
+    """
+    flat = settings.flatten(config)
+
+    def matters(name: str, value) -> bool:
+        if name.endswith("_keys"):  # observations of one kind may go if there are others
+            other = name.replace("mlp", "cnn") if "mlp" in name else name.replace("cnn", "mlp")
+            others = here.get(other) != sizes.NOTHING or flat[other] != sizes.EVERYTHING == there.get(other)
+            return value != sizes.NOTHING or others
+        # The agent has the part that the setting describes, or has it and should not.
+        return name in here or name in ("actor.std", "reward_head.dist", "critic.dist")
+
+    differing = {name: value for name, value in there.items() if here.get(name) != value and flat[name] != value}
+    return {name: value for name, value in differing.items() if matters(name, value)}
+
+
+# Whether it fits
+
+
+def _levels(stored: dreamerv3_torch.Stored, agent: nn.Module) -> Levels:
+    """The sizes of a checkpoint's latent. If nothing tells its classes, they are taken to be those of the agent's top level."""
+    levels = sizes.latent_sizes(stored, agent._config)
+    (entries, classes), *_ = levels
+    if len(levels) == 1 and classes == 1 and "top" in agent._wm.dynamics.levels:
+        top = agent._wm.dynamics.levels["top"].discrete
+        return [(entries // top, top)] if entries % top == 0 else levels
+    return levels
+
+
+def fitting_sources(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Levels) -> dict[str, models.Source | None]:
+    """The source of every tensor of an agent in a checkpoint that fits, None for those that are new.
+
+    Raises:
+        DoesNotFit: if names or shapes differ.
+    """
+    sources = find_sources(agent, levels)
+    if sources is None or _wrong(agent, stored, sources):
+        raise _refusal(agent, stored, levels)
+    return sources
+
+
+def find_sources(agent: nn.Module, levels: Levels) -> dict[str, models.Source | None] | None:
+    """The source of every tensor in a checkpoint whose latent has these levels; None if the latent does not fit the agent's."""
+    own = [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()]
+    if own == levels:
+        return {name: models.Source(name) for name in agent.state_dict()}
+    (slots, classes), *others = levels
+    if others or classes < 2 or len(own) == 1:
+        return None
+    (top, top_classes), (bottom, bottom_classes) = own
+    filled = [top_classes] + ([bottom_classes] if slots > top else [])
+    return models.flat_sources(agent, slots * classes) if top + bottom >= slots and set(filled) == {classes} else None
+
+
+def _wrong(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str, models.Source | None]) -> dict[str, str]:
+    """The tensors that differ in name or shape from those that the agent needs, and how."""
+    own = agent.state_dict()
+    needed = {source.name: source.stored_shape(own[name].shape) for name, source in sources.items() if source}
+    loaded = {name: tuple(tensor.shape) for name, tensor in _used_weights(agent, stored)[0].items()}
+    wrong = {name: f"{name} is missing" for name in needed if name not in loaded}
+    wrong |= {name: f"{name} is unknown" for name in loaded if name not in needed}
+    shared = needed.keys() & loaded.keys()
+    return wrong | {
+        name: f"{name} has shape {loaded[name]}, not {needed[name]}" for name in needed if name in shared and loaded[name] != needed[name]
+    }
+
+
+# Why it does not fit, and what would
+
+
+def _refusal(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Levels) -> DoesNotFit:
+    """The error for a checkpoint that does not fit: every setting that differs, what no setting changes, and the flags that fit."""
+    config, there = agent._config, sizes.shapes_of(stored.weights)
+    values = _differing(sizes.read(sizes.shapes_of(agent.state_dict())), sizes.read(there), config)
+    flat = settings.flatten(config)
+    told = [f"{name} {show(flat[name])} here, {show(value)} in the checkpoint" for name, value in values.items()]
+    latent, remaining = {}, []
+    if find_sources(agent, levels) is None:
+        latent, why = _fitting_latent(agent, levels)
+        told.insert(0, why)
+        remaining = [] if latent else [f"set dyn_stoch and dyn_discrete, whose product is {levels[0][0]}, to what it was trained with"]
+    chosen = {**{name: value for name, value in latent.items() if name != "hierarchical_mode" or value != flat[name]}, **values}
+    try:
+        remaining = remaining or _not_settings(agent, stored, levels, chosen)
+    except ValueError as error:  # no agent has these sizes and this agent's observations
+        seen = [_describe_observations(shapes) for shapes in (there, sizes.shapes_of(agent.state_dict()))]
+        chosen, remaining = {}, [OTHER_OBSERVATIONS.format(*seen) if seen[0] != seen[1] else str(error)]
+    text = f"the checkpoint does not fit this agent: {'; '.join(told + remaining)}"
+    words = [shlex.join([f"--{name}", *map(show, value if type(value) is list else [value])]) for name, value in chosen.items()]
+    flags = " ".join(words)
+    if flags:
+        text += f". Flags that {'change the other differences' if remaining else 'fit'}: {flags}"
+    return DoesNotFit(text, "" if remaining else flags)
+
+
+def _fitting_latent(agent: nn.Module, levels: Levels) -> tuple[dict, str]:
+    """The settings of the latent with which a checkpoint fits, none if that is not known; and how the agent's latent differs."""
+    own = [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()]
+    told = f"the checkpoint's latent is {_describe(levels)}, this agent's {_describe(own)}"
+    (slots, classes), *others = levels
+    if others:
+        return sizes.latent_settings(levels), f"{told} (two levels load into the same two alone)"
+    if classes == 1:
+        return {}, f"{told}, and the file does not tell its classes"
+    if classes == 0 or len(own) == 1:
+        why = " (two levels need categoricals)" if classes == 0 and len(own) == 2 else ""
+        return {"hierarchical_mode": False, **sizes.latent_settings(levels)}, told + why
+    half = max(1, slots // 2)
+    why = (
+        f" (a flat latent fills the slots [top, bottom] in order: they must be at least {slots}, and a level that it fills must have "
+        f"{classes} classes)"
+    )
+    return sizes.latent_settings([(half, classes), (max(1, slots - half), classes)]), told + why
+
+
+def _describe(levels: Levels) -> str:
+    names = {0: "{} Gaussians", 1: "{} entries (categoricals times classes)"}
+    return " + ".join(names.get(classes, "{} categoricals of {} classes").format(slots, classes) for slots, classes in levels)
+
+
+# Tensors whose shapes follow from actions and observations.
+OF_ACTIONS = re.compile(r".*(\._img_in_layers\.0|\.actor\.(mean|std)_layer|\._networks\.\d+\.layers\.NoName_linear0)\..*")
+OTHER_OBSERVATIONS = "its observations are not this task's: {}, here {}, which no size changes"
+OF_OBSERVATIONS = re.compile(r".*(\.encoder|\.decoder|\._obs_out_layers\.0)\..*")
+
+
+def _not_settings(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Levels, chosen: dict) -> list[str]:
+    """What still differs when an agent is built with the settings in `chosen`, in words.
+
+    Raises:
+        ValueError: if they make no agent.
+    """
+    config = copy.deepcopy(agent._config)
+    object.__setattr__(config, "given", frozenset())
+    settings.take(config, chosen)
+    other = outline(lambda config: type(agent)(_observed(agent.obs_space, config, chosen), agent.act_space, config), config)
+    wrong = _wrong(other, stored, find_sources(other, levels) or {})
+    here, there, reasons = sizes.shapes_of(other.state_dict()), sizes.shapes_of(stored.weights), []
+    head, deviation = sizes.ACTIONS, sizes.ACTIONS.replace("mean", "std")
+    if head in wrong and here[head][1:] == there[head][1:]:
+        reasons.append((OF_ACTIONS, f"its actions have {there[head][0]} entries, this task's {here[head][0]}, which no setting changes"))
+    elif deviation in wrong:
+        text = "its actions are of another kind than this task's, or their deviation is a number (actor.std)"
+        reasons.append((OF_ACTIONS, text))
+    if any(OF_OBSERVATIONS.fullmatch(name) for name in wrong):
+        seen = [_describe_observations(shapes) for shapes in (there, here)]
+        text = OTHER_OBSERVATIONS.format(*seen) if seen[0] != seen[1] else "it decodes other observations, which no size changes"
+        reasons.append((OF_OBSERVATIONS, text))
+    for setting, layer in (("reward_head.dist", r"_wm\.heads\.reward"), ("critic.dist", r".*\.(_slow_)?value")):
+        names = [name for name in wrong if re.fullmatch(rf"{layer}\.mean_layer\.\w+", name)]
+        if names and all(name in here and there.get(name, (0,))[0] == 1 for name in names):
+            text = f"{setting} is {config[setting.split('.')[0]]['dist']} here, one of symlog_mse, mse and normal in the checkpoint"
+            reasons.append((re.compile(rf"{layer}\.mean_layer\..*"), text))
+    if any(name.startswith("_expl_behavior.") for name in wrong) and not any(name.startswith("_expl_behavior.") for name in there):
+        reasons.append((re.compile(r"_expl_behavior\..*"), "it has no explorer, and expl_behavior is plan2explore here"))
+    unexplained = [text for name, text in wrong.items() if not any(pattern.fullmatch(name) for pattern, _ in reasons)]
+    return [text for _, text in reasons] + ([first(unexplained, "; ")] if unexplained else [])
+
+
+def _observed(obs_space: gymnasium.spaces.Dict, config: settings.Config, chosen: dict) -> gymnasium.spaces.Dict:
+    """The observations of an agent with its images as `size` and `grayscale` in `chosen` make them."""
+
+    def resized(space: gymnasium.Space) -> gymnasium.Space:
+        if len(space.shape or ()) != 3:
+            return space
+        size = config.size if "size" in chosen else space.shape[:2]
+        channels = (1 if config.grayscale else 3) if "grayscale" in chosen else space.shape[2]
+        return gymnasium.spaces.Box(0, 255, (*size, channels), np.uint8)
+
+    return gymnasium.spaces.Dict({key: resized(space) for key, space in obs_space.spaces.items()})
+
+
+def _describe_observations(shapes: Shapes) -> str:
+    """What an encoder reads, as far as its tensors tell."""
+    images = [
+        f"images with {stack[0][1]} channels that are halved {len(stack)} times" for stack in sizes.conv_stacks(shapes, sizes.ENCODER)
+    ]
+    numbers = shapes.get("_wm.encoder._mlp.layers.Encoder_linear0.weight", (0, 0))[-1]
+    return " and ".join([*images, *([f"vectors of {numbers} numbers"] if numbers else [])]) or "nothing"

@@ -8,7 +8,7 @@ from settings.effects import without_effect
 from settings.files import flatten, holds_settings, plain, read_yaml, write_yaml
 from settings.levels import SIZES, level_sizes
 from settings.loading import Config, load_config, parse_flags, unknown
-from settings.resume import changes_from_defaults, changes_of_model, changes_of_run, completed, keep_stored, shown
+from settings.resume import changes_from_defaults, changes_of_model, changes_of_run, completed, keep_stored, shown, take
 
 __all__ = [
     "SIZES",
@@ -26,6 +26,7 @@ __all__ = [
     "plain",
     "read_yaml",
     "shown",
+    "take",
     "unknown",
     "without_effect",
     "write_yaml",

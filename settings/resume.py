@@ -1,9 +1,10 @@
 """What the settings of a run that is continued may change."""
 
+import copy
 import functools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from settings.files import flatten, holds_settings, plain, sections, show
 from settings.levels import CLASSES, COUNTS, SIZES, level_sizes
@@ -20,8 +21,17 @@ FIXED = re.compile(
     re.VERBOSE,
 )
 
-# It keeps these against presets and defaults that say otherwise, and changes them only where they are given one by one.
-KEPT = (*SIZES, "kl_free", "initial")
+# It keeps these against presets and defaults that say otherwise, and changes them only where they are given one by one. All but
+# kl_free decide which tensors there are, or their shapes; a run that took over a checkpoint has them from there.
+KEPT = re.compile(
+    r"""
+    dyn_(stoch|discrete)(_top|_bottom)? | dyn_(deter|hidden|rec_depth) | kl_free | initial | units | norm |
+    (encoder|decoder)\.(cnn_keys|mlp_keys|norm|cnn_depth|kernel_size|minres|mlp_layers|mlp_units) |
+    (reward_head|cont_head|actor|critic)\.layers | (reward_head|critic)\.dist | actor\.std | critic\.slow_target |
+    disag_(target|action_cond|models|layers|units)
+""",
+    re.VERBOSE,
+)
 
 
 def changes(old: dict, new: dict) -> list[tuple[str, str, str]]:
@@ -70,40 +80,54 @@ def _resolved(config: dict) -> dict:
     return found
 
 
-def keep_stored(config: Config, stored: dict | None, names: Sequence[str] = KEPT) -> str | None:
-    """Puts the stored values of `names` into `config`, where only presets or defaults say otherwise.
+def take(config: Config, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """Puts values by name, nested ones with dots, into `config`, except where a setting was given one by one (`config.given`).
 
-    So a run goes on as it began although presets mean something else now. What was given one by one (`config.given`) stays, and
+    Returns:
+        what changes, see `changes`, sizes of the latent first; those count as what they mean, see `level_sizes`.
+    Raises:
+        ValueError: for a value of the wrong type or range.
+    """
+    now = copy.deepcopy(config)
+    for name, value in values.items():
+        *path, last = name.split(".")
+        section = functools.reduce(Config.__getitem__, path, now)
+        if name not in config.given and last not in section.given:
+            section[last] = checked(name, value, section[last])
+    found = changes(_resolved(plain(config)), _resolved(plain(now)))
+    if found:  # else they only say the same in another way, such as 8 for 1/2 of 16
+        config.update(now)
+    return sorted(found, key=lambda change: change[0] not in SIZES)
+
+
+def keep_stored(config: Config, stored: dict | None) -> str | None:
+    """Puts the stored values of settings that match `KEPT` into `config`, where only presets or defaults say otherwise.
+
+    So a run resumes as it began, whatever presets mean now. Settings that were given one by one (`config.given`) stay, and
     nothing is kept if the number of levels differs, which `changes_of_run` refuses.
 
     Args:
         config: settings, which are changed.
-        stored: those of the run that goes on, or of the checkpoint that a new one begins with.
-        names: `SIZES` for a new run, which keeps only what the weights need.
+        stored: those of the run that resumes.
     Returns:
         a line that says what was kept; None if that is what `config` means anyway.
     Raises:
-        ValueError: if a stored value is none of its setting.
+        ValueError: if a stored value has the wrong type or range.
     """
     if not holds_settings(stored) or stored.get("hierarchical_mode") != config.hierarchical_mode:
         return None
-    unread = () if config.hierarchical_mode else (*COUNTS, *CLASSES)
-    kept = {name: checked(name, stored[name], config[name]) for name in names if name in stored and name not in {*config.given, *unread}}
-    differing = changes(_resolved(plain(config | kept)), _resolved(plain(config)))
+    known, unread = flatten(config), () if config.hierarchical_mode else (*COUNTS, *CLASSES)
+    kept = {name: value for name, value in flatten(stored).items() if KEPT.fullmatch(name) and name in known and name not in unread}
+    differing = take(config, kept)
     if not differing:
         return None
-    config.update(kept)
-    told = ", ".join(f"{name} {old} (now {new})" for name, old, new in sorted(differing, key=lambda change: KEPT.index(change[0])))
+    told = ", ".join(f"{name} {old} (now {new})" for name, new, old in differing)
     return f"Kept from the stored run, where presets and defaults say otherwise: {told}"
 
 
-def changes_of_model(stored: dict | None, config: Config, latent: bool = False) -> list[tuple[str, str, str]]:
-    """How settings that say what weights mean differ from those stored with them, see `changes`.
-
-    Args:
-        latent: whether those of the latent's sizes count, which may differ.
-    """
-    may_differ = re.compile("task" if latent else r"hierarchical_mode|dyn_(stoch|discrete).*|task")
+def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:
+    """How settings that say what weights mean differ from those stored with them, see `changes`; the latent's sizes may differ."""
+    may_differ = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
     return [
         change
         for change in changes(_resolved(stored if holds_settings(stored) else {}), _resolved(plain(config)))

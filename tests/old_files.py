@@ -33,9 +33,8 @@ def stored_settings(name: str) -> dict:
     return {key: stored[key] for key in known.keys() - skipped if key in stored}
 
 
-def make_agent(name: str, **overrides) -> Dreamer:
-    """An untrained agent with the spaces and settings of a file."""
-    config = tools.load_config([], {**stored_settings(name), "device": "cpu", **overrides})
+def spaces_of(name: str) -> tuple[spaces.Dict, spaces.Space]:
+    """Observation and action space of a file."""
     obs = {key[3:]: value for key, value in recorded(name).items() if key.startswith("in_") and key[3:] not in NOT_OBSERVED}
     obs_space = spaces.Dict(
         {
@@ -47,7 +46,12 @@ def make_agent(name: str, **overrides) -> Dreamer:
     )
     stored = json.loads((DATA / name / "config.json").read_text())
     discrete = stored["actor"]["dist"] == "onehot"
-    return Dreamer(obs_space, spaces.Discrete(stored["num_actions"]) if discrete else spaces.Box(-1, 1, (stored["num_actions"],)), config)
+    return obs_space, spaces.Discrete(stored["num_actions"]) if discrete else spaces.Box(-1, 1, (stored["num_actions"],))
+
+
+def make_agent(name: str, **overrides) -> Dreamer:
+    """An untrained agent with the spaces and settings of a file."""
+    return Dreamer(*spaces_of(name), tools.load_config([], {**stored_settings(name), "device": "cpu", **overrides}))
 
 
 def levels(top: int, top_classes: int, bottom: int, bottom_classes: int) -> dict:

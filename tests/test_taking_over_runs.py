@@ -143,6 +143,28 @@ def test_a_new_run_begins_with_a_checkpoint_from_elsewhere(old_run, tmp_path, ki
         assert "from_checkpoint" not in run(old_run, "--logdir", str(new), steps=420).stdout
 
 
+@pytest.mark.parametrize("presets", [[], ["hdreamer"], ["hdreamer_split"]], ids=str)
+def test_an_old_run_is_taken_over_without_a_flag_for_any_size_and_resumes(old_run, presets, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(old_run.parent))
+    flags = "--task gym_game:Game-v0 --device cpu --action_repeat 4 --eval_every 0 --train_ratio 2 --batch_size 2 --batch_length 12"
+    command = ["--configs", "defaults", *presets, *flags.split(), "--logdir", str(old_run), "--steps"]
+    assert dreamer.main([*command, "340"]) == 0
+    output = capsys.readouterr().out
+    (line,) = [line for line in output.splitlines() if line.startswith("Taken from the checkpoint: ")]
+    assert "dyn_deter 512 -> 24, dyn_hidden 512 -> 20, units 512 -> 16, encoder.cnn_depth 32 -> 2, decoder.cnn_depth 32 -> 2" in line
+    assert "keys" not in line and "mlp" not in line and "disag" not in line  # of parts that are not there
+    latent = {"": (6, 4), "hdreamer": {"top": (6, 4), "bottom": (6, 4)}, "hdreamer_split": {"top": (3, 4), "bottom": (3, 4)}}
+    stored = checkpoints.load(old_run / "latest.pt")["config"]
+    sizes = dreamer.settings.level_sizes(stored)
+    assert (sizes if presets else sizes["flat"]) == latent["".join(presets)] and (stored["units"], stored["dyn_deter"]) == (16, 24)
+    assert dreamer.settings.read_yaml(old_run / "config.yaml")["encoder"]["cnn_depth"] == 2
+
+    assert dreamer.main([*command, "350"]) == 0  # the same command again
+    output = capsys.readouterr().out
+    assert "Resuming at frame 340" in output and "Kept from the stored run" in output and "Taken" not in output
+    assert dreamer.load_agent(old_run, "cpu")._wm.dynamics.deter_size == 24
+
+
 def test_a_flat_run_of_this_program_goes_on_with_two_levels(old_run, tmp_path):
     flat, split = tmp_path / "flat", tmp_path / "split"
     run(old_run, "--from_checkpoint", str(old_run), "--logdir", str(flat), steps=400)
@@ -226,11 +248,24 @@ def test_a_checkpoint_that_is_not_there_is_named(old_run, path):
     assert f"there is no checkpoint '{path or '.'}" in error and not (old_run.parent / "new").exists()
 
 
+ALL_OBSERVED = {f"{net}.{kind}_keys": ".*" for net in ("encoder", "decoder") for kind in ("mlp", "cnn")}
+
+
 @pytest.mark.parametrize(
     "kind, overrides, words",
     [
-        ("latent", levels(3, 5, 3, 4), ["6 categoricals of 4 classes", "dyn_stoch_top 3, dyn_discrete_top 4"]),
-        ("sizes", {"dyn_deter": 32}, ["_wm.dynamics.W has shape (1, 24), not (1, 32)"]),
+        ("latent", levels(3, 5, 3, 4), ["6 categoricals of 4 classes", "--dyn_stoch_top 3 --dyn_discrete_top 4"]),
+        (
+            "sizes",
+            {"dyn_deter": 32, "units": 20, "encoder.minres": 8},
+            ["dyn_deter 32 here, 24 in the checkpoint; units 20 here", "Flags that fit: --dyn_deter 24 --units 16 --encoder.minres 4\n"],
+        ),
+        ("images", {"size": [32, 32]}, ["size [32, 32] here, [64, 64] in the checkpoint. Flags that fit: --size 64 64\n"]),
+        (
+            "task",
+            {"task": "gym_CartPole-v1", **ALL_OBSERVED},
+            ["entries, this task's 2, which no setting", "here vectors of 4 numbers, which"],
+        ),
         ("damaged", {}, ["latest.pt", "damaged"]),
         ("code", {}, ["latest.pt", "more than tensors"]),
     ],
@@ -245,7 +280,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_changes(old_run, t
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     flags = ["--logdir", str(old_run)] if door == "--logdir" else ["--from_checkpoint", str(path), "--logdir", str(tmp_path / "new")]
     result = run(old_run, *flags, code=2, **overrides)
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
+    lines = [line for line in result.stderr.splitlines(keepends=True) if not line.startswith("note:")]
     assert len(lines) == 1 and all(word in lines[0] for word in words), result.stderr
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert after == before and not (tmp_path / "new").exists() and not (tmp_path / "attacked").exists()

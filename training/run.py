@@ -3,14 +3,17 @@
 import contextlib
 import copy
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
 import checkpoints
 import console
 import settings
 import tools
+from checkpoints import fitting
 from collect import Finished, play_episodes
 from pages import curves
 from play import camera
@@ -54,6 +57,7 @@ class Run:
         self.stop = stop.StopSignal()
         self.disk = Disk()
         self.step, self.last_eval, self._saved, self._told = 0, 0, None, None
+        self._taken = set()  # names of the settings that come from the checkpoint
         self._forecast = Forecast()
         self._no_film_said = False
 
@@ -74,14 +78,24 @@ class Run:
         except OSError as error:
             raise folder.cannot_write(error) from error
 
-    def read_checkpoint(self) -> None:
-        """Reads the checkpoint that the agent begins with; a new run has its latent sizes, unless others were given.
+    def read_checkpoint(self, build: Callable[[settings.Config], nn.Module]) -> None:
+        """Reads the checkpoint that the agent begins with. A new run gets the sizes of that agent, except those that were given.
 
         After environments are opened: their processes are copies of this one and would keep it in memory.
+
+        Args:
+            build: makes an agent from settings.
+        Raises:
+            ValueError: if the checkpoint cannot be read, or does not fit.
         """
         self._checkpoint = self._find_checkpoint()
-        if self._checkpoint and not self._goes_on:
-            self._kept = settings.keep_stored(self.config, self._checkpoint.get("config"), settings.SIZES)
+        if self._checkpoint:
+            with self._naming_source():
+                if not self._goes_on:
+                    before = settings.flatten(self.config)
+                    self._kept = fitting.take_sizes(self.config, self._checkpoint, build)
+                    self._taken = {name for name, value in settings.flatten(self.config).items() if value != before[name]}
+                fitting.check(fitting.outline(build, self.config), self._checkpoint)  # before an agent of wrong sizes takes memory
 
     def begin(self, agent, data) -> None:
         """Takes up the agent and all around it from the folder, and makes ready to train.
@@ -150,7 +164,7 @@ class Run:
         arrows = dict(_arrows(settings.changes_from_defaults(self.config)))
         source = f"Presets {' '.join(config.presets)}" if config.presets else "Settings of this run"
         rows = {
-            source: [(name, arrow) for name, arrow in arrows.items() if name not in config.given | hidden],
+            source: [(name, arrow) for name, arrow in arrows.items() if name not in config.given | hidden | self._taken],
             "Your flags": [(name, arrows.get(name, "as by default")) for name in sorted(config.given - hidden)],
         }
         return [console.table(title, found) for title, found in rows.items() if found]
@@ -359,15 +373,19 @@ class Run:
 
     def _take_up_agent(self, checkpoint: dict) -> dict[str, str]:
         """Loads weights, optimizers and counters; returns what was found, see `Dreamer.load_checkpoint`."""
-        try:
+        with self._naming_source():
             found = self.agent.load_checkpoint(checkpoint)
             self._restore(checkpoint)
-        except ValueError as error:
-            differing = settings.changes_of_model(checkpoint.get("config"), self.config, latent=True)
-            told = "; ".join(f"{name} {old}, here {new}" for name, old, new in differing)
-            trained_with = f"It was trained with {told}. " if told else ""
-            raise ValueError(f"{self._source}: {error}. {trained_with}{self._way_out or 'Or give another --logdir'}") from error
         return found
+
+    @contextlib.contextmanager
+    def _naming_source(self):
+        """Adds to errors which file they are about, and the way out where they do not end with it."""
+        try:
+            yield
+        except ValueError as error:
+            way_out = "" if getattr(error, "flags", "") else f". {self._way_out or 'Give another --logdir'}"
+            raise ValueError(f"{self._source}: {error}{way_out}") from error
 
     def _restore(self, checkpoint: dict) -> None:
         """Sets counters, and random states if the run goes on in its own folder."""

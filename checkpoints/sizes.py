@@ -1,0 +1,352 @@
+"""Reads settings off the tensors of a checkpoint: all those that decide which tensors an agent has, or their shapes.
+
+The files of dreamerv3-torch hold no settings, so this is how an agent that fits them is found.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping
+
+import settings
+from checkpoints.dreamerv3_torch import Stored, moments
+from checkpoints.dreamerv3_torch import read as read_file
+from console import first
+from distributions import SymlogDisc
+
+Shapes = dict[str, tuple[int, ...]]  # by the names of the tensors
+Rule = Callable[[Shapes], object]  # a setting's value, None if the tensors do not tell it
+Levels = list[tuple[int, int]]  # (latents, classes) of every level; 0 classes for Gaussians, 1 where nothing tells
+
+NOTHING, EVERYTHING = "$^", ".*"  # regular expressions that match no observation, and all
+
+
+def sizes_of(checkpoint: dict) -> dict:
+    """Returns the settings that an agent needs to load a checkpoint, by name, as overrides for `tools.load_config`.
+
+    They are read off the tensors. A checkpoint of this program also stores settings; they give what no tensor tells.
+
+    Args:
+        checkpoint: of this program or of dreamerv3-torch, with its entry "agent_state_dict".
+    Returns:
+        for example {"units": 512, "encoder.cnn_depth": 32}. Of a flat latent `dyn_stoch` and `dyn_discrete`, if Adam's moments or the
+        stored settings tell them; whether the agent has two levels is the caller's choice.
+    Raises:
+        ValueError: if this is no checkpoint of an agent.
+    """
+    if not isinstance(checkpoint, dict) or "agent_state_dict" not in checkpoint:
+        raise ValueError("sizes_of needs a whole checkpoint, a dict with the entry 'agent_state_dict', as torch.load returns it")
+    stored = read_file(checkpoint["agent_state_dict"], checkpoint.get("optims_state_dict"))
+    own, told = own_settings(checkpoint), read(shapes_of(stored.weights))
+    # Which observations are encoded is the presets' choice, as long as there are some.
+    told = {name: value for name, value in told.items() if value != EVERYTHING}
+    return {**latent_settings(latent_sizes(stored, own)), **told, **not_in_tensors(own)}
+
+
+def own_settings(checkpoint: dict) -> dict:
+    """The settings that a checkpoint stores, nested; empty if it stores none."""
+    return checkpoint["config"] if settings.holds_settings(checkpoint.get("config")) else {}
+
+
+def not_in_tensors(own: dict) -> dict:
+    """Those of a checkpoint's own settings that belong to its sizes, but that tensors do not tell, or not always."""
+    names = ("dyn_rec_depth", "encoder.minres", "decoder.minres", "reward_head.dist", "critic.dist")
+    flat = settings.flatten(own)
+    return {name: flat[name] for name in names if name in flat}
+
+
+def shapes_of(weights: Mapping) -> Shapes:
+    """The shapes of tensors by name. Empty tensors are left out: they may claim any length."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.numel()}
+
+
+def read(shapes: Shapes) -> dict:
+    """Every setting that the tensors of an agent tell, by name; those of the latent are `latent_sizes`."""
+    found = {name: rule(shapes) for name, rule in RULES.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# Rules
+
+
+def _size(pattern: str, dim: int) -> Rule:
+    """The length of the first tensor that matches, along `dim`."""
+
+    def rule(shapes: Shapes) -> int | None:
+        return next((shape[dim] for name, shape in shapes.items() if re.fullmatch(pattern, name) and len(shape) > dim), None)
+
+    return rule
+
+
+def _count(pattern: str, inside: str) -> Rule:
+    """How many tensors match, if there is one that matches `inside`."""
+
+    def rule(shapes: Shapes) -> int | None:
+        return sum(bool(re.fullmatch(pattern, name)) for name in shapes) if _has(shapes, inside) else None
+
+    return rule
+
+
+def _present(pattern: str, yes, no, inside: str) -> Rule:
+    """`yes` if a tensor matches, else `no`, if there is one that matches `inside`."""
+
+    def rule(shapes: Shapes):
+        return (yes if _has(shapes, pattern) else no) if _has(shapes, inside) else None
+
+    return rule
+
+
+def _has(shapes: Shapes, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, name) for name in shapes)
+
+
+def _scalar_dist(layer: str) -> Rule:
+    """symlog_disc predicts bins; all others predict one number, so it cannot be told which it was."""
+
+    def rule(shapes: Shapes) -> str | None:
+        return "symlog_disc" if shapes.get(layer, ())[:1] == (SymlogDisc.BINS,) else None
+
+    return rule
+
+
+def conv_stacks(shapes: Shapes, net: str) -> list[list[tuple[int, ...]]]:
+    """The weights' shapes of every stack of convolutions in encoder or decoder, in order. Images of one size share a stack."""
+    stacks = []
+    for index in itertools.count():
+        prefix = rf"{net}\._cnn{index or ''}\.layers\.(\d+)\.weight"
+        matches = {re.fullmatch(prefix, name): shape for name, shape in shapes.items() if len(shape) == 4}
+        layers = {int(match[1]): shape for match, shape in matches.items() if match}
+        if not layers:
+            return stacks
+        stacks.append([shapes_ for _, shapes_ in sorted(layers.items())])
+    return stacks
+
+
+def _decoder_depth(shapes: Shapes) -> int | None:
+    stacks = conv_stacks(shapes, DECODER)
+    return stacks[0][-1][0] if stacks else None
+
+
+def _smallest_areas(shapes: Shapes, net: str) -> list[int]:
+    """How many pixels each stack's smallest image has; empty if that cannot be told."""
+    stacks = conv_stacks(shapes, net)
+    if net == DECODER:
+        rows = [shapes.get(f"_wm.heads.decoder._cnn{index or ''}._linear_layer.weight", (0,))[0] for index in range(len(stacks))]
+        return [count // stack[0][0] for count, stack in zip(rows, stacks)]
+    embed = shapes.get("_wm.dynamics._obs_out_layers.0.weight", (0, 0))[-1]
+    pixels = embed - (RULES["dyn_deter"](shapes) or 0) - (RULES["encoder.mlp_units"](shapes) or 0)
+    if len(stacks) == 1:
+        return [pixels // stacks[0][-1][0]]
+    areas = _smallest_areas(shapes, DECODER)  # with several stacks the embedding tells only their sum
+    other = conv_stacks(shapes, DECODER)
+    halvings = [2 * (len(theirs) - len(own)) for theirs, own in zip(other, stacks)]
+    return [area << more if more >= 0 else area >> -more for area, more in zip(areas, halvings)] if len(other) == len(stacks) else []
+
+
+def _minres(net: str) -> Rule:
+    """The smallest side of an image within a network: the lower of the two nearest factors of its area, for squares the root."""
+
+    def rule(shapes: Shapes) -> int | None:
+        areas = _smallest_areas(shapes, net)
+        if not areas or min(areas) < 1:
+            return None
+        return min(next(side for side in range(math.isqrt(area), 0, -1) if area % side == 0) for area in areas)
+
+    return rule
+
+
+def _image_size(shapes: Shapes) -> list[int] | None:
+    """[H, W] of the images, if all have one size and are square."""
+    for net in (ENCODER, DECODER):
+        stacks, areas = conv_stacks(shapes, net), _smallest_areas(shapes, net)
+        if len(stacks) == len(areas) == 1 and areas[0] > 0 and len(stacks[0]) < 32:
+            side = math.isqrt(areas[0])
+            return 2 * [side << len(stacks[0])] if side * side == areas[0] else None
+    return None
+
+
+def _grayscale(shapes: Shapes) -> bool | None:
+    stacks = conv_stacks(shapes, ENCODER)
+    return {1: True, 3: False}.get(stacks[0][0][1]) if len(stacks) == 1 else None
+
+
+def _ensemble_layers(shapes: Shapes) -> int | None:
+    models = RULES["disag_models"](shapes)
+    return _count(r"_expl_behavior\._networks\.\d+\.layers\.NoName_linear\d+\.weight", ".*")(shapes) // models if models else None
+
+
+def _ensemble_target(shapes: Shapes) -> str | None:
+    """What the ensemble predicts: that which has as many numbers as it has outputs."""
+    outputs = _size(ENSEMBLE_OUTPUT, 0)(shapes)
+    entries, deter = _latent_entries(shapes), RULES["dyn_deter"](shapes)
+    embed = shapes.get("_wm.dynamics._obs_out_layers.0.weight", (0, 0))[-1]
+    if outputs is None or entries is None or deter is None:
+        return None
+    numbers = {"stoch": entries, "deter": deter, "feat": entries + deter, "embed": embed - deter}
+    for level in ("top", "bottom"):
+        numbers[f"stoch_{level}"] = shapes.get(f"_wm.dynamics._obs_stat_layer.{level}.weight", (None,))[0]
+    return next((target for target, count in numbers.items() if count == outputs), None)
+
+
+def _ensemble_action(shapes: Shapes) -> bool | None:
+    inputs = _size(r"_expl_behavior\._networks\.0\.layers\.NoName_linear0\.weight", 1)(shapes)
+    entries, deter = _latent_entries(shapes), RULES["dyn_deter"](shapes)
+    return None if inputs is None or entries is None or deter is None else inputs > entries + deter
+
+
+def _latent_entries(shapes: Shapes) -> int | None:
+    """How many numbers the latents of all levels are."""
+    inputs, actions = shapes.get(f"{DYNAMICS}_img_in_layers.0.weight"), shapes.get(ACTIONS)
+    return inputs[-1] - actions[0] if inputs and actions else None
+
+
+ENCODER, DECODER, DYNAMICS = r"_wm\.encoder", r"_wm\.heads\.decoder", "_wm.dynamics."
+ACTIONS = "_task_behavior.actor.mean_layer.weight"
+ENSEMBLE_OUTPUT = r"_expl_behavior\._networks\.\d+\.mean_layer\.weight"
+RECURRENCE = r"_wm\.dynamics\._img_out_layers\.0\.weight"  # (hidden, D)
+HEADS = r"(_wm\.heads\.(reward|cont)|_task_behavior\.(actor|value))\.layers\.(Reward|Cont|Actor|Value)_linear0\.weight"
+FIRST_NORM = r"(_cnn\d*\.layers\.1\.norm|_mlp\.layers\.(Encoder|Decoder)_norm0)\.weight"
+# In the decoder neither a single convolution nor an output layer is normalised.
+NORMALISED = r"_wm\.heads\.decoder\.(_cnn\d*\.layers\.[23]|_mlp\.layers\.Decoder_linear0)\.weight"
+
+# Every setting but the sizes of the latent, in the order of configs.yaml.
+RULES: dict[str, Rule] = {
+    "size": _image_size,
+    "grayscale": _grayscale,
+    "dyn_deter": _size(RECURRENCE, 1),
+    "dyn_hidden": _size(RECURRENCE, 0),
+    "initial": _present(r"_wm\.dynamics\.W", "learned", "zeros", inside=RECURRENCE),
+    "units": _size(HEADS, 0),
+    "norm": _present(r"_wm\.dynamics\._img_in_layers\.1\.bias", True, False, inside=RECURRENCE),
+    "encoder.mlp_keys": _present(rf"{ENCODER}\._mlp\..*", EVERYTHING, NOTHING, inside=rf"{ENCODER}\..*"),
+    "encoder.cnn_keys": _present(rf"{ENCODER}\._cnn\..*", EVERYTHING, NOTHING, inside=rf"{ENCODER}\..*"),
+    "encoder.norm": _present(rf"{ENCODER}\.{FIRST_NORM}", True, False, inside=rf"{ENCODER}\..*"),
+    "encoder.cnn_depth": _size(rf"{ENCODER}\._cnn\.layers\.0\.weight", 0),
+    "encoder.kernel_size": _size(rf"{ENCODER}\._cnn\.layers\.0\.weight", 2),
+    "encoder.minres": _minres(ENCODER),
+    "encoder.mlp_layers": _count(rf"{ENCODER}\._mlp\.layers\.Encoder_linear\d+\.weight", inside=rf"{ENCODER}\._mlp\..*"),
+    "encoder.mlp_units": _size(rf"{ENCODER}\._mlp\.layers\.Encoder_linear0\.weight", 0),
+    "decoder.mlp_keys": _present(rf"{DECODER}\._mlp\..*", EVERYTHING, NOTHING, inside=RECURRENCE),
+    "decoder.cnn_keys": _present(rf"{DECODER}\._cnn\..*", EVERYTHING, NOTHING, inside=RECURRENCE),
+    "decoder.norm": _present(rf"{DECODER}\.{FIRST_NORM}", True, False, inside=NORMALISED),
+    "decoder.cnn_depth": _decoder_depth,
+    "decoder.kernel_size": _size(rf"{DECODER}\._cnn\.layers\.0\.weight", 2),
+    "decoder.minres": _minres(DECODER),
+    "decoder.mlp_layers": _count(rf"{DECODER}\._mlp\.layers\.Decoder_linear\d+\.weight", inside=rf"{DECODER}\._mlp\..*"),
+    "decoder.mlp_units": _size(rf"{DECODER}\._mlp\.layers\.Decoder_linear0\.weight", 0),
+    "reward_head.layers": _count(r"_wm\.heads\.reward\.layers\.Reward_linear\d+\.weight", inside=r"_wm\.heads\.reward\.mean_layer\.weight"),
+    "reward_head.dist": _scalar_dist("_wm.heads.reward.mean_layer.weight"),
+    "cont_head.layers": _count(r"_wm\.heads\.cont\.layers\.Cont_linear\d+\.weight", inside=r"_wm\.heads\.cont\.mean_layer\.weight"),
+    "actor.layers": _count(r"_task_behavior\.actor\.layers\.Actor_linear\d+\.weight", inside=r"_task_behavior\.actor\.mean_layer\.weight"),
+    "actor.std": _present(r"_task_behavior\.actor\.std_layer\.weight", "learned", None, inside=".*"),
+    "critic.layers": _count(r"_task_behavior\.value\.layers\.Value_linear\d+\.weight", inside=r"_task_behavior\.value\.mean_layer\.weight"),
+    "critic.dist": _scalar_dist("_task_behavior.value.mean_layer.weight"),
+    "critic.slow_target": _present(r"_task_behavior\._slow_value\..*", True, False, inside=r"_task_behavior\.value\..*"),
+    "disag_target": _ensemble_target,
+    "disag_action_cond": _ensemble_action,
+    "disag_models": _count(ENSEMBLE_OUTPUT, inside=ENSEMBLE_OUTPUT),
+    "disag_layers": _ensemble_layers,
+    "disag_units": _size(r"_expl_behavior\._networks\.0\.layers\.NoName_linear0\.weight", 0),
+}
+
+
+# The latent
+
+
+def latent_settings(levels: Levels) -> dict:
+    """The settings of an agent with these levels; none for a flat latent whose classes are not known."""
+    if len(levels) == 2:
+        (top, top_classes), (bottom, bottom_classes) = levels
+        return {
+            "hierarchical_mode": True,
+            "dyn_stoch_top": top,
+            "dyn_discrete_top": top_classes,
+            "dyn_stoch_bottom": bottom,
+            "dyn_discrete_bottom": bottom_classes,
+        }
+    ((latents, classes),) = levels
+    return {} if classes == 1 else {"dyn_stoch": latents, "dyn_discrete": classes}
+
+
+def latent_sizes(stored: Stored, *configs: Mapping) -> Levels:
+    """(latents, classes) of every level that a checkpoint has; 0 classes for Gaussian latents, 1 where nothing tells.
+
+    The tensors tell only the product of the two. The classes come, in this order, from what the file notes, from Adam's moments, or from
+    the first of `configs` whose sizes have these products.
+
+    Raises:
+        ValueError: if the tensors are not those of an agent.
+    """
+    products = _level_entries(stored.weights)
+    if len(products) == 1 and products[0] == 2 * _latent_entries(shapes_of(stored.weights)):  # means and deviations
+        return [(products[0] // 2, 0)]
+
+    def fits(levels: Levels) -> bool:
+        return [latents * classes for latents, classes in levels] == products and all(classes > 1 for _, classes in levels)
+
+    if stored.levels and fits(stored.levels):
+        return stored.levels
+    known = next((levels for config in configs if fits(levels := _sizes_in(config, len(products)))), None)
+    if len(products) == 2:
+        latents = stored.weights[f"{DYNAMICS}_top_summary.0.weight"].shape[0]
+        classes = _classes_from_moments(stored, f"{DYNAMICS}_obs_stat_layer.bottom.weight")
+        classes = classes or (known[1][1] if known else 1)
+        return [(latents, products[0] // latents), (products[1] // classes, classes)]
+    classes = _classes_from_moments(stored, f"{DYNAMICS}_obs_stat_layer.weight")
+    return [(products[0] // classes, classes)] if classes else known or [(products[0], 1)]
+
+
+def _sizes_in(config: Mapping, count: int) -> Levels:
+    """The sizes that settings give one or two levels, empty if they give none."""
+    try:
+        return list(settings.level_sizes({**config, "hierarchical_mode": count == 2}).values())
+    except ValueError:
+        return []
+
+
+def _level_entries(weights: dict) -> list[int]:
+    """How many numbers the statistics of each level are; checks that there are a recurrence and an actor.
+
+    Raises:
+        ValueError: if the tensors are not those of an agent.
+    """
+    needed = [f"{DYNAMICS}_img_in_layers.0.weight", f"{DYNAMICS}_obs_stat_layer.weight", ACTIONS]
+    two_levels = f"{DYNAMICS}_top_summary.0.weight" in weights
+    if two_levels:
+        needed = [f"{DYNAMICS}_top_summary.0.weight", f"{DYNAMICS}_top_to_prior.weight"]
+    missing = [name for name in needed if name not in weights or weights[name].ndim != 2 or not weights[name].numel()]
+    if missing:
+        raise ValueError(
+            f"this holds no agent of hDreamer or dreamerv3-torch: {first(missing)} is missing. It has "
+            f"{first(list(weights)) or 'no tensors'}"
+        )
+    if two_levels:
+        return [weights[needed[0]].shape[1], weights[needed[1]].shape[0]]
+    inputs, statistics, actions = weights[needed[0]].shape[1], weights[needed[1]].shape[0], weights[needed[2]].shape[0]
+    if inputs - actions < 1 or statistics not in (inputs - actions, 2 * (inputs - actions)):
+        raise ValueError(
+            f"this is damaged: its recurrence reads {inputs} numbers, which are not {statistics} latent entries and {actions} of an action"
+        )
+    return [statistics]
+
+
+def _classes_from_moments(stored: Stored, name: str) -> int | None:
+    """The class count K of a latent, from the first moment of its posterior's weights; None if that does not tell.
+
+    A softmax does not change if all its logits grow alike, so the gradients of the K logits of a latent add up to zero, and so do
+    their running means.
+    """
+    try:
+        by_name = moments("_wm._model_opt._opt", stored) if stored.optimizers else {}
+    except ValueError:  # refused later
+        return None
+    if name not in by_name:
+        return None
+    moment = by_name[name]["exp_avg"].double()
+    entries = len(moment)
+    for classes in range(2, entries + 1):
+        if entries % classes == 0:
+            rest = moment.unflatten(0, (-1, classes)).sum(1).abs().sum()
+            if rest < 0.01 * moment.abs().sum():  # rounding; other groupings leave a tenth and more
+                return classes
+    return None
