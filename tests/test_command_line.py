@@ -407,7 +407,8 @@ def test_a_checkpoint_of_other_sizes_is_refused_with_the_settings_that_differ(tm
         str(tmp_path / "one"),
     ]
     error = error_of(*other)
-    assert "It was trained with dyn_deter 16, here 24; units 16, here 20. Give another --from_checkpoint" in error, error
+    assert "dyn_deter 24 here, 16 in the checkpoint; units 20 here, 16 in the checkpoint" in error, error
+    assert error.strip().endswith("Flags that fit: --dyn_deter 16 --units 16"), error
 
 
 def test_a_foreign_settings_file_and_an_incomplete_checkpoint_are_refused(tmp_path):
