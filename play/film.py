@@ -14,28 +14,32 @@ from PIL import Image, ImageDraw
 from models import WorldModel
 from networks import State
 from play.camera import as_rgb, join_images, shrink
-from play.playing import RENDERED, Data, decode, observe, seen
+from play.playing import RENDERED, Data, decode, observe, observe_top, seen
 
 DREAM = 50  # steps of an open-loop prediction; then a new one begins
 FPS = 15
 SIDE, MARGIN, BAND = 192, 4, 20  # pixels: side that images are enlarged to, about; space between them; height of titles
 IMAGE_SIDE = 360  # pixels of the longest side of an image beside curves, at most
 DRAWN_NUMBERS = 6  # of all vectors, at most
-TITLES = {"seen": "ground truth", "reconstruction": "reconstruction", "dream": "open loop"}
+TITLES = {"seen": "ground truth", "reconstruction": "reconstruction", "top": "from the top level", "dream": "open loop"}
 
 
 def film(model: WorldModel, data: Data) -> np.ndarray:
     """An episode, its reconstruction and open-loop predictions, as frames (T, H, W, 3) in [0, 1] or uint8.
 
-    An open-loop prediction begins at a posterior and from then on knows only the actions. A new one begins every DREAM steps.
+    With two levels there is also a reconstruction from the top level, with the bottom drawn from its prior. An open-loop
+    prediction begins at a posterior and from then on knows only the actions. A new one begins every DREAM steps.
     If no image is decoded, curves of numbers are drawn, next to images of the environment, if there are any.
 
     Args:
         data: arrays (1, T, ...) from `playing.play`.
     """
     post, _ = observe(model, data)
-    reconstruction, dream = decode(model, post), decode(model, dream_along(model, data, post))
-    views = {"seen": seen(data, reconstruction), "reconstruction": reconstruction, "dream": dream}
+    reconstruction = decode(model, post)
+    views = {"seen": seen(data, reconstruction), "reconstruction": reconstruction}
+    if "top" in model.dynamics.levels:
+        views["top"] = decode(model, observe_top(model, data))
+    views["dream"] = decode(model, dream_along(model, data, post))
     views = {title: {key: value[0] for key, value in view.items()} for title, view in views.items()}
     if images := model.heads["decoder"].image_keys:
         return np.stack(list(image_frames(views, images)))
@@ -94,8 +98,10 @@ def number_frames(views: dict[str, dict[str, np.ndarray]]) -> Iterator[np.ndarra
     styles = {
         "seen": dict(color="0.6", linewidth=3.5),
         "reconstruction": dict(color="C0", linewidth=1.5),
+        "top": dict(color="C2", linewidth=1.5),
         "dream": dict(color="C1", linewidth=1.5),
     }
+    styles = {title: style for title, style in styles.items() if title in views}
     lines = []
     for axes, (key, index) in zip(figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names):
         curves = {title: views[title][key][:, index] for title in styles}

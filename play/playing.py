@@ -84,6 +84,15 @@ def observe(model: WorldModel, data: Data) -> tuple[State, State]:
 
 
 @torch.no_grad()
+def observe_top(model: WorldModel, data: Data) -> State:
+    """States (N, T, ...) with an observation of the top level only, on the CPU; see `HierarchicalRSSM.observe_top`."""
+    with autocast(model._config):
+        part = model.preprocess(data)
+        state = model.dynamics.observe_top(model.encoder(part), part["action"], part["is_first"])
+    return {key: value.cpu() for key, value in state.items()}
+
+
+@torch.no_grad()
 def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
     """Predicted observations (..., ...), images in [0, 1]."""
     shape = state["deter"].shape[:-1]

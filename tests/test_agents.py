@@ -256,6 +256,19 @@ def test_a_video_has_a_column_for_each_view():
         np.testing.assert_array_equal(tile[:, ::scale, ::scale], views[title]["image"])
 
 
+def test_two_levels_have_one_more_column_which_the_top_level_alone_has_seen():
+    obs_space = spaces.Dict(image=spaces.Box(0, 255, (16, 16, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    data = {
+        "image": rng.integers(256, size=(1, 5, 16, 16, 3), dtype=np.uint8), "action": np.zeros((1, 5, 2), np.float32),
+        "reward": np.zeros((1, 5), np.float32), "is_first": np.arange(5)[None] == 0, "is_terminal": np.zeros((1, 5), bool),
+    }  # fmt: skip
+    for presets, columns in (([], 3), (["hdreamer"], 4)):
+        config = dreamer.tools.load_config(["debug", *presets], {"task": "gym_CartPole-v1", "size": [16, 16], "device": "cpu"})
+        agent = dreamer.Dreamer(obs_space, spaces.Discrete(2), config)
+        assert film.film(agent._wm, data).shape[2] == columns * (film.SIDE + film.MARGIN)
+
+
 def test_steps_of_a_short_film_are_counted_in_whole_numbers(monkeypatch):
     figures = []
     monkeypatch.setattr(film, "Figure", lambda *args, **kwargs: figures.append(Figure(*args, **kwargs)) or figures[-1])
@@ -272,7 +285,8 @@ def test_steps_of_a_short_film_are_counted_in_whole_numbers(monkeypatch):
         (["--logdir", ".", "--video", "out.mp4"], "must end with .gif"),
         (["--logdir", ".", "--json", "."], "cannot be written; give another file"),
         (["--logdir", ".", "--episodes", "-1"], "at least 0"),
-        ([], "--logdir"),
+        ([], "python evaluate.py RUN"),
+        (["a", "--logdir", "b"], "one run"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(flags, expected, capsys, tmp_path, monkeypatch):
@@ -289,5 +303,5 @@ def test_ctrl_c_ends_an_evaluation_without_numbers(trained, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "play_episodes", interrupted)
-    assert evaluate.main(["--logdir", str(trained.logdir), "--json", str(tmp_path / "out.json")]) == 130
-    assert "Stopped. A part of the episodes is not reported" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
+    assert evaluate.main([str(trained.logdir), "--json", str(tmp_path / "out.json")]) == 130
+    assert "Stopped. The finished episodes are not reported" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
