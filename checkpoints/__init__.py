@@ -1,4 +1,4 @@
-"""Checkpoints: this program's own and dreamerv3-torch's, read without running code, and fitted to an agent."""
+"""Checkpoints of this program and of dreamerv3-torch: reading, writing, and loading into an agent. Reading runs no code from a file."""
 
 from checkpoints.files import AGENT, RUN, VERSION, load, locate, previous, random_state, restore_random_state, save
 from checkpoints.sizes import sizes_of

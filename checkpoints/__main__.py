@@ -1,4 +1,4 @@
-"""Writes a flat agent's checkpoint as dreamerv3-torch does:
+"""Writes the checkpoint of a flat agent in the format of dreamerv3-torch:
 
 python -m checkpoints logdir/run/latest.pt exported.pt [--compiled]
 """
@@ -15,11 +15,13 @@ from storage import files
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes a flat run's checkpoint as dreamerv3-torch does; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m checkpoints", description="Writes a flat agent's checkpoint as dreamerv3-torch does.")
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m checkpoints", description="Writes the checkpoint of a flat agent in the format of dreamerv3-torch."
+    )
     parser.add_argument("checkpoint", help="a flat run's latest.pt, or its folder")
     parser.add_argument("output", type=pathlib.Path, help="the file to write, for example latest.pt in a folder for dreamerv3-torch")
-    parser.add_argument("--compiled", action="store_true", help="for a run with its setting compile: True, its default")
+    parser.add_argument("--compiled", action="store_true", help="for a run of dreamerv3-torch with compile: True, its default")
     arguments = parser.parse_args(argv)
     try:
         if arguments.output.exists():

@@ -1,7 +1,7 @@
-"""Checkpoints of dreamerv3-torch: read into this program's names, and written so that it can read them.
+"""The checkpoint format of dreamerv3-torch: reading and writing.
 
-It stores the same tensors under the same names, but modules that several attributes share are stored once for each of them,
-modules that were compiled have `_orig_mod` in their names, and optimizers go by the path on which they were found.
+Tensors have the same names there, with three differences. A module that several attributes share is stored once per attribute.
+Names of compiled modules contain `_orig_mod`. Optimizers are named after the attribute path on which they were found.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from console import first
 
-# The parameters that an optimizer trains, by the last attributes of its name; they lie below the module that owns it.
+# Which parameters an optimizer trains, by the last attributes of its name: those below this child of the module that owns it.
 TRAINS = {"_model_opt._opt": "", "_actor_opt._opt": "actor.", "_value_opt._opt": "value.", "_expl_opt._opt": "_networks."}
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of every parameter
-# What an Adam optimizer there stores beside learning rate, epsilon and parameters.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
+# The entries of an Adam parameter group besides learning rate, epsilon and parameters, as dreamerv3-torch stores them.
 ADAM = {
     "betas": (0.9, 0.999),
     "weight_decay": 0,
@@ -31,13 +31,13 @@ Moments = dict[str, dict[str, Tensor]]  # parameter name -> step, exp_avg, exp_a
 
 
 class Stored(NamedTuple):
-    """What a checkpoint of either program holds, in this program's names.
+    """The content of a checkpoint of either program, under this program's names.
 
     Attributes:
         origin: the program that wrote it.
         weights: tensors by name, each once.
-        optimizers: the state of every optimizer by its name; None if they were not given.
-        levels: (latents, classes) of each level, where the file says so.
+        optimizers: the state of every optimizer by its name; None if none were given.
+        levels: (latents, classes) of each level, if the file stores them.
         ignored: what was left out, and why.
     """
 
@@ -49,12 +49,12 @@ class Stored(NamedTuple):
 
 
 def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
-    """Brings `agent_state_dict` and `optims_state_dict` of a checkpoint into this program's names.
+    """Renames the entries of `agent_state_dict` and `optims_state_dict` to this program's names.
 
-    What is float32 on the CPU already is not copied.
+    Tensors that are float32 on the CPU are not copied.
 
     Raises:
-        ValueError: if they do not hold what an agent's checkpoint holds.
+        ValueError: if they are not the weights and optimizers of an agent.
     """
     _check_is_state_dict(state_dict)
     weights = {name.replace("_orig_mod.", ""): _plain(tensor) for name, tensor in state_dict.items()}
@@ -75,11 +75,11 @@ def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
 
 
 def _noted_levels(state_dict: dict) -> list[tuple[int, int]] | None:
-    """The sizes of the latents that this program leaves in a state dict's metadata."""
+    """Sizes of the latents from a state dict's metadata, where this program stores them."""
     try:
         levels = [(int(stoch), int(discrete)) for stoch, discrete in state_dict._metadata["_wm.dynamics"]["levels"]]
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
-        return None  # from another program, or copied into a plain dict
+        return None  # written by another program, or copied into a plain dict
     return levels if levels and all(stoch > 0 and discrete >= 0 for stoch, discrete in levels) else None
 
 
@@ -94,7 +94,7 @@ def _check_is_state_dict(state_dict: dict) -> None:
 
 
 def _is_plain(value) -> bool:
-    """Whether this is an ordinary tensor of floats."""
+    """Whether this is a dense tensor of floats with data."""
     return (
         torch.is_tensor(value)
         and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -108,7 +108,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _aliases(names) -> dict[str, str]:
-    """The names under which a module's tensors are stored once more, each with the first name."""
+    """Maps the names of tensors that are stored again under another attribute to their first names."""
     explores = any(name.startswith("_expl_behavior._networks.") for name in names)
     modules = {
         "_task_behavior._world_model.": "_wm.",
@@ -126,7 +126,7 @@ def _aliases(names) -> dict[str, str]:
 
 
 def trained(optimizer: str, names) -> list[str]:
-    """Those of the names that an optimizer trains, in its order; empty if the optimizer is unknown."""
+    """Returns the parameters among `names` that an optimizer trains, in its order; an empty list for an unknown optimizer."""
     for attributes, module in TRAINS.items():
         if optimizer.endswith(f".{attributes}"):
             return [name for name in names if name.startswith(optimizer.removesuffix(attributes) + module)]
@@ -134,17 +134,17 @@ def trained(optimizer: str, names) -> list[str]:
 
 
 def _current_names(stored: dict) -> dict[str, dict]:
-    """Optimizers without what compilation adds to the path on which they were found."""
+    """Renames optimizers: drops what compilation adds to their attribute paths."""
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
-        raise ValueError("the checkpoint's optimizers are no dict of states by name")
+        raise ValueError("the checkpoint's optimizers are not a dict of states by name")
     return {".".join(part for part in name.split(".") if part not in ("forward", "_orig_mod")): state for name, state in stored.items()}
 
 
 def moments(optimizer: str, stored: Stored) -> Moments:
-    """Adam's moments by parameter name; the file numbers them in the order of the weights.
+    """Returns Adam's moments by parameter name. The file numbers parameters in the order of the weights.
 
     Raises:
-        ValueError: if they are missing or do not fit the weights.
+        ValueError: if moments are missing or do not fit the weights.
     """
     if optimizer not in stored.optimizers:
         raise ValueError(f"the checkpoint lacks the state of the optimizer {optimizer}; it has {first(list(stored.optimizers)) or 'none'}")
@@ -170,41 +170,41 @@ def moments(optimizer: str, stored: Stored) -> Moments:
                 if not _is_plain(slots[key]) or slots[key].shape != shape:
                     raise ValueError(f"the optimizer {optimizer} has a {key} of {name} that does not fit its shape")
                 if key != "exp_avg" and (slots[key] < 0).any():
-                    raise ValueError(f"the optimizer {optimizer} has a negative {key} of {name}, which cannot be")
+                    raise ValueError(f"the optimizer {optimizer} has a negative {key} of {name}, which is impossible")
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"the state of the optimizer {optimizer} is incomplete ({type(error).__name__}: {error})") from error
     return {name: {key: _plain(slots[key]) for key in MOMENTS} for name, slots in by_name.items()}
 
 
 def export(checkpoint: dict, compiled: bool = False) -> dict:
-    """A flat agent's checkpoint as dreamerv3-torch writes it.
+    """Converts a flat agent's checkpoint to the format of dreamerv3-torch.
 
     Args:
-        checkpoint: as in latest.pt or from `Dreamer.checkpoint`; or one of dreamerv3-torch, to change `compiled`.
-        compiled: as saved by a run with its setting `compile: True`, which is its default; it reads a file only if this agrees.
+        checkpoint: from latest.pt or `Dreamer.checkpoint`; or one of dreamerv3-torch, to change `compiled`.
+        compiled: use the names of a run of dreamerv3-torch with `compile: True`, its default. A run reads only a file whose names match.
     Returns:
-        "agent_state_dict" and "optims_state_dict"; tensors on the CPU, shared where the same one has several names.
+        "agent_state_dict" and "optims_state_dict"; tensors are on the CPU, and the same object under all names of a shared module.
     Raises:
-        ValueError: if the agent has two latent levels, or something is missing.
+        ValueError: if the agent has two latent levels, or entries are missing.
     """
     stored, config = read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), checkpoint.get("config") or {}
     for optimizer in stored.optimizers:
-        moments(optimizer, stored)  # refuses what is incomplete
+        moments(optimizer, stored)  # raises if something is missing
     weights = {
         name: tensor.contiguous()
         for name, tensor in stored.weights.items()
         if config.get("reward_EMA", True) or not name.endswith(".ema_vals")
-    }  # registered there only if it is used
+    }  # dreamerv3-torch has this buffer only if it normalises returns
     if any("._top_summary." in name for name in weights):
         raise ValueError("the agent has two latent levels, which dreamerv3-torch does not know; only flat agents can be exported")
     wrapped = "_orig_mod." if compiled else ""
 
     def module(name: str, prefix: str) -> dict[str, Tensor]:
-        """A module's tensors under another name."""
+        """The tensors of a module under another prefix."""
         return {prefix + key[len(name) :]: tensor for key, tensor in weights.items() if key.startswith(name)}
 
     def behavior(name: str, prefix: str, world_model: str) -> dict[str, Tensor]:
-        """A behavior as it lies there: the range of returns, the world model again, actor, critic, slow critic."""
+        """A behavior in the order of dreamerv3-torch: range of returns, the world model again, actor, critic, slow critic."""
         own = module(name, prefix)
         range_of_returns = {key: tensor for key, tensor in own.items() if key == f"{prefix}ema_vals"}
         return range_of_returns | module("_wm.", prefix + world_model) | own

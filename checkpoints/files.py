@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written at once or not at all, read without running code."""
+"""Checkpoints on disk. A write replaces the old file only when it is complete; reading runs no code from the file."""
 
 import pathlib
 import random
@@ -11,23 +11,23 @@ from storage import archives, files
 
 VERSION = 1
 AGENT = frozenset(["agent_state_dict", "optims_state_dict"])  # all that dreamerv3-torch stores
-# What a run of this program needs to go on.
+# What a run of this program needs to resume.
 RUN = AGENT | {"version", "step", "last_eval", "updates", "update_credit", "random_state"}
 
 
 def save(path: pathlib.Path, checkpoint: dict) -> None:
     """Writes a dict of tensors and plain containers.
 
-    The file under `path` is replaced only when the new one is complete, and what it held is kept beside it, see `previous`.
+    The new file replaces the one under `path` only when it is complete. The old one stays beside it, see `previous`.
 
     Raises:
-        OSError: if it cannot be written; then the files that were there stay.
+        OSError: if it cannot be written; the existing files then stay as they are.
     """
     with files.replacing(path) as file:
         try:
             torch.save({"version": VERSION, **checkpoint}, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # which PyTorch hides behind a position in its archive
+            if isinstance(error.__context__, OSError):  # PyTorch reports only a position in the archive
                 raise error.__context__ from None
             raise
         file.flush()
@@ -36,15 +36,15 @@ def save(path: pathlib.Path, checkpoint: dict) -> None:
 
 
 def previous(path: pathlib.Path) -> pathlib.Path:
-    """Where the checkpoint before the one under `path` is kept."""
+    """The path of the checkpoint that the one under `path` replaced."""
     return path.with_name(f"previous{path.suffix}")
 
 
 def locate(path: str) -> pathlib.Path:
-    """The checkpoint that a user names: a file, or a folder with a latest.pt.
+    """Finds the checkpoint that a user names: a file, or latest.pt in a folder.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the file does not exist.
     """
     found = pathlib.Path(path).expanduser()
     found = found / "latest.pt" if found.is_dir() and path else found
@@ -54,19 +54,19 @@ def locate(path: str) -> pathlib.Path:
 
 
 def load(path: pathlib.Path, way_out: str | None = None) -> dict:
-    """Reads a checkpoint of this program or of dreamerv3-torch onto the CPU; nothing in it can run code.
+    """Reads a checkpoint of this program or of dreamerv3-torch onto the CPU, without running code from it.
 
     Args:
-        way_out: what to do if it cannot be read, for the error; None for what helps a run whose own checkpoint it is.
+        way_out: advice for the error message if the file cannot be read; None for advice to a run that reads its own checkpoint.
     Returns:
-        a dict with the entries `RUN`, or without a "version" and with the entries `AGENT` alone, if dreamerv3-torch wrote it.
+        a dict with the entries `RUN`; with the entries `AGENT` and no "version" if dreamerv3-torch wrote the file.
     Raises:
-        ValueError: for a damaged file, one without these entries, or one of a newer format.
+        ValueError: if the file is damaged, lacks these entries, or has a newer format.
     """
     try:
         with open(path, "rb"):
             pass
-    except OSError as error:  # says nothing about what is in it
+    except OSError as error:  # the content may be fine
         raise ValueError(f"the checkpoint {path} cannot be opened: {error.strerror}. Make it readable, or give another one") from error
     way_out = way_out or _way_back(path)
     try:
@@ -75,7 +75,7 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
         archives.check_values(checkpoint)
     except archives.Unsafe as error:
         raise ValueError(f"the checkpoint {path} is damaged or no checkpoint at all: {error}. {way_out}") from error
-    except Exception as error:  # a damaged file makes its readers raise nearly anything
+    except Exception as error:  # reading a damaged file may raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {way_out}") from error
     entries = set(checkpoint) if isinstance(checkpoint, dict) else set()
@@ -96,14 +96,14 @@ def _way_back(path: pathlib.Path) -> str:
             origin = "dreamerv3-torch's"
             if "version" in before:
                 origin = f"from frame {int(before['step']):,}, update {int(before['updates']):,}"
-            return f"The one before it is {origin}; to go on from there: {shlex.join(['mv', str(last_good), str(path)])}"
+            return f"The one before it is {origin}; to resume from there: {shlex.join(['mv', str(last_good), str(path)])}"
         except (ValueError, TypeError, OverflowError, RuntimeError):
             pass  # damaged too
-    return f"Move it away to train anew from the episodes in {path.parent}, or give another --logdir"
+    return f"Move it away to train a new agent from the episodes in {path.parent}, or give another --logdir"
 
 
 def random_state(replay_rng: np.random.Generator) -> dict:
-    """The state of every random number generator, in plain containers."""
+    """Returns the state of every random number generator, in plain containers."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -115,7 +115,7 @@ def random_state(replay_rng: np.random.Generator) -> dict:
 
 
 def restore_random_state(state: dict, replay_rng: np.random.Generator) -> None:
-    """Sets every random number generator as `random_state` found it."""
+    """Sets every random number generator to a state from `random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     replay_rng.bit_generator.state = state["replay"]
