@@ -51,18 +51,20 @@ from training.run import Run
 
 
 class Dreamer(nn.Module):
-    """The agent: a world model, and a behavior learned inside it.
+    """The agent: a world model, and an actor and a critic that learn in its imagination.
 
     Args:
-        obs_space: gymnasium Dict of a single environment's observations, images (H, W, C) uint8 and vectors (n,) float32.
-        act_space: a single environment's action space.
+        obs_space: gymnasium Dict of one environment's observations: images (height, width, channels) uint8, vectors
+            (n,) float32.
+        act_space: the action space of one environment.
         config: settings, from `tools.load_config`.
-        logger: where an agent may log by itself; this one returns its metrics instead. May be None.
-        dataset: iterator of batches that `update` draws from, for example a `Replay`; may be None.
+        logger: unused, may be None; `update` returns the metrics.
+        dataset: iterator of batches for `update`, for example a `Replay`; may be None.
     Attributes:
-        obs_space, act_space: as given; what is only logged is left out.
-        exploring: whether the exploring behavior (`expl_behavior`) acts in training, or the task's.
-        updates: how many there have been.
+        obs_space: without keys that are only logged.
+        act_space: as given.
+        exploring: whether the exploration behavior (`expl_behavior`) acts in training instead of the task's policy.
+        updates: number of updates so far.
     """
 
     def __init__(
@@ -89,9 +91,9 @@ class Dreamer(nn.Module):
             self._compile()
 
     def _compile(self) -> None:
-        """Compiles in place what `act` and `update` call, so that names in checkpoints stay the same."""
+        """Compiles modules in place, so that parameter names in checkpoints stay the same."""
         tools.check_compiler(self.device)
-        # Actor and critic share a graph, which the first backward must leave whole.
+        # Actor and critic share a graph, so the first backward pass must not free its buffers.
         torch._functorch.config.donated_buffer = False
         self._wm.dynamics.compile_steps()
         for module in self.modules():
@@ -102,18 +104,18 @@ class Dreamer(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:
-        """Acts on a batch of N observations, or on a single one.
+        """Chooses actions for a batch of N observations, or for a single one.
 
         Args:
-            obs: arrays (N, ...) by name, of a single observation without N; the array alone where the agent observes one thing.
-                `is_first` says where an episode begins (everywhere if there is no state).
+            obs: arrays (N, ...) by name; for a single observation without N. With one observation key, the array alone
+                is enough. `is_first` (N,) marks the first observations of episodes. Without a state all are first.
             state: what the last call returned; None at the start.
-            training: sample actions; otherwise the most likely ones are taken.
+            training: sample actions, instead of taking the most likely ones.
         Returns:
-            N actions that the environment takes (one, without N, for a single observation), and the state for the next call, with
-            the action vector (N, A) under "action".
+            N actions for the environment (one action for a single observation), and the state for the next call. Its
+            entry "action" has the action vectors (N, A).
         Raises:
-            ValueError: for observations other than the agent was built for.
+            ValueError: for observations that do not fit `obs_space`.
         """
         obs, single = as_batch(obs, self._wm.encoder.shapes)
         with autocast(self._config):
@@ -137,13 +139,13 @@ class Dreamer(nn.Module):
         return self.codec.decode(action.cpu().numpy()), {**latent, "action": action}
 
     def act_in(self, act_space: gymnasium.Space) -> None:
-        """Lets `act` return actions of an environment's space.
+        """Lets `act` return actions of another space with the same action vectors.
 
-        An agent that has learned from recorded episodes alone knows no other discrete actions than those that count from 0, and no
-        other continuous ones than those in [-1, 1].
+        An agent that learned from recorded episodes knows only action vectors: it takes discrete actions to count from
+        0, and continuous ones to lie in [-1, 1]. The environment has the true first action and bounds.
 
         Raises:
-            ValueError: if the agent's action vectors are others.
+            ValueError: if the space has other action vectors.
         """
         codec = ActionCodec(act_space)
         if (codec.size, codec.classes) != (self.codec.size, self.codec.classes):
@@ -154,12 +156,15 @@ class Dreamer(nn.Module):
         self.act_space, self.codec = act_space, codec
 
     def update(self, batch: dict | None = None) -> Metrics:
-        """One update of world model, actor and critic on a batch of arrays (B, T, ...), drawn from the dataset if none is given.
+        """Updates world model, actor and critic once.
 
+        Args:
+            batch: arrays (B, T, ...) by name; None draws a batch from the dataset.
         Returns:
-            scalar tensors by name.
+            metrics, scalar tensors by name.
         Raises:
-            nonfinite.NonFinite: if losses or gradients have not been finite for many updates; none of those has changed anything.
+            nonfinite.NonFinite: if losses or gradients of many updates in a row were not finite. Those updates changed
+                no weight.
         """
         if batch is None:
             if self._dataset is None:
@@ -180,12 +185,12 @@ class Dreamer(nn.Module):
 
     @torch.no_grad()
     def model_losses(self, batch: dict) -> Metrics:
-        """The world model's losses on a batch of arrays (B, T, ...), without an update; scalar tensors by name."""
+        """The world model's losses on a batch of arrays (B, T, ...), as scalar tensors by name. Updates nothing."""
         loss, _, metrics = self._wm.loss(self._wm.preprocess(batch))
         return {"model_loss": loss, **{key: value.mean() for key, value in metrics.items()}}
 
     def video_pred(self, batch: dict) -> dict[str, np.ndarray]:
-        """Open-loop predictions of images, see `WorldModel.video_pred`."""
+        """Videos of open-loop predictions; see `WorldModel.video_pred`."""
         return self._wm.video_pred(batch)
 
     def parameter_counts(self) -> dict[str, int]:
@@ -206,11 +211,11 @@ class Dreamer(nn.Module):
 
     @property
     def _explorer(self) -> exploration.Plan2Explore | None:
-        """The exploring behavior, if it is one that learns."""
+        """The exploration behavior, if it is one that learns."""
         return self._expl_behavior if isinstance(self._expl_behavior, exploration.Plan2Explore) else None
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """All optimizers by the names that they have in checkpoints."""
+        """All optimizers by their names in checkpoints."""
         task, explorer = self._task_behavior, self._explorer
         optimizers = {
             "_wm._model_opt._opt": self._wm._model_opt,
@@ -226,16 +231,16 @@ class Dreamer(nn.Module):
         return optimizers
 
     def latent_readers(self) -> list[nn.Linear]:
-        """Every layer whose first inputs are latents."""
+        """Every layer whose first inputs are the latents."""
         explorer = self._explorer.latent_readers() if self._explorer else []
         return self._wm.latent_readers() + self._task_behavior.latent_readers() + explorer
 
     def latent_writers(self) -> list[nn.Linear]:
-        """Every layer beside the dynamics whose first outputs are latents."""
+        """Every layer outside the dynamics whose first outputs are latents."""
         return self._explorer.latent_writers() if self._explorer else []
 
     def checkpoint(self) -> dict:
-        """Weights and optimizers, as `load_checkpoint` takes them up, with settings and spaces, from which the agent can be built."""
+        """Weights and optimizer states for `load_checkpoint`, with the settings and spaces that rebuild the agent."""
         return {
             "agent_state_dict": self.state_dict(),
             "config": settings.plain(self._config),
@@ -244,15 +249,15 @@ class Dreamer(nn.Module):
         }
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
-        """Takes up weights: this agent's own, or those of a flat agent, written by this program or by dreamerv3-torch.
+        """Loads weights of this agent, or of a flat agent of this program or of dreamerv3-torch.
 
-        Flat weights are converted so that an agent with two levels computes the same; see `models.flat_sources`.
+        Flat weights are converted, so that an agent with two levels computes the same; see `models.flat_sources`.
 
         Args:
             state_dict: tensors by name, the entry "agent_state_dict" of a checkpoint.
-            strict, assign: only what PyTorch has as defaults.
+            strict, assign: only PyTorch's defaults are allowed.
         Raises:
-            ValueError: if they do not fit; then nothing has changed.
+            ValueError: if they do not fit. Nothing has changed then.
         """
         if not strict or assign:
             raise ValueError("an agent's weights are loaded whole and copied: leave strict and assign out")
@@ -260,14 +265,14 @@ class Dreamer(nn.Module):
         return _IncompatibleKeys([], [])
 
     def load_checkpoint(self, checkpoint: dict) -> dict[str, str]:
-        """Takes up weights as `load_state_dict` does, and the optimizers' moments, which follow them, with the count of updates.
+        """Loads weights as `load_state_dict` does, with the optimizers' moments and the number of updates.
 
         Args:
             checkpoint: with the entries "agent_state_dict" and "optims_state_dict".
         Returns:
-            what was found and what was done with it, texts by topic.
+            what the checkpoint held and how it was used, as texts by topic.
         Raises:
-            ValueError: if something does not fit; then nothing has changed.
+            ValueError: if something does not fit. Nothing has changed then.
         """
         entries = checkpoint if isinstance(checkpoint, dict) else {}
         missing = [name for name in sorted(checkpoints.AGENT) if not isinstance(entries.get(name), dict)]
@@ -281,19 +286,19 @@ class Dreamer(nn.Module):
 
 
 def load_agent(path: str | os.PathLike, device: str = "auto") -> Dreamer:
-    """The agent of a run, ready to act: `action, state = agent.act(obs, state)`.
+    """Loads the agent of a run, ready for `action, state = agent.act(obs, state)`.
 
     Args:
-        path: the folder of a run, or a checkpoint file; nothing else is read.
-        device: where it computes, as the setting `device`.
+        path: the folder of a run, or a checkpoint file.
+        device: as the setting `device`.
     Raises:
-        ValueError: if there is no agent, or one that cannot be built from the file alone.
+        ValueError: if there is no agent, or if the file alone does not say how to build it.
     """
     return read_agent(path, device)[0]
 
 
 def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, dict]:
-    """As `load_agent`; and the checkpoint that the agent comes from."""
+    """Loads an agent as `load_agent` does; returns it with its checkpoint."""
     file = checkpoints.locate(os.fspath(path))
     checkpoint = checkpoints.load(file, "Give the folder of a run that dreamer.py has trained, or a checkpoint in it")
     stored = checkpoint.get("config")
@@ -312,7 +317,7 @@ def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, 
 
 
 def _check_size(spaces: tuple, config: settings.Config, weights: dict) -> None:
-    """Raises ValueError if the settings in a file mean an agent far larger than the weights in it; it would take all memory."""
+    """Raises ValueError if the settings in a file describe an agent much larger than its weights."""
     config = copy.deepcopy(config)
     config.device = "meta"
     try:
@@ -327,7 +332,7 @@ def _check_size(spaces: tuple, config: settings.Config, weights: dict) -> None:
 
 
 def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
-    """Observation and action space; checkpoints of the first versions do not hold them, their environment does."""
+    """Observation and action space of a checkpoint. The first versions stored none; then the environment tells them."""
     if isinstance(stored := checkpoint.get("spaces"), dict):
         return space_of(stored.get("observation")), space_of(stored.get("action"))
     if modules := modules_of(config.task, config.get("import")):
@@ -340,12 +345,12 @@ def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
 
 
 def start(config: settings.Config) -> Run:
-    """A run with everything that it needs; it goes on with what its folder holds of an earlier run.
+    """Opens a run: its folder, data and agent. A run that the folder holds is resumed.
 
     Raises:
-        ValueError: if settings, environment, episodes or checkpoint do not fit; then nothing has changed in the folder.
+        ValueError: if settings, environment, episodes or checkpoint do not fit. The folder has not changed then.
     """
-    with contextlib.ExitStack() as opened:  # closes lock and environments if anything fails
+    with contextlib.ExitStack() as opened:  # closes the lock and the environments if anything fails
         run = Run(config, opened)
         data = (Recordings if config.offline_traindir else Environments)(run.config, opened)
         build = functools.partial(Dreamer, data.obs_space, data.act_space, dataset=data.replay)
@@ -356,7 +361,7 @@ def start(config: settings.Config) -> Run:
 
 
 def train(run: Run) -> None:
-    """Collects steps and learns from them, until there are `steps` frames or the run is told to stop."""
+    """Collects steps and learns from them, until the run has `steps` frames or is stopped."""
     config, agent, collector, budget = run.config, run.agent, run.data.collector, run.data.budget
     prefill(run)
     pretrain(run)
@@ -377,11 +382,11 @@ def train(run: Run) -> None:
 
 
 def prefill(run: Run) -> None:
-    """Collects the first steps, with random actions unless the agent has been trained before."""
+    """Collects the first `prefill` steps, with random actions, or with the policy of a trained agent."""
     collector, missing = run.data.collector, run.data.missing_steps
     if missing <= 0:
         return
-    trained = run.agent.updates > 0  # elsewhere, and its episodes are not here
+    trained = run.agent.updates > 0  # in another run, whose episodes are not here
     policy = run.agent if trained else exploration.Random(run.agent.codec, tools.policy_seed(run.config.seed, run.step))
     collected = 0
     with console.Progress("prefill", missing, "steps") as progress:
@@ -390,11 +395,11 @@ def prefill(run: Run) -> None:
             collected += steps
             run.count(steps, episodes)
             progress.update(collected)
-    collector.restart()  # the agent begins with episodes that it has seen from the start
+    collector.restart()  # the agent must see an episode from its start
 
 
 def pretrain(run: Run) -> None:
-    """Learns from the first steps before the agent acts."""
+    """Runs the first `pretrain` updates, before the agent acts."""
     agent, updates = run.agent, run.config.pretrain
     if agent.updates >= updates or run.stop:
         return
@@ -407,9 +412,9 @@ def pretrain(run: Run) -> None:
 
 
 def train_on_recordings(run: Run) -> None:
-    """Learns from recorded episodes, until there are `steps` updates or the run is told to stop."""
+    """Learns from recorded episodes, until the run has `steps` updates or is stopped."""
     config, agent = run.config, run.agent
-    run.evaluate_if_due()  # the run may have been stopped in the middle of its last evaluation
+    run.evaluate_if_due()  # the last evaluation may have been interrupted
     with console.Progress("train", config.steps, "updates", agent.updates) as progress:
         while agent.updates < config.steps and not run.stop:
             run.add(agent.update(), prefix="train")
@@ -421,16 +426,20 @@ def train_on_recordings(run: Run) -> None:
 
 
 def run_to_end(run: Run) -> None:
-    """Trains, and saves everything at the end, whatever the end is."""
+    """Trains, and saves everything at the end, also after an error."""
     with run:
         (train_on_recordings if run.config.offline_traindir else train)(run)
 
 
 def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 if something could not be saved, or 2 for what the user can put right.
+    """Runs the command line.
 
     Args:
-        make_env: makes an environment of your own, which `--task gym_<name>` then stands for, whatever the name.
+        argv: words of the command line; None takes those of the process.
+        make_env: makes an environment of your own. `--task gym_<name>`, with any name, then means it.
+    Returns:
+        the exit code: 0, 1 if training failed or something could not be saved, 2 for what the user can correct, 130
+        after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     with console.tolerant_output():
@@ -443,7 +452,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
         debug = False
         try:
             presets, flags = settings.parse_flags(argv)
-            debug = str(flags.get("debug", "")).lower() == "true"  # before all else, since the other settings may be wrong
+            debug = str(flags.get("debug", "")).lower() == "true"  # first, since the other settings may be wrong
             config = folder.command_settings(presets, flags)
             debug = config.debug
             if make_env:
@@ -470,7 +479,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
 
 
 def tell_unsaved(run: Run) -> int:
-    """Says what could not be written until the end, if anything; returns the exit code."""
+    """Says what could not be written, if anything; returns the exit code."""
     if unsaved := run.disk.unsaved():
         print(
             f"error: not everything could be written to {run.logdir}: {unsaved}; {free_space(run.logdir)}. What was "

@@ -2,8 +2,8 @@
 
     python latent_report.py logdir/20261128-002237-gym_CartPole-v1
 
-The agent plays with sampled actions. The folder of the run gets latents/index.html, its figures and latents/report.json.
-docs/latents.md says how to read them. It works for flat agents too.
+The agent plays with sampled actions. The folder of the run gets latents/index.html, its figures and
+latents/report.json. docs/latents.md says how to read them. It works for flat agents too.
 
 Shapes: N environments, T steps.
 """

@@ -3,14 +3,15 @@
     python record.py --task gym_CartPole-v1 --policy random --episodes 20 --out recorded/random
     python record.py logdir/20261128-002237-gym_CartPole-v1 --episodes 20 --out recorded/trained
 
-    RUN                 folder of a run, or a checkpoint in it, for a trained agent and its environment; also --logdir RUN
+    RUN                 folder of a run, or a checkpoint in it: a trained agent and its environment; also --logdir RUN
     --out FOLDER        where the files go; files that are there stay
     --policy NAME       random (the default without RUN), sampled (the agent samples actions, the default with RUN),
                         or most_likely (the agent takes the most likely actions)
     --episodes NUMBER   number of episodes
     --steps NUMBER      number of frames instead; the last episode is cut off
 
-All other flags are settings of dreamer.py, such as --seed, --envs, --time_limit and --device; python dreamer.py --help lists them.
+All other flags are settings of dreamer.py, such as --seed, --envs, --time_limit and --device.
+python dreamer.py --help lists them.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ def record(
 
     Args:
         policy: see `collect.Collector`.
-        episodes: number of episodes; None to record `steps` agent steps over all environments, and to cut off open episodes.
+        episodes: number of episodes; None to record `steps` agent steps over all environments, and to cut off what is open.
         seed: of the environments.
         sample: whether an agent samples its actions, or takes the most likely ones.
     """

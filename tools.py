@@ -95,7 +95,8 @@ class UpdateBudget:
 
 
 def pick_device(name: str) -> str:
-    """The device for a value of the setting `device`. "auto" is a GPU if there is one; "meta" holds shapes without numbers.
+    """The device for a value of the setting `device`. "auto" is a GPU if there is one; "meta" holds shapes without
+    numbers.
 
     Raises:
         ValueError: for an unknown device, or one that this machine lacks.
@@ -177,7 +178,8 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seeds Python, NumPy and PyTorch.
 
     Args:
-        deterministic: restrict PyTorch to deterministic operations. It warns about an operation that has no such version.
+        deterministic: restrict PyTorch to deterministic operations. It warns about an operation that has no such
+            version.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -200,7 +202,7 @@ def eval_seed(seed: int) -> int:
 
 
 def policy_seed(seed: int, step: int) -> int:
-    """Seed of random actions from this frame on. It differs from the environments' seeds, whose generators are of the same kind."""
+    """Seed of random actions from this frame on; never that of an environment, whose generators are of the same kind."""
     return _derived_seed(seed, 2, step)
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import gymnasium
-import numpy as np
 import pytest
 import torch
 
@@ -47,7 +46,7 @@ SHORT = {"record": ["--episodes", "2"], "evaluate": ["--episodes", "1", "--video
 def documented(page: str) -> list[tuple[str, bool]]:
     """The command lines of a page in order, without comments behind them, each with whether the page says that it is refused."""
     found = re.findall(r"^    ((?:python|pip|tensorboard|mkdir|\.ci/).*)$(\n*    error: )?", PAGES[page], re.MULTILINE)
-    return [(re.sub(r"\s+#.*", "", command).strip(), bool(error)) for command, error in found]
+    return [(re.sub(r"\s+#.*", "", command).replace(" RUN", f" {RUN}").strip(), bool(error)) for command, error in found]
 
 
 EVERY = [command for page in PAGES for command, _ in documented(page)]
@@ -72,6 +71,8 @@ def shortened(command: str) -> list[str]:
         return [*words, "--steps", "60"]
     if script != "dreamer":
         return words + SHORT.get(script, [])
+    if "--configs" not in words:  # resumes a run, with its own settings
+        return [*words, "--steps", "150"]
     logdir = words[words.index("--logdir") + 1] if "--logdir" in words else "new"
     goes_on = pathlib.Path(logdir, "latest.pt").exists()
     flags = {**DREAMER, "steps": 150 if goes_on else 90}
@@ -159,23 +160,20 @@ def test_the_tables_of_results_are_those_of_the_stored_results():
         assert draw.fill(PAGES[page.name], tables) == PAGES[page.name]
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    lines = PAGES["README.md"].split("In Python:\n")[1].splitlines()
-    code = "\n".join(line[4:] for line in lines[1 : next(n for n, line in enumerate(lines[1:], 1) if line and not line.startswith("    "))])
-    small = {key: value for key, value in DREAMER.items() if key.startswith(("dyn", "units", "encoder", "decoder", "device"))}
-    load_config = tools.load_config
-    monkeypatch.setattr(tools, "load_config", lambda names, overrides: load_config(names, {**overrides, **small}))
-    monkeypatch.chdir(tmp_path)
-    before, after = code.split("agent.load_state_dict", 1)
+def test_the_python_of_the_readme_runs_as_printed(monkeypatch):
+    code = PAGES["README.md"].split("\n    import ")[1].split("\n\n## ")[0]
+    monkeypatch.chdir(ROOT)
     scope = {}
-    exec(before, scope)
-    torch.save(scope["agent"].checkpoint(), "latest.pt")
-    rng = np.random.default_rng(0)
-    scope["batch"] = {
-        "image": rng.integers(256, size=(2, 3, 64, 64, 3), dtype=np.uint8),
-        "action": np.eye(scope["agent"].codec.size, dtype=np.float32)[rng.integers(scope["agent"].codec.size, size=(2, 3))],
-        "reward": np.zeros((2, 3), np.float32), "is_first": np.zeros((2, 3), bool), "is_terminal": np.zeros((2, 3), bool),
-    }  # fmt: skip
-    exec(f"agent.load_state_dict{after}", scope)
-    scope["envs"].close()
-    assert scope["metrics"]["model_loss"].isfinite()
+    exec("\n".join(line.removeprefix("    ") for line in f"import {code}".splitlines()), scope)
+    agent = scope["agent"]
+    assert agent.act_space.contains(scope["action"])
+    assert list(agent._wm.dynamics.levels) == ["top", "bottom"]
+    stored = scope["checkpoint"]["agent_state_dict"]["_task_behavior.actor.mean_layer.bias"]
+    assert torch.equal(agent._task_behavior.actor.mean_layer.bias, stored)
+
+
+@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
+def test_the_command_for_uv_prints_the_help():
+    command = re.search(r"`(uv run .*?)`", PAGES["README.md"])[1]
+    result = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert result.returncode == 0 and "--dyn_stoch_top" in result.stdout, result.stderr

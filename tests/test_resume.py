@@ -113,7 +113,7 @@ def test_without_arguments_the_command_prints_three_examples_and_starts_nothing(
 def test_the_summary_shows_presets_and_flags_apart_and_when_there_are_evaluations_and_videos(tmp_path, capsys):
     assert dreamer.main([*START, "--seed", "0", "--kl_free", "0.5", "--logdir", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out
-    presets = output.split("Presets debug hdreamer_split\n")[1].split("Your flags\n")[0]
+    presets = output.split("Suite gym, presets debug hdreamer_split\n")[1].split("Your flags\n")[0]
     flags = output.split("Your flags\n")[1].split("prefill:")[0]
     assert re.search(r"hierarchical_mode +false -> true", presets) and "steps" not in presets
     assert re.search(r"steps +1000000 -> 120\n", flags) and re.search(r"kl_free +1.0 -> 0.5\n", flags)

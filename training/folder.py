@@ -67,10 +67,10 @@ def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
 
 
 def command_settings(presets: list[str], flags: dict) -> settings.Config:
-    """Settings of a command line: presets and flags. Without presets, a run in `logdir` gives its own settings in their place.
+    """Settings of a command line. Without presets, the settings of the run in `logdir` are the base, and flags apply on top.
 
     Raises:
-        ValueError: if `logdir` is all that was given and holds no settings, or if they name a module to import, which only a flag may.
+        ValueError: if there are neither presets, a task nor stored settings, or if stored settings name a module to import.
     """
     logdir = flags.get("logdir")
     if presets or not isinstance(logdir, str):

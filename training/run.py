@@ -27,8 +27,8 @@ from training.forecast import Forecast
 class Run:
     """Counts, logs, evaluates and saves; goes on with what its folder holds of an earlier run.
 
-    `with run:` goes around the training. Within it Ctrl-C and SIGTERM set `stop`. At its end everything is saved, after an error what
-    can be saved.
+    `with run:` goes around the training. Within it Ctrl-C and SIGTERM set `stop`. At its end everything is saved, after
+    an error what can be saved.
 
     Args:
         config: settings, from `tools.load_config`.
@@ -79,7 +79,8 @@ class Run:
             raise folder.cannot_write(error) from error
 
     def read_checkpoint(self, build: Callable[[settings.Config], nn.Module]) -> None:
-        """Reads the checkpoint that the agent begins with. A new run gets the sizes of that agent, except those that were given.
+        """Reads the checkpoint that the agent begins with. A new run gets the sizes of that agent, except those that
+        were given.
 
         After environments are opened: their processes are copies of this one and would keep it in memory.
 
@@ -162,7 +163,8 @@ class Run:
         """Tables of the settings that presets, or the resumed run, and the user's flags have changed."""
         config, hidden = self.config, {"task", "logdir"}
         arrows = dict(_arrows(settings.changes_from_defaults(self.config)))
-        source = f"Presets {' '.join(config.presets)}" if config.presets else "Settings of this run"
+        suite, presets = config.task.partition("_")[0], " ".join(config.presets)
+        source = f"Suite {suite}, presets {presets}" if presets else "Settings of this run"
         rows = {
             source: [(name, arrow) for name, arrow in arrows.items() if name not in config.given | hidden | self._taken],
             "Your flags": [(name, arrows.get(name, "as by default")) for name in sorted(config.given - hidden)],
@@ -177,7 +179,7 @@ class Run:
         return self.step if self.unit == "frame" else self.agent.updates
 
     def add(self, metrics: dict, prefix: str) -> None:
-        """Collects metrics for the next entry of the log; after the first updates, prints how long the run will take."""
+        """Collects metrics for the next log entry. After the first updates it prints how long the run will take."""
         self.logger.add(metrics, prefix)
         if prefix == "train":
             frames = self.config.steps - self.step if self.unit == "frame" else 0
