@@ -65,16 +65,16 @@ def choose_renderer(required: bool) -> None:
         )
 
 
-def _make_one(domain: str, task: str, repeat: int, size: tuple[int, int] | None) -> "DmEnv":
+def _make_one(domain: str, task: str, repeat: int, size: tuple[int, int] | None, render_mode: str | None = None) -> "DmEnv":
     from dm_control import suite
 
     def make_env(seed: int | None):
         return suite.load(domain, task, task_kwargs={"random": seed})
 
-    def render(env) -> np.ndarray:
-        return env.physics.render(*size, camera_id=CAMERAS.get(domain, 0))
+    def draw(env, height: int, width: int) -> np.ndarray:
+        return env.physics.render(height, width, camera_id=CAMERAS.get(domain, 0))
 
-    return DmEnv(make_env, repeat, render if size else None, size)
+    return DmEnv(make_env, repeat, draw, size, render_mode)
 
 
 class DmEnv(gymnasium.Env):
@@ -83,18 +83,30 @@ class DmEnv(gymnasium.Env):
     Args:
         make_env: builds the environment from a seed or None.
         repeat: environment steps per action; rewards are summed.
-        render: draws an image (H, W, 3) of the environment as the observation `image`; None for no image.
-        size: (H, W) of this image.
+        draw: draws an image (H, W, 3) of the environment, given it and (H, W); None if it cannot be drawn.
+        size: (H, W) of the observation `image`; None for no image.
+        render_mode: "rgb_array" or None.
     """
 
-    def __init__(self, make_env: Callable, repeat: int = 1, render: Callable | None = None, size: tuple[int, int] | None = None):
-        self._make_env, self._repeat, self._render = make_env, repeat, render
+    RENDERED = 240, 320  # (H, W) of what `render` returns
+
+    def __init__(
+        self,
+        make_env: Callable,
+        repeat: int = 1,
+        draw: Callable | None = None,
+        size: tuple[int, int] | None = None,
+        render_mode: str | None = None,
+    ):
+        self._make_env, self._repeat, self._draw, self._size = make_env, repeat, draw, size
+        self.metadata = {"render_modes": ["rgb_array"] if draw else []}
+        self.render_mode = render_mode
         self._env = make_env(None)
         # Do not render here: this process forks the workers, and an open renderer does not survive a fork.
         spec = self._env.observation_spec()
         spec = dict(spec) if hasattr(spec, "items") else {"image": spec}
         self.observation_space = spaces.Dict({key: _observation_space(part.shape, part.dtype) for key, part in spec.items()})
-        if render:
+        if size:
             self.observation_space["image"] = _observation_space((*size, 3), np.uint8)
         spec = self._env.action_spec()
         if hasattr(spec, "num_values"):
@@ -119,13 +131,16 @@ class DmEnv(gymnasium.Env):
         ended = step.last() and step.discount == 0.0  # any other discount means a time limit
         return self._observe(step), total, ended, step.last() and not ended, {}
 
+    def render(self) -> np.ndarray:
+        return self._draw(self._env, *self.RENDERED)
+
     def close(self) -> None:
         self._env.close()
 
     def _observe(self, step) -> dict[str, np.ndarray]:
         obs = step.observation
         obs = {key: np.asarray(value) for key, value in obs.items()} if hasattr(obs, "items") else {"image": obs}
-        return {**obs, "image": self._render(self._env)} if self._render else obs
+        return {**obs, "image": self._draw(self._env, *self._size)} if self._size else obs
 
 
 def _observation_space(shape: tuple[int, ...], dtype) -> spaces.Box:

@@ -6,6 +6,7 @@ Observations have one flag per cell and kind of object.
 import functools
 
 import gymnasium
+import numpy as np
 
 from envs.gym import ActionRepeat, vectorize
 from settings import unknown
@@ -32,8 +33,18 @@ def make(name: str, count: int, config):
     return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config)
 
 
-def _make_one(name: str, repeat: int) -> gymnasium.Env:
+def _make_one(name: str, repeat: int, **render_mode: str) -> gymnasium.Env:
     from minatar.gym import BaseEnv
 
-    env = BaseEnv(name, use_minimal_action_set=True)
+    env = BytePixels(BaseEnv(name, use_minimal_action_set=True, **render_mode))
     return ActionRepeat(env, repeat) if repeat > 1 else env
+
+
+class BytePixels(gymnasium.Wrapper):
+    """Renders as uint8, with CELL x CELL pixels for each cell. The game itself renders one float in [0, 1] per cell and color."""
+
+    CELL = 16
+
+    def render(self) -> np.ndarray:
+        cells = np.uint8(255 * np.asarray(self.env.render()))  # (10, 10, 3)
+        return cells.repeat(self.CELL, 0).repeat(self.CELL, 1)

@@ -28,8 +28,8 @@ def make(name: str, count: int, config):
     return vectorize(functools.partial(_make_one, name, config.action_repeat), count, config)
 
 
-def _make_one(name: str, repeat: int) -> gymnasium.Env:
+def _make_one(name: str, repeat: int, **render_mode: str) -> gymnasium.Env:
     import popgym  # noqa: F401 -- registers the tasks in a spawned worker
 
-    env = gymnasium.make(f"{PREFIX}{name}{SUFFIX}", disable_env_checker=True)
+    env = gymnasium.make(f"{PREFIX}{name}{SUFFIX}", disable_env_checker=True, **render_mode)
     return ActionRepeat(env, repeat) if repeat > 1 else env

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from models import WorldModel
 from networks import State
@@ -18,7 +18,7 @@ from play.playing import RENDERED, Data, decode, observe, observe_top, seen
 
 DREAM = 50  # steps of an open-loop prediction; then a new one begins
 FPS = 15
-SIDE, MARGIN, BAND = 192, 4, 20  # pixels: side that images are enlarged to, about; space between them; height of titles
+SIDE, MARGIN, BAND, FONT = 192, 4, 24, 14  # pixels: about the side of enlarged images; space; height of titles; their font
 IMAGE_SIDE = 360  # pixels of the longest side of an image beside curves, at most
 DRAWN_NUMBERS = 6  # of all vectors, at most
 TITLES = {"seen": "ground truth", "reconstruction": "reconstruction", "top": "from the top level", "dream": "open loop"}
@@ -84,8 +84,9 @@ def image_frames(views: dict[str, dict[str, np.ndarray]], keys: list[str]) -> It
         picture = np.concatenate([np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows])
         band = Image.new("RGB", (widest, BAND))
         for column, title in enumerate(titles):
-            text = TITLES[title] + (f", {step % DREAM} steps ahead" if title == "dream" else "")
-            ImageDraw.Draw(band).text((column * width * scale + 2 * MARGIN, MARGIN), text, fill="white")
+            text = TITLES[title] + (f", {step % DREAM} steps" if title == "dream" else "")
+            place = (column * (width * scale + MARGIN) + MARGIN, MARGIN)
+            ImageDraw.Draw(band).text(place, text, fill="white", font=ImageFont.load_default(FONT))
         yield np.concatenate([np.asarray(band) / 255.0, picture])
 
 
@@ -127,7 +128,7 @@ def beside(images: np.ndarray, frames: Iterator[np.ndarray]) -> Iterator[np.ndar
         image = shrink(as_rgb(image), IMAGE_SIDE)
         height, width = image.shape[:2]
         picture = Image.new("RGB", (width + MARGIN, max(height + BAND, len(frame))), "white")
-        ImageDraw.Draw(picture).text((MARGIN, MARGIN), "environment", fill="black")
+        ImageDraw.Draw(picture).text((MARGIN, MARGIN), "environment", fill="black", font=ImageFont.load_default(FONT))
         picture.paste(Image.fromarray(image), (MARGIN, BAND))
         bottom = picture.height - len(frame)
         yield np.concatenate([np.asarray(picture), np.pad(frame, ((0, bottom), (0, 0), (0, 0)), constant_values=255)], 1)

@@ -101,7 +101,7 @@ def workplace(tmp_path_factory) -> pathlib.Path:
         assert export.main(["logdir/flat_pong/latest.pt", "logdir/old_pong/latest.pt"]) == 0
         for name, seed in (("recorded", 0), ("held_out", 1)):
             assert record.main(shortened(f"python record.py --task gym_CartPole-v1 --episodes 9 --seed {seed} --out {name}")) == 0
-    for name in ("run", "learning/two_levels-0"):
+    for name in ("run", "picture", "learning/two_levels-0"):
         shutil.copytree(folder / RUN, folder / "logdir" / name)
     (folder / "logdir" / "old_pong" / "metrics.jsonl").write_text(json.dumps({"step": 84, "eval_return": -20.0}) + "\n")
     shutil.copytree(DATA / "atari", folder / "tests" / "data" / "dreamerv3_torch" / "atari")

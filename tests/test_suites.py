@@ -71,15 +71,16 @@ def test_a_dm_env_environment_keeps_rewards_ends_and_seeds(terminal):
 def test_an_image_is_drawn_after_the_repeat_and_never_before_the_first_reset():
     drawn = []
 
-    def render(env):
+    def draw(env, height, width):
         drawn.append(env._time)
-        return np.zeros((32, 48, 3), np.uint8)
+        return np.zeros((height, width, 3), np.uint8)
 
-    env = DmEnv(functools.partial(Countdown, terminal=True, discrete=True), repeat=2, render=render, size=(32, 48))
+    env = DmEnv(functools.partial(Countdown, terminal=True, discrete=True), repeat=2, draw=draw, size=(32, 48))
     assert env.action_space == spaces.Discrete(4) and env.observation_space["image"].shape == (32, 48, 3) and drawn == []
     env.reset(seed=0)
     env.step(1)
     assert drawn == [0, 2]
+    assert env.render().shape == (240, 320, 3) and env.metadata["render_modes"] == ["rgb_array"]
 
 
 @pytest.mark.parametrize("start", [None, "spawn"])
