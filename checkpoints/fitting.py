@@ -1,4 +1,4 @@
-"""Takes up weights and optimizer states from a checkpoint: what it holds, whether it fits, and what is done with it."""
+"""Loads a checkpoint into an agent: whether it fits, which settings would make it fit, and the conversion to two levels."""
 
 import collections
 import copy
@@ -32,17 +32,17 @@ class DoesNotFit(ValueError):
 
 
 def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> dict[str, str]:
-    """Takes up weights, and optimizer states if they are given; those of a flat agent are converted for one with two levels.
+    """Loads weights, and optimizer states if they are given. Those of a flat agent are converted for an agent with two levels.
 
-    Everything is checked and converted before anything changes.
+    The agent changes only after everything has been checked and converted.
 
     Args:
         agent: a `Dreamer`.
         state_dict, optimizers: the entries "agent_state_dict" and "optims_state_dict" of a checkpoint of either program.
     Returns:
-        what was found and what was done with it, texts by topic.
+        what the checkpoint holds and how it was loaded, texts by topic.
     Raises:
-        DoesNotFit: if the agent has other sizes, with all that differ.
+        DoesNotFit: if names or shapes differ; the message names every setting that differs.
         ValueError: if something else is wrong.
     """
     stored = dreamerv3_torch.read(state_dict, optimizers)
@@ -78,13 +78,13 @@ def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None
 
 
 def updates_of(agent: nn.Module) -> int:
-    """How many updates an agent has seen, from the step counts that Adam keeps."""
+    """Returns the number of updates that an agent has seen, from Adam's step counts."""
     states = [slots for optimizer in agent.optimizers().values() for slots in optimizer.state_dict()["state"].values()]
     return max((int(slots["step"]) for slots in states), default=0)
 
 
 def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The weights without those of an explorer that the agent does not have, and what was ignored."""
+    """Returns the weights without those of an explorer that the agent lacks, and what was ignored."""
     weights, ignored = dict(stored.weights), list(stored.ignored)
     if agent._config.expl_behavior != "plan2explore":
         kept = {name: tensor for name, tensor in weights.items() if not name.startswith("_expl_behavior.")}
@@ -100,7 +100,7 @@ def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dic
 
 
 def _moments(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str, models.Source | None]) -> dict[str, list]:
-    """Adam's moments for the parameters of every optimizer of the agent, in its order."""
+    """Returns Adam's moments for the parameters of every optimizer of the agent, in its order."""
     parameters = [name for name, _ in agent.named_parameters()]
     moments = {}
     for optimizer in agent.optimizers():
@@ -113,10 +113,10 @@ def _moments(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
-    """Looks for NaN and infinity.
+    """Checks tensors for NaN and infinity.
 
     Raises:
-        ValueError: with the names of the first few tensors that hold one.
+        ValueError: if there is one; names the first few tensors.
     """
     not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if not_finite:
@@ -131,16 +131,16 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[settings.Config], nn.Module]) -> str | None:
     """Sets the sizes in `config` to those of a checkpoint, except where they were given one by one (`config.given`).
 
-    Two levels get the sizes of the flat latent as `dyn_stoch` and `dyn_discrete`, which their own follow or not, as they are set.
+    For two levels, `dyn_stoch` and `dyn_discrete` become those of the flat latent; the levels follow where they are shares of them.
 
     Args:
-        config: settings, which are changed.
+        config: settings, changed in place.
         checkpoint: of either program.
         build: makes a `Dreamer` from settings.
     Returns:
-        a line that says what was changed; None for nothing.
+        a line that names the changes; None if nothing changed.
     Raises:
-        ValueError: if the checkpoint holds no agent, or sizes that are none.
+        ValueError: if the checkpoint holds no agent, or impossible sizes.
     """
     stored, own = dreamerv3_torch.read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), sizes.own_settings(checkpoint)
     there = sizes.read(sizes.shapes_of(stored.weights))
@@ -149,13 +149,13 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     if config.hierarchical_mode and levels[0][1] == 0:
         latent = {}  # two levels cannot be Gaussian
     elif len(levels) == 2 and (not config.hierarchical_mode or levels == list(settings.level_sizes(config).values())):
-        latent = {}  # they do not fit, or are set already, perhaps as shares
+        latent = {}  # they cannot fit, or the settings mean them already, perhaps as shares
     latent.pop("hierarchical_mode", None)
     changes = settings.take(config, {**latent, **sizes.not_in_tensors(own)})
-    while True:  # what the agent has depends on its settings: without hidden layers it has no units
+    while True:  # a setting may add parts whose sizes then matter: hidden layers bring units
         here = sizes.read(sizes.shapes_of(outline(build, config).state_dict()))
         wanted = {name: value for name, value in _differing(here, there, config).items() if name not in ("size", "grayscale")}
-        taken = settings.take(config, wanted)  # environments are open already, so their images cannot change
+        taken = settings.take(config, wanted)  # size and grayscale cannot change, since environments are open
         if not taken:
             break
         changes += taken
@@ -167,17 +167,17 @@ def check(agent: nn.Module, checkpoint: dict) -> None:
     """Checks that a checkpoint fits an agent, which may be an `outline`.
 
     Raises:
-        ValueError: as `load_into`; values are not looked at.
+        ValueError: as `load_into`, which also checks values.
     """
     stored = dreamerv3_torch.read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
     fitting_sources(agent, stored, _levels(stored, agent))
 
 
 def outline(build: Callable[[settings.Config], nn.Module], config: settings.Config) -> nn.Module:
-    """The agent with these settings, without numbers: names and shapes of its tensors, which take no memory.
+    """Builds an agent on PyTorch's meta device: its tensors have names and shapes and take no memory.
 
     Raises:
-        ValueError: if the settings mean no agent.
+        ValueError: if no agent has these settings.
     """
     config = copy.deepcopy(config)
     dict.update(config, device="meta", compile=False)
@@ -185,24 +185,24 @@ def outline(build: Callable[[settings.Config], nn.Module], config: settings.Conf
         with torch.device("meta"):
             return build(config)
     except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"sizes that were read off the checkpoint mean no agent ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"no agent has the sizes in the checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def _differing(here: dict, there: dict, config: settings.Config) -> dict:
     """The settings that differ between an agent and a checkpoint, with the checkpoint's values.
 
     Args:
-        here, there: what the tensors of agent and checkpoint tell, see `sizes.read`.
+        here, there: settings read from the tensors of agent and checkpoint, see `sizes.read`.
         config: settings of the agent.
     """
     flat = settings.flatten(config)
 
     def matters(name: str, value) -> bool:
-        if name.endswith("_keys"):  # observations of one kind may go if there are others
+        if name.endswith("_keys"):  # vectors or images are left out only if the others remain
             other = name.replace("mlp", "cnn") if "mlp" in name else name.replace("cnn", "mlp")
             others = here.get(other) != sizes.NOTHING or flat[other] != sizes.EVERYTHING == there.get(other)
             return value != sizes.NOTHING or others
-        # The agent has the part that the setting describes, or has it and should not.
+        # Only settings of parts that the agent has, and settings that add a part or change its kind.
         return name in here or name in ("actor.std", "reward_head.dist", "critic.dist")
 
     differing = {name: value for name, value in there.items() if here.get(name) != value and flat[name] != value}
@@ -213,7 +213,7 @@ def _differing(here: dict, there: dict, config: settings.Config) -> dict:
 
 
 def _levels(stored: dreamerv3_torch.Stored, agent: nn.Module) -> Levels:
-    """The sizes of a checkpoint's latent. If nothing tells its classes, they are taken to be those of the agent's top level."""
+    """Returns the sizes of a checkpoint's latent. If nothing tells its classes, those of the agent's top level are assumed."""
     levels = sizes.latent_sizes(stored, agent._config)
     (entries, classes), *_ = levels
     if len(levels) == 1 and classes == 1 and "top" in agent._wm.dynamics.levels:

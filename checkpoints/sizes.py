@@ -1,6 +1,6 @@
-"""Reads settings off the tensors of a checkpoint: all those that decide which tensors an agent has, or their shapes.
+"""Reads settings from the tensors of a checkpoint: those that decide which tensors an agent has and which shapes they have.
 
-The files of dreamerv3-torch hold no settings, so this is how an agent that fits them is found.
+Files of dreamerv3-torch store no settings, so the tensors are the only source.
 """
 
 import itertools
@@ -24,7 +24,7 @@ NOTHING, EVERYTHING = "$^", ".*"  # regular expressions that match no observatio
 def sizes_of(checkpoint: dict) -> dict:
     """Returns the settings that an agent needs to load a checkpoint, by name, as overrides for `tools.load_config`.
 
-    They are read off the tensors. A checkpoint of this program also stores settings; they give what no tensor tells.
+    They are read from the tensors. Where tensors do not tell and the checkpoint stores settings, those are used.
 
     Args:
         checkpoint: of this program or of dreamerv3-torch, with its entry "agent_state_dict".
@@ -49,19 +49,19 @@ def own_settings(checkpoint: dict) -> dict:
 
 
 def not_in_tensors(own: dict) -> dict:
-    """Those of a checkpoint's own settings that belong to its sizes, but that tensors do not tell, or not always."""
+    """Returns the stored settings that belong to the sizes of an agent but that tensors do not tell, or not always."""
     names = ("dyn_rec_depth", "encoder.minres", "decoder.minres", "reward_head.dist", "critic.dist")
     flat = settings.flatten(own)
     return {name: flat[name] for name in names if name in flat}
 
 
 def shapes_of(weights: Mapping) -> Shapes:
-    """The shapes of tensors by name. Empty tensors are left out: they may claim any length."""
+    """Returns the shapes of tensors by name. Empty tensors are left out, since they may claim any length."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.numel()}
 
 
 def read(shapes: Shapes) -> dict:
-    """Every setting that the tensors of an agent tell, by name; those of the latent are `latent_sizes`."""
+    """Returns every setting that the tensors of an agent tell, by name, except the sizes of the latent (`latent_sizes`)."""
     found = {name: rule(shapes) for name, rule in RULES.items()}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -101,7 +101,7 @@ def _has(shapes: Shapes, pattern: str) -> bool:
 
 
 def _scalar_dist(layer: str) -> Rule:
-    """symlog_disc predicts bins; all others predict one number, so it cannot be told which it was."""
+    """symlog_disc predicts bins. All others predict one number, so the tensors do not tell which one it was."""
 
     def rule(shapes: Shapes) -> str | None:
         return "symlog_disc" if shapes.get(layer, ())[:1] == (SymlogDisc.BINS,) else None
@@ -110,7 +110,7 @@ def _scalar_dist(layer: str) -> Rule:
 
 
 def conv_stacks(shapes: Shapes, net: str) -> list[list[tuple[int, ...]]]:
-    """The weights' shapes of every stack of convolutions in encoder or decoder, in order. Images of one size share a stack."""
+    """Returns the weight shapes of every stack of convolutions in encoder or decoder, in order. Images of one size share a stack."""
     stacks = []
     for index in itertools.count():
         prefix = rf"{net}\._cnn{index or ''}\.layers\.(\d+)\.weight"
@@ -128,7 +128,7 @@ def _decoder_depth(shapes: Shapes) -> int | None:
 
 
 def _smallest_areas(shapes: Shapes, net: str) -> list[int]:
-    """How many pixels each stack's smallest image has; empty if that cannot be told."""
+    """Returns the number of pixels of each stack's smallest image; an empty list if the tensors do not tell."""
     stacks = conv_stacks(shapes, net)
     if net == DECODER:
         rows = [shapes.get(f"_wm.heads.decoder._cnn{index or ''}._linear_layer.weight", (0,))[0] for index in range(len(stacks))]
@@ -144,7 +144,7 @@ def _smallest_areas(shapes: Shapes, net: str) -> list[int]:
 
 
 def _minres(net: str) -> Rule:
-    """The smallest side of an image within a network: the lower of the two nearest factors of its area, for squares the root."""
+    """The smallest side of an image within a network. The tensors tell only areas; of an area the factors nearest to each other count."""
 
     def rule(shapes: Shapes) -> int | None:
         areas = _smallest_areas(shapes, net)
@@ -176,7 +176,7 @@ def _ensemble_layers(shapes: Shapes) -> int | None:
 
 
 def _ensemble_target(shapes: Shapes) -> str | None:
-    """What the ensemble predicts: that which has as many numbers as it has outputs."""
+    """What the ensemble predicts: the target whose size is the number of outputs."""
     outputs = _size(ENSEMBLE_OUTPUT, 0)(shapes)
     entries, deter = _latent_entries(shapes), RULES["dyn_deter"](shapes)
     embed = shapes.get("_wm.dynamics._obs_out_layers.0.weight", (0, 0))[-1]
@@ -195,7 +195,7 @@ def _ensemble_action(shapes: Shapes) -> bool | None:
 
 
 def _latent_entries(shapes: Shapes) -> int | None:
-    """How many numbers the latents of all levels are."""
+    """The size of the latents of all levels together."""
     inputs, actions = shapes.get(f"{DYNAMICS}_img_in_layers.0.weight"), shapes.get(ACTIONS)
     return inputs[-1] - actions[0] if inputs and actions else None
 
@@ -254,7 +254,7 @@ RULES: dict[str, Rule] = {
 
 
 def latent_settings(levels: Levels) -> dict:
-    """The settings of an agent with these levels; none for a flat latent whose classes are not known."""
+    """Returns the settings of an agent with these levels; none for a flat latent whose classes are unknown."""
     if len(levels) == 2:
         (top, top_classes), (bottom, bottom_classes) = levels
         return {
@@ -269,10 +269,10 @@ def latent_settings(levels: Levels) -> dict:
 
 
 def latent_sizes(stored: Stored, *configs: Mapping) -> Levels:
-    """(latents, classes) of every level that a checkpoint has; 0 classes for Gaussian latents, 1 where nothing tells.
+    """Returns (latents, classes) of every level in a checkpoint; 0 classes for Gaussian latents, 1 if nothing tells the classes.
 
-    The tensors tell only the product of the two. The classes come, in this order, from what the file notes, from Adam's moments, or from
-    the first of `configs` whose sizes have these products.
+    The tensors tell only the product of the two. Classes come from the metadata of the file, else from Adam's moments, else from the
+    first of `configs` whose sizes have these products.
 
     Raises:
         ValueError: if the tensors are not those of an agent.
@@ -297,7 +297,7 @@ def latent_sizes(stored: Stored, *configs: Mapping) -> Levels:
 
 
 def _sizes_in(config: Mapping, count: int) -> Levels:
-    """The sizes that settings give one or two levels, empty if they give none."""
+    """The sizes that settings give to one or two levels; an empty list if they are not valid."""
     try:
         return list(settings.level_sizes({**config, "hierarchical_mode": count == 2}).values())
     except ValueError:
@@ -305,7 +305,7 @@ def _sizes_in(config: Mapping, count: int) -> Levels:
 
 
 def _level_entries(weights: dict) -> list[int]:
-    """How many numbers the statistics of each level are; checks that there are a recurrence and an actor.
+    """Returns the size of the statistics of each level. Checks that there are a recurrence and an actor.
 
     Raises:
         ValueError: if the tensors are not those of an agent.
@@ -331,10 +331,10 @@ def _level_entries(weights: dict) -> list[int]:
 
 
 def _classes_from_moments(stored: Stored, name: str) -> int | None:
-    """The class count K of a latent, from the first moment of its posterior's weights; None if that does not tell.
+    """Returns the number of classes K of a latent, from the first moment of its posterior's weights; None if that does not tell.
 
-    A softmax does not change if all its logits grow alike, so the gradients of the K logits of a latent add up to zero, and so do
-    their running means.
+    Adding a constant to the K logits of a categorical does not change the softmax. So their gradients add up to zero, and so do the
+    running means of the gradients.
     """
     try:
         by_name = moments("_wm._model_opt._opt", stored) if stored.optimizers else {}
@@ -347,6 +347,6 @@ def _classes_from_moments(stored: Stored, name: str) -> int | None:
     for classes in range(2, entries + 1):
         if entries % classes == 0:
             rest = moment.unflatten(0, (-1, classes)).sum(1).abs().sum()
-            if rest < 0.01 * moment.abs().sum():  # rounding; other groupings leave a tenth and more
+            if rest < 0.01 * moment.abs().sum():  # rounding errors; other groupings leave a tenth and more
                 return classes
     return None
