@@ -24,13 +24,14 @@ from checkpoints import __main__ as export
 from envs import OPTIONAL
 from old_files import DATA
 from pages import __main__ as run_page_command
+from pages import filmstrip
 
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 MAINS = {module.__name__: module.main for module in (compare, dreamer, evaluate, latent_report, record)}
-MAINS |= {"checkpoints": export.main, "pages": run_page_command.main}
+MAINS |= {"checkpoints": export.main, "pages": run_page_command.main, "pages.filmstrip": filmstrip.main}
 RUN = "logdir/20261128-002237-gym_CartPole-v1"  # the example on many pages
 
 # Flags that come after those of the page, so these hold.
@@ -101,8 +102,8 @@ def workplace(tmp_path_factory) -> pathlib.Path:
         assert export.main(["logdir/flat_pong/latest.pt", "logdir/old_pong/latest.pt"]) == 0
         for name, seed in (("recorded", 0), ("held_out", 1)):
             assert record.main(shortened(f"python record.py --task gym_CartPole-v1 --episodes 9 --seed {seed} --out {name}")) == 0
-    for name in ("run", "picture", "learning/two_levels-0"):
-        shutil.copytree(folder / RUN, folder / "logdir" / name)
+    for name, source in (("run", RUN), ("learning/two_levels-0", RUN), ("picture", "logdir/pong")):
+        shutil.copytree(folder / source, folder / "logdir" / name)
     (folder / "logdir" / "old_pong" / "metrics.jsonl").write_text(json.dumps({"step": 84, "eval_return": -20.0}) + "\n")
     shutil.copytree(DATA / "atari", folder / "tests" / "data" / "dreamerv3_torch" / "atari")
     module = PAGES["your_environment.md"].split("```python\n")[1].split("```")[0]
