@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--video_steps", type=int, default=300, help="agent steps that are filmed at most (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json", help="write every episode and the summary")
     options = parser.parse_args(argv)
-    if (options.run is None) == (options.logdir is None):
+    if bool(options.run) == bool(options.logdir):
         parser.error("give the folder of one run, or a checkpoint file: python evaluate.py RUN")
     options.run = options.run or options.logdir
     if options.episodes < 0 or options.envs < 1 or options.video_steps < 2 or not 0 <= options.seed < 2**31:

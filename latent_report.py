@@ -88,13 +88,17 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logdir", type=pathlib.Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run, or a checkpoint in it")
+    parser.add_argument("--logdir", metavar="RUN", help="the same as a flag")
     parser.add_argument("--envs", type=int, default=8, help="environments that play, at least 4 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="agent steps, over all environments (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of environments, actions and samples (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
     add_import_flag(parser)
     options = parser.parse_args(argv)
+    if bool(options.run) == bool(options.logdir):
+        parser.error("give the folder of one run, or a checkpoint in it: python latent_report.py RUN")
+    logdir = pathlib.Path(options.run or options.logdir)
     if options.envs < 4:
         parser.error(f"--envs is {options.envs}; probes need at least 4 to be fitted and measured in different ones")
     if options.steps < options.envs * (BEFORE + HORIZON + 1):
@@ -102,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 <= options.seed < 2**31:
         parser.error(f"--seed is {options.seed}; it must be from 0 to 2147483647")
     try:
-        path = write_report(options.logdir, options.envs, options.steps, options.seed, options.device, options.modules)
+        path = write_report(logdir, options.envs, options.steps, options.seed, options.device, options.modules)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

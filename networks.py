@@ -413,7 +413,7 @@ class RSSM(nn.Module):
     def _check_levels(self, names: Collection[str]) -> Collection[str]:
         unknown = [names] if isinstance(names, str) else [name for name in names if name not in self.levels]
         if unknown:
-            raise ValueError(f"there is no latent level {unknown[0]!r}; give a list of some of {', '.join(self.levels)}")
+            raise ValueError(f"there is no latent level {unknown[0]!r}; allowed are lists of {', '.join(self.levels)}")
         return names
 
     def resample(self, post: State, levels: Collection[str]) -> State:

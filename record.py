@@ -114,8 +114,10 @@ def run(presets: list[str], flags: dict) -> None:
 
 def _agent_and_settings(presets: list[str], flags: dict) -> tuple:
     """The agent of the run in `logdir` (None without one), and settings: those of the run, then the flags."""
-    if not flags.get("logdir"):
+    if "logdir" not in flags:
         return None, settings.load_config(presets, flags)
+    if not isinstance(flags["logdir"], str) or not flags["logdir"]:
+        raise ValueError(f"--logdir is {flags['logdir']!r}; it must be the folder of one run, or a checkpoint in it")
     if presets:
         raise ValueError("a run brings its own settings; leave --configs out, or leave the run out")
     agent, _ = read_agent(flags["logdir"], flags.get("device", "auto"))

@@ -337,7 +337,7 @@ def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
         (["--task", "pong"], ["suite"]),
         (["--steps", "many"], ["steps", "int"]),
         (["--seed"], ["--seed has no value"]),
-        (["seed", "1"], ["unexpected word 'seed'"]),
+        (["seed", "1"], ["unexpected word '1'"]),
         (["--task", "gym_CartPole-v1", "--noops", "3"], ["noops", "atari suite"]),
     ]:
         assert dreamer.main(argv) == 2

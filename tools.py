@@ -131,7 +131,7 @@ def python_command() -> str:
     if found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(os.path.abspath(sys.executable)):
         return "python"
     path = os.path.relpath(sys.executable)
-    return sys.executable if path.startswith(os.pardir) else path
+    return os.path.abspath(sys.executable) if path.startswith(os.pardir) else path
 
 
 def describe_device(device: str) -> str:

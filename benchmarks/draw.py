@@ -30,6 +30,7 @@ from pages import comparison, curves
 T = TypeVar("T")
 
 README = HERE.parent / "README.md"
+README_TASKS = ("cartpole", "pendulum", "breakout", "road_runner")
 PAGE = HERE.parent / "docs" / "results.md"
 APPENDIX = HERE.parent / "docs" / "results_appendix.md"
 FIGURES = HERE.parent / "docs" / "results"
@@ -149,7 +150,7 @@ def learning_figure(plan: dict, found: dict, columns: int, references: bool) -> 
 def learning_table(plan: dict, found: dict, short: bool = False) -> str:
     """Returns of the last quarter by task and variant, as Markdown; `short`: without means of all evaluations and hours."""
     (base, flat), (other, two_levels) = ((variant, about["title"]) for variant, about in plan["variants"].items())
-    columns = ["task", "random", f"{flat}: seeds (mean)", f"{two_levels}: seeds (mean)", f"{two_levels} - {flat}, 95%"]
+    columns = ["task", "random", f"{flat}: seeds (mean)", f"{two_levels}: seeds (mean)", f"{two_levels} - {flat}"]
     if not short:
         columns += [f"{two_levels} - {flat}, mean of all evaluations", f"hours per run: {flat}, {two_levels}"]
     rows = []
@@ -164,6 +165,8 @@ def learning_table(plan: dict, found: dict, short: bool = False) -> str:
         if not short:
             cells.append(", ".join(f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" for seeds in runs))
         rows.append(cells)
+    if any("(" in row[4] for row in rows):  # enough seeds for an interval
+        columns[4] += ", 95%"
     return markdown(columns, rows)
 
 
@@ -407,14 +410,15 @@ def tables() -> dict[pathlib.Path, dict[str, str]]:
         "training": training_table(models),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in models.items()),
     }
-    return {README: {"agents": learning_table(plan, agents, short=True)}, PAGE: of_results, APPENDIX: of_appendix}
+    of_readme = {task: agents[task] for task in README_TASKS}
+    return {README: {"agents": learning_table(plan, of_readme, short=True)}, PAGE: of_results, APPENDIX: of_appendix}
 
 
 def figures() -> dict[str, Figure]:
     """Every figure by its name."""
     plan, models = learning.load_plan(), worldmodel_results()
     agents = learning_results(plan)
-    of_readme = {task: agents[task] for task in ("cartpole", "pendulum", "breakout", "road_runner")}
+    of_readme = {task: agents[task] for task in README_TASKS}
     with matplotlib.rc_context(STYLE):
         return {
             "readme": learning_figure(plan, of_readme, columns=4, references=False),

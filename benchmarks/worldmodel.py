@@ -139,7 +139,6 @@ AS_MANY_IN_ALL = (FLAT, HALF_EACH)  # free nats, as DreamerV3 has
 class Data(NamedTuple):
     """What is recorded, and how long a model learns from it."""
 
-    title: str
     settings: dict
     steps: int
     updates: int
@@ -147,16 +146,16 @@ class Data(NamedTuple):
     variants: tuple[str, ...]
 
 
-def synthetic(title: str, name: str, variants: tuple[str, ...]) -> Data:
-    return Data(title, {"task": f"gym_benchmarks.synthetic:{name}-v0"}, 20_000, 4_000, 5, variants)
+def synthetic(name: str, variants: tuple[str, ...]) -> Data:
+    return Data({"task": f"gym_benchmarks.synthetic:{name}-v0"}, 20_000, 4_000, 5, variants)
 
 
 DATA = {
-    "together": synthetic("eight things, one event changes all", "Together", (*MAIN, *RATES, *OTHER_WAYS)),
-    "together_longer": synthetic("eight things, three times as long", "Together", AS_MANY_IN_ALL)._replace(updates=12_000),
-    "four_together": synthetic("four things, one event changes all", "FourTogether", (*MAIN, *RATES)),
-    "four_apart": synthetic("four things, each has its own events", "FourApart", (*MAIN, *RATES)),
-    "pong": Data("frames of Pong", {"task": "atari_pong"}, 20_000, 3_000, 3, AS_MANY_IN_ALL),
+    "together": synthetic("Together", (*MAIN, *RATES, *OTHER_WAYS)),
+    "together_longer": synthetic("Together", AS_MANY_IN_ALL)._replace(updates=12_000),
+    "four_together": synthetic("FourTogether", (*MAIN, *RATES)),
+    "four_apart": synthetic("FourApart", (*MAIN, *RATES)),
+    "pong": Data({"task": "atari_pong"}, 20_000, 3_000, 3, AS_MANY_IN_ALL),
 }
 
 

@@ -61,7 +61,7 @@ def _play(make_env: Callable[[], gymnasium.Env], connection) -> None:
         env.close()
         answer = outside
     except _Broken as error:
-        answer = f"is not as it should be: {error}"
+        answer = f"breaks its interface: {error}"
     except Exception as error:  # environments raise errors of any kind
         answer = f"fails in its first steps: {describe(error)}"
     connection.send(answer)
@@ -72,7 +72,11 @@ def describe(error: Exception) -> str:
     at = traceback.extract_tb(error.__traceback__)[-1]
     # The message of a SyntaxError already has the location.
     where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        message = str(error)
+    except Exception:  # it may be of a class of the user's own
+        message = "its message cannot be shown"
+    return f"{type(error).__name__}: {message}{where}"
 
 
 def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> None:

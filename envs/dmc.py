@@ -60,7 +60,7 @@ def choose_renderer(required: bool) -> None:
         os.environ["MUJOCO_GL"] = next((name for library, name in libraries.items() if ctypes.util.find_library(library)), "off")
     if required and os.environ.get("MUJOCO_GL", "").lower() in ("off", "disable", "disabled", "false", "0"):
         raise ValueError(
-            "images of this task need a library that draws without a screen; install EGL or OSMesa (on Debian and "
+            "images of this task need a library for off-screen rendering; install EGL or OSMesa (on Debian and "
             "Ubuntu: apt-get install libegl1); dmc tasks also learn from state vectors, with --configs dmc_proprio"
         )
 

@@ -242,7 +242,7 @@ def space_of(description: dict) -> gymnasium.Space:
         elif kind == "Box":
             dtype, shape = np.dtype(sizes["dtype"]), tuple(sizes["shape"])
             if dtype.kind not in "biuf" or math.prod(shape) > MOST_NUMBERS:
-                raise ValueError(f"{dtype} of shape {shape} is no observation or action")
+                raise ValueError(f"dtype {dtype} of shape {shape} is supported neither as observation nor as action")
             low, high = (np.broadcast_to(np.array(sizes[key], dtype), shape) for key in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         elif kind in ("Discrete", "MultiDiscrete", "MultiBinary"):

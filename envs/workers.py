@@ -252,7 +252,7 @@ def _render(env: gymnasium.Env) -> np.ndarray | str:
     except Exception as error:  # a film is not worth a run
         return f"cannot be rendered: {describe(error)}"
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (1, 3, 4) and image.size:
-        return image
+        return np.array(image)  # an array of a subclass may not pass through the connection
     given = f"array of shape {image.shape} and dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
     return f"cannot be filmed: render() returned {given}; it must return an image (H, W, 3) uint8"
 
@@ -261,15 +261,16 @@ def _render(env: gymnasium.Env) -> np.ndarray | str:
 def _random_states_kept(env: gymnasium.Env) -> Iterator[None]:
     """Restores the random states that rendering may draw from, so that an episode is the same with and without a film."""
     own = getattr(env.unwrapped, "_np_random", None)
-    own = own.bit_generator if isinstance(own, np.random.Generator) else None
-    python, numpy, state = random.getstate(), np.random.get_state(), own.state if own else None
+    bits = own.bit_generator if isinstance(own, np.random.Generator) else None
+    python, numpy, state = random.getstate(), np.random.get_state(), bits.state if bits else None
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        if own:
-            own.state = state
+        if bits:
+            bits.state = state
+            env.unwrapped._np_random = own
 
 
 def _requests(connection: multiprocessing.connection.Connection) -> Iterator[tuple]:

@@ -70,18 +70,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sequence", type=int, default=1, help="which of the sequences in the video (default: %(default)s)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("filmstrip.png"), help="PNG, SVG or PDF (default: %(default)s)")
     options = parser.parse_args(argv)
+    if options.out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        parser.error(f"--out is {str(options.out)!r}; it must end with .png, .svg or .pdf")
     try:
-        videos = sorted((options.run / "videos").glob("openl_*.gif"), key=lambda path: path.stem.rpartition("_")[2])
-        if not videos:
+        found = {path.stem.rpartition("_")[2]: path for path in (options.run / "videos").glob("openl_*.gif") if path.is_file()}
+        frames = sorted(frame for frame in found if frame.isdecimal())
+        if not frames:
             raise ValueError(f"{options.run} has no open-loop video; a run with images writes one at each evaluation (video_pred_log)")
-        video = read_video(videos[-1], *settings.read_yaml(options.run / "config.yaml")["size"])
+        latest = found[frames[-1]]
+        config = settings.load_config(stored=settings.read_yaml(options.run / "config.yaml"))
+        video = read_video(latest, *config.size)
         if not 1 <= options.sequence <= video.shape[2]:
-            raise ValueError(f"--sequence is {options.sequence}; {videos[-1]} has sequences 1 to {video.shape[2]}")
+            raise ValueError(f"--sequence is {options.sequence}; {latest} has sequences 1 to {video.shape[2]}")
         draw(video[:, :, options.sequence - 1]).savefig(options.out)
-    except (ValueError, OSError, LookupError, TypeError) as error:
+    except (ValueError, OSError, Image.DecompressionBombError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"Drawn from {videos[-1]}: {options.out}")
+    print(f"Drawn from {latest}: {options.out}")
     return 0
 
 

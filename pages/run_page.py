@@ -165,7 +165,7 @@ def videos(logdir: pathlib.Path, unit: str) -> str:
     latest = {}
     for path in sorted((logdir / "videos").glob("*_*.gif")):
         kind, _, step = path.stem.rpartition("_")
-        if step.isdigit():
+        if step.isdecimal() and path.name.isprintable():
             latest[kind] = (path, int(step))  # the step in a name has leading zeros, so the last name is the latest
     shown = [
         f'<figure class="{"episode" if kind == "episode" else "other"}">'

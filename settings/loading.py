@@ -9,7 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 from settings.files import flatten, load_yaml, sections, show
 from settings.levels import CLASSES, COUNTS, RELATIVE, level_sizes, read_share
-from settings.names import current_names
+from settings.names import current_names, note
 
 PRECISIONS = ("32", "bf16")
 # Numbers are never negative; these have a smaller range.
@@ -117,6 +117,9 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
     flat.update(flatten(suites[suite]))
     for layer in layers:
         for key, value in layer.items():
+            if key not in flat and layer is layers[0]:  # a run of another version
+                note(f"{key} of the stored run is ignored: this version has no such setting")
+                continue
             if key not in flat:
                 homes = [name for name in suites if key in suites[name]]
                 hint = f"; it is a setting of the {', '.join(homes)} suite, and the task is {task!r}" if homes else ""
@@ -233,11 +236,10 @@ def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
     Returns:
         presets, and strings or lists of strings by name. The last value of a name counts.
     Raises:
-        ValueError: for a word that belongs to no flag, or a flag without a value.
+        ValueError: for a word that belongs to no flag, a flag without a value, or two folders of runs.
     """
     words, flags, presets = list(argv), {}, []
-    if words and words[0] and not words[0].startswith("-"):
-        flags["logdir"] = words.pop(0)
+    run = words.pop(0) if words and words[0] and not words[0].startswith("-") else None
     while words:
         flag = words.pop(0)
         if not flag.startswith("--") or len(flag) < 3:
@@ -252,4 +254,6 @@ def parse_flags(argv: list[str]) -> tuple[list[str], dict]:
             presets += values
         else:
             flags[name] = values[0] if len(values) == 1 else values
-    return presets, flags
+    if run is not None and "logdir" in flags:
+        raise ValueError(f"two runs are given, {run!r} and --logdir {flags['logdir']!r}; leave one out")
+    return presets, {**flags, **({} if run is None else {"logdir": run})}

@@ -46,17 +46,18 @@ def current_names(flat: dict) -> dict:
     current = {}
     for key, value in flat.items():
         if key in IGNORED:
-            _note(f"{key} is ignored: {IGNORED[key]}")
+            note(f"{key} is ignored: {IGNORED[key]}")
         elif key == "precision" and str(value) == "16":
-            _note("precision 16 is bf16 here, which has float32's range and needs no scaling of gradients")
+            note("precision 16 is bf16 here, which has float32's range and needs no scaling of gradients")
             current[key] = "bf16"
         elif key in RENAMED:
-            _note(f"{key} is called {RENAMED[key]} here")
+            note(f"{key} is called {RENAMED[key]} here")
             current[RENAMED[key]] = value
         else:
             current[key] = value
     return current
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Prints a note to stderr."""
     print(f"note: {text}", file=sys.stderr)

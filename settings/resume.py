@@ -157,6 +157,6 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
     if fixed:
         raise ValueError(
             f"{folder} holds a run with other settings that its weights or episodes depend on: {'; '.join(fixed)}. "
-            "Give the old values to continue it, or another --logdir to begin anew"
+            "Give the old values to continue it, or another --logdir for a new run"
         )
     return found

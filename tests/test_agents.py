@@ -287,6 +287,7 @@ def test_steps_of_a_short_film_are_counted_in_whole_numbers(monkeypatch):
         (["--logdir", ".", "--episodes", "-1"], "at least 0"),
         ([], "python evaluate.py RUN"),
         (["a", "--logdir", "b"], "one run"),
+        (["", "--episodes", "1"], "one run"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(flags, expected, capsys, tmp_path, monkeypatch):

@@ -161,8 +161,29 @@ def test_the_tables_of_results_are_those_of_the_stored_results():
         assert draw.fill(PAGES[page.name], tables) == PAGES[page.name]
 
 
+@pytest.mark.parametrize("page, lines", [("README.md", 120), ("results.md", 200), ("reliability.md", 40)])
+def test_a_page_that_newcomers_read_stays_short(page, lines):
+    assert len(PAGES[page].splitlines()) <= lines
+
+
+def test_every_link_leads_to_a_page_and_a_heading():
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        prose = re.sub(r"`[^`\n]*`|^    .*$", "", prose, flags=re.MULTILINE)
+        for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose):
+            path, _, heading = "".join(link).partition("#")
+            if path.startswith("http"):
+                continue
+            assert not path or (folder / path).exists(), f"{name}: {path}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", (folder / path).read_text() if path else text, re.MULTILINE)
+                anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert heading in anchors, f"{name}: {path}#{heading}"
+
+
 def test_the_python_of_the_readme_runs_as_printed(monkeypatch):
-    code = PAGES["README.md"].split("\n    import ")[1].split("\n\n## ")[0]
+    code = PAGES["README.md"].split("\n    import ", 1)[1].split("\n\n## ")[0]
     monkeypatch.chdir(ROOT)
     scope = {}
     exec("\n".join(line.removeprefix("    ") for line in f"import {code}".splitlines()), scope)

@@ -106,6 +106,19 @@ class Breaks(Drawn):
         return super().step(action)
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+class Reseeds(Drawn):
+    """Takes another generator when it is rendered."""
+
+    def render(self):
+        self.np_random = np.random.default_rng(7)
+        return super().render()
+
+
 class Wrong(Drawn):
     """Renders something odd from its fourth step on."""
 
@@ -120,6 +133,8 @@ class Wrong(Drawn):
             return super().render()
         elif self._wrong == "raises":
             raise ZeroDivisionError("the brush broke")
+        elif self._wrong == "is speechless":
+            raise Speechless
         elif self._wrong == "lacks a package":
             raise gymnasium.error.DependencyNotInstalled('brush is not installed, run `pip install "brush"`')
         elif self._wrong == "dies":
@@ -149,6 +164,7 @@ class Bare(Drawn):
 
 PROBLEMS = {
     "raises": "observes no image and cannot be rendered: ZeroDivisionError: the brush broke (",
+    "is speechless": "observes no image and cannot be rendered: Speechless: its message cannot be shown (",
     "lacks a package": 'observes no image and needs a package to render: brush is not installed, run `pip install "brush"`',
     "dies": "observes no image and cannot be rendered: its process has died (exit code 7)",
     "hangs": "observes no image and cannot be rendered: it has not answered for 1 seconds (setting env_timeout)",
@@ -164,7 +180,7 @@ PROBLEMS = {
 def registered():
     ids = {"Film-v0": {"entry_point": Drawn}, "Film-Rough-v0": {"entry_point": Rough}, "Film-Seen-v0": {"entry_point": Seen}}
     ids |= {"Film-Long-v0": {"entry_point": Drawn, "kwargs": {"length": 1500}}, "Film-Breaks-v0": {"entry_point": Breaks}}
-    ids |= {"Film-Blind-v0": {"entry_point": Blind}, "Film-Bare-v0": {"entry_point": Bare}}
+    ids |= {"Film-Reseeds-v0": {"entry_point": Reseeds}, "Film-Blind-v0": {"entry_point": Blind}, "Film-Bare-v0": {"entry_point": Bare}}
     ids |= {f"Film-{wrong.replace(' ', '-')}-v0": {"entry_point": Wrong, "kwargs": {"wrong": wrong}} for wrong in PROBLEMS}
     for name, entry in ids.items():
         gymnasium.register(name, **entry)
@@ -227,11 +243,12 @@ def test_a_film_has_the_frames_that_the_same_seed_and_actions_give_without_it():
     assert filming.caption == f"return {first.sums['return']:.4g}, 12 steps"
 
 
-def test_an_evaluation_is_the_same_with_and_without_a_film():
+@pytest.mark.parametrize("name", ["Film-v0", "Film-Reseeds-v0"])
+def test_an_evaluation_is_the_same_with_and_without_a_film(name):
     RENDERED.value = 0
-    without, _, actions = played("Film-v0", filmed=False)
+    without, _, actions = played(name, filmed=False)
     assert RENDERED.value == 0
-    results, _, with_film = played("Film-v0")
+    results, _, with_film = played(name)
     assert RENDERED.value == 13  # one episode of one environment
     assert results == without
     np.testing.assert_array_equal(with_film, actions)

@@ -60,6 +60,21 @@ def test_what_cannot_be_drawn_is_named(run, flags, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_other_files_beside_the_videos_do_not_count(run, tmp_path, capsys):
+    for name in ("openl_image_latest.gif", "openl_a_000001000_copy.gif", "openl_a_\u00b2.gif"):
+        (run / "videos" / name).write_bytes(b"nothing")
+    (run / "videos" / "openl_image_000009000.gif").mkdir()
+    assert filmstrip.main([str(run), "--out", str(tmp_path / "strip.png")]) == 0
+    assert "openl_image_000000700.gif" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["[0, 64]", "[-32, -48]", "wide", "3"])
+def test_a_damaged_size_is_named(run, size, capsys):
+    (run / "config.yaml").write_text(f"task: atari_pong\nsize: {size}\n")
+    assert filmstrip.main([str(run)]) == 2
+    assert "'size' is" in capsys.readouterr().err
+
+
 def test_a_video_of_other_tiles_is_refused(run):
     with pytest.raises(ValueError, match="64 x 48 pixels, which are not tiles of 20 x 16"):
         filmstrip.read_video(run / "videos" / "openl_image_000000700.gif", 20, 16)

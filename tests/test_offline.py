@@ -229,6 +229,8 @@ def test_an_agent_records_sampled_or_most_likely_actions(trained, tmp_path):
         (["--out", "x", "--episodes", "2", "--policy", "clever"], "allowed are random"),
         (["--out", "x", "--episodes", "2", "--logdir", "nowhere"], "no checkpoint"),
         (["--out", "x", "--episodes", "2", "--logdir", "x", "--configs", "small"], "leave --configs out"),
+        (["--out", "x", "--episodes", "2", "--logdir", "a", "b"], "one run"),
+        (["--out", "x", "--episodes", "2", "--logdir", ""], "one run"),
         (["--out", "x", "--episodes", "2", "--sede", "3"], "did you mean 'seed'"),
         (["--out", "x", "--steps", "0"], "at least 1"),
     ],

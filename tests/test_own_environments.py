@@ -71,7 +71,7 @@ PAIR = spaces.Dict({"a": spaces.Box(0, 1, (2,), np.float32), "b": spaces.Discret
     ],
 )
 def test_what_is_wrong_with_an_environment_is_said(env, words):
-    with pytest.raises(ValueError, match="'Mine-v0' is not as it should be: .*" + words):
+    with pytest.raises(ValueError, match="'Mine-v0' breaks its interface: .*" + words):
         check(lambda: env, "Mine-v0")
 
 

@@ -86,20 +86,34 @@ def test_a_run_that_began_with_a_checkpoint_does_not_read_it_again(logdir, tmp_p
         (["{run}", "--hierarchical_mode", "false"], ["hierarchical_mode true -> false"]),
         (["{run}", "{run}"], ["unexpected word"]),
         (["{module}"], ["in the module no_such_module", "--import no_such_module"]),
+        (["{damaged}"], ["the settings of the run in", "damaged", "'steps' is 'many'"]),
+        (["{nameless}"], ["nameless are damaged: it names no task"]),
+        (["{run}/latest.pt"], ["is a file; give the folder", "--from_checkpoint"]),
+        (["--logdir", ""], ["--logdir is empty"]),
+        (["{run}", "--logdir", "{missing}"], ["two runs are given"]),
     ],
 )
 def test_what_cannot_be_resumed_is_refused_and_nothing_changes(logdir, tmp_path, flags, words, capsys):
-    module = tmp_path / "module"
-    module.mkdir()
     text = (logdir / "config.yaml").read_text()
-    (module / "config.yaml").write_text(text.replace("import:", "import: no_such_module"))
-    assert "no_such_module" in (module / "config.yaml").read_text()
+    places = {"run": logdir, "missing": tmp_path / "missing"}
+    edits = {"module": ("import:", "import: no_such_module"), "damaged": ("steps: 120", "steps: many")}
+    for name, (old, new) in {**edits, "nameless": ("task: gym_CartPole-v1", "task:")}.items():
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        assert old in text
+        (places[name] / "config.yaml").write_text(text.replace(old, new))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    places = {"run": logdir, "module": module, "missing": tmp_path / "missing"}
     assert dreamer.main([flag.format(**places) for flag in flags]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words) and error.count("\n") == 1, error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_setting_of_another_version_is_left_out_with_a_note(logdir, capsys):
+    text = (logdir / "config.yaml").read_text()
+    (logdir / "config.yaml").write_text(f"{text}\nfar_future: 3\n")
+    assert folder.command_settings([], {"logdir": str(logdir)}).steps == 120
+    assert "note: far_future of the stored run is ignored" in capsys.readouterr().err
 
 
 def test_without_arguments_the_command_prints_three_examples_and_starts_nothing(tmp_path, monkeypatch, capsys):
@@ -148,34 +162,45 @@ def clock(monkeypatch):
     return now
 
 
-def test_the_estimate_times_twenty_updates_after_the_first_and_the_steps_before_them(clock, capsys):
+def test_the_estimate_times_twenty_updates_and_the_frames_that_were_collected(clock, capsys):
     forecast = Forecast()
-    for _ in range(10):
-        clock[0] += 0.5
-        forecast.count_frames(4)  # 0.125 s each
-    clock[0] += 1000.0  # the first update
+    clock[0] += 500.0  # the agent is built
+    for _ in range(11):
+        forecast.count_frames(4)
+        clock[0] += 0.5  # 0.125 s a frame
+    clock[0] += 1000.0
     for update in range(20):
-        forecast.count_update(2000 - update, 80, on_cpu=True)
+        forecast.count_update(2000 - update, 80, on_cpu=True)  # the first one takes long, and is not timed
         clock[0] += 3.0
-        forecast.count_frames(4)  # no longer timed
     assert not capsys.readouterr().out
     forecast.count_update(1980, 80, on_cpu=True)
     # 1,980 updates of 3 s and 80 frames of 0.125 s are 5,950 s
     assert capsys.readouterr().out == "Estimate: this run takes about 1.7 hours more, 1,980 updates of 3 s.\n"
+    clock[0] += 3.0
     forecast.count_update(1979, 80, on_cpu=True)
     assert not capsys.readouterr().out
 
 
-def test_an_evaluation_between_updates_does_not_count(clock, capsys):
+def test_of_a_resumed_run_frames_and_updates_are_timed_in_turn(clock, capsys):
     forecast = Forecast()
-    for _ in range(10):
-        forecast.count_update(500, 0, on_cpu=True)
+    clock[0] += 1e6  # the replay memory is loaded
+    for _ in range(22):
+        forecast.count_update(100, 50, on_cpu=True)
+        clock[0] += 2.0
+        forecast.count_frames(1)
         clock[0] += 1.0
-    clock[0] += 1e6
-    forecast.restart()
-    for _ in range(21):
-        forecast.count_update(500, 0, on_cpu=True)
-        clock[0] += 1.0
+    # An update takes 1 s, a frame 2 s: 100 updates and 50 frames take 200 s.
+    assert "about 3 minutes more, 100 updates of 1 s" in capsys.readouterr().out
+
+
+def test_evaluations_between_updates_do_not_count_however_often_they_come(clock, capsys):
+    forecast = Forecast()
+    for _ in range(8):
+        for _ in range(5):
+            forecast.count_update(500, 0, on_cpu=True)
+            clock[0] += 1.0
+        clock[0] += 1e6
+        forecast.pause()
     assert "about 8 minutes more, 500 updates of 1 s" in capsys.readouterr().out
 
 
@@ -189,7 +214,7 @@ def test_a_long_run_on_a_cpu_is_told_of_a_short_one():
 
 @pytest.mark.parametrize(
     "seconds, text",
-    [(0.2, "0 seconds"), (89, "89 seconds"), (90, "2 minutes"), (5399, "90 minutes"), (5400, "1.5 hours"), (129_599, "36 hours"),
+    [(0.2, "2 seconds"), (89, "89 seconds"), (90, "2 minutes"), (5399, "90 minutes"), (5400, "1.5 hours"), (129_599, "36 hours"),
      (172_800, "2.0 days"), (864_000, "10 days"), (1e9, "11,574 days")],
 )  # fmt: skip
 def test_a_length_of_time_has_the_unit_that_suits_it(seconds, text):
@@ -219,6 +244,6 @@ def test_the_printed_command_names_the_python_that_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
     assert tools.python_command() == "python"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert tools.python_command() in (sys.executable, os.path.relpath(sys.executable))
+    assert tools.python_command() in (os.path.abspath(sys.executable), os.path.relpath(sys.executable))
     monkeypatch.chdir(os.path.dirname(os.path.dirname(sys.executable)))
     assert tools.python_command() == os.path.join("bin", os.path.basename(sys.executable))

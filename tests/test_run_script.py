@@ -21,7 +21,8 @@ case "$*" in
     "-m venv .venv")
         mkdir -p .venv/bin
         for program in python tensorboard; do
-            printf '#!/bin/sh\\necho "%s $*" >> calls\\nexit {install}\\n' $program > .venv/bin/$program
+            printf '#!/bin/sh\\ncase "$*" in *version_info*) echo {version}; exit ;; esac\\necho "%s $*" >> calls\\nexit {install}\\n' \\
+                $program > .venv/bin/$program
             chmod +x .venv/bin/$program
         done ;;
 esac
@@ -79,6 +80,8 @@ def test_the_tasks_are_the_commands_that_the_readme_prints(start):
 
 
 def test_any_other_command_runs_in_the_environment(start):
+    result, calls = start("cartpol")
+    assert result.returncode == 1 and "no task or program cartpol" in result.stderr and not calls and not (start.folder / ".venv").exists()
     assert start("tensorboard", "--logdir", "logdir")[1][-1] == "tensorboard --logdir logdir"
     result, calls = start("nothing")
     assert result.returncode == 1 and "there is no nothing in .venv" in result.stderr and not calls
@@ -103,6 +106,21 @@ def test_a_python_that_cannot_serve_is_named_with_its_remedy(start, python, word
     result, calls = start("test", **python)
     assert result.returncode == 1 and all(word in result.stderr for word in words), result.stderr
     assert not calls and not (start.folder / ".venv").exists()
+
+
+def test_an_environment_of_another_python_is_refused(start):
+    assert start("test", install=1)[0].returncode == 1
+    result, calls = start("test", version="3.12", name="python3.12", PYTHON="python3.12")
+    assert result.returncode == 1 and ".venv is not a virtual environment of Python 3.12; remove it" in result.stderr and not calls
+
+
+def test_it_runs_in_its_own_folder_wherever_it_is_called_from(start, tmp_path):
+    other = tmp_path / "other" / "hdreamer"
+    other.mkdir(parents=True)
+    relative = {"PYTHON": "programs/python3", "CDPATH": str(tmp_path / "other")}
+    assert start("test", **relative)[1][-1] == "python test_hdreamer.py"
+    (start.folder / "requirements.txt").unlink()
+    assert "there is no requirements.txt" in start("test")[0].stderr
 
 
 def test_without_arguments_it_lists_the_tasks_and_sets_up_nothing(start):

@@ -73,10 +73,16 @@ def command_settings(presets: list[str], flags: dict) -> settings.Config:
         ValueError: if there are neither presets, a task nor stored settings, or if stored settings name a module to import.
     """
     logdir = flags.get("logdir")
+    if logdir == "":
+        raise ValueError("--logdir is empty; give a folder, or leave it out for a new one")
     if presets or not isinstance(logdir, str):
         return settings.load_config(presets, flags)
     logdir = pathlib.Path(logdir).expanduser()
+    if logdir.is_file():
+        raise ValueError(f"{logdir} is a file; give the folder of a run, or --from_checkpoint {logdir} with presets and a task")
     stored = stored_settings(logdir)
+    if stored:
+        _check(stored, logdir)
     task = flags.get("task", stored.get("task"))
     if task is None:
         raise ValueError(
@@ -90,6 +96,16 @@ def command_settings(presets: list[str], flags: dict) -> settings.Config:
     config = settings.load_config(overrides=flags, stored=stored)
     check_modules(config, modules_of(str(flags.get("task", "")), flags.get("import")))
     return config
+
+
+def _check(stored: dict, logdir: pathlib.Path) -> None:
+    """Raises ValueError, with the name of the folder, if its stored settings are not valid."""
+    try:
+        if not isinstance(stored.get("task"), str):
+            raise ValueError("it names no task")
+        settings.load_config(stored=stored)
+    except ValueError as error:
+        raise ValueError(f"the settings of the run in {logdir} are damaged: {error}; repair or delete its config.yaml") from error
 
 
 def stored_settings(logdir: pathlib.Path) -> dict:

@@ -10,40 +10,50 @@ SHORT_RUN = "python dreamer.py --configs defaults small hdreamer_split --task gy
 
 
 class Forecast:
-    """Times the first environment steps and updates, and prints one estimate of the time that is left."""
+    """Times the first updates and environment steps, and prints one estimate of the time that is left.
+
+    The time between two counts belongs to the second one. The first update is not timed: it also allocates memory and
+    compiles.
+    """
 
     def __init__(self):
-        self._began = time.monotonic()
+        self._last, self._warm, self._done = None, False, False
         self._frames, self._frame_seconds = 0, 0.0
-        self._updates, self._updates_began = 0, 0.0
-        self._done = False
+        self._updates, self._update_seconds = 0, 0.0
 
     def count_frames(self, frames: int) -> None:
-        """Counts frames that were collected; those after the first update are not timed."""
-        if not self._updates:
+        """Counts frames that were collected."""
+        if (seconds := self._lap()) is not None:
             self._frames += frames
-            self._frame_seconds = (time.monotonic() - self._began) / self._frames
-
-    def restart(self) -> None:
-        """Starts the timing of updates again, after an interruption."""
-        self._updates = 0
+            self._frame_seconds += seconds
 
     def count_update(self, updates_left: float, frames_left: int, on_cpu: bool) -> None:
-        """Counts an update. The clock starts after the first one, which also allocates memory and compiles.
+        """Counts an update; prints the estimate after `UPDATES` timed ones.
 
         Args:
             updates_left, frames_left: until the end of the run.
             on_cpu: suggest a short run beside a long one.
         """
-        if self._done:
+        seconds = self._lap()
+        if self._done or seconds is None or not self._warm:
+            self._warm = True
             return
-        if not self._updates:
-            self._updates_began = time.monotonic()
         self._updates += 1
-        if self._updates > UPDATES:
+        self._update_seconds += seconds
+        if self._updates == UPDATES:
             self._done = True
-            seconds = (time.monotonic() - self._updates_began) / UPDATES
-            console.say(estimate(seconds, updates_left, frames_left * self._frame_seconds, on_cpu))
+            stepping = frames_left * self._frame_seconds / max(1, self._frames)
+            console.say(estimate(self._update_seconds / UPDATES, updates_left, stepping, on_cpu))
+
+    def pause(self) -> None:
+        """Leaves out the time until the next count, which an evaluation has taken."""
+        self._last = None
+
+    def _lap(self) -> float | None:
+        """Seconds since the last count; None after a pause."""
+        now, last = time.monotonic(), self._last
+        self._last = now
+        return None if last is None else now - last
 
 
 def estimate(update_seconds: float, updates: float, stepping_seconds: float, on_cpu: bool) -> str:
@@ -60,4 +70,6 @@ def duration(seconds: float) -> str:
     units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
     unit, length = next(pair for pair in units if seconds >= 1.5 * pair[1] or pair[1] == 1)
     count = seconds / length
+    if unit == "seconds":
+        return f"{max(2, round(count))} seconds"
     return f"{count:.1f} {unit}" if count < 9.95 and length > 60 else f"{count:,.0f} {unit}"

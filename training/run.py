@@ -229,7 +229,7 @@ class Run:
         at_end = last and self.config.eval_every and self.last_eval < self.clock
         if self._should_eval(self.clock) or at_end:
             self._evaluate()
-            self._forecast.restart()
+            self._forecast.pause()
             if self.stop:
                 console.say(f"The evaluation at {self.unit} {self.clock:,} was interrupted. It is repeated when the run is resumed.")
             self.save()
