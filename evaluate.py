@@ -1,6 +1,6 @@
 """Plays episodes with a trained agent, and films an episode with the world model's reconstructions and predictions:
 
-    python evaluate.py logdir/20261128-002237-gym_CartPole-v1 --episodes 10 --video out.gif
+    python evaluate.py logdir/20261129-230605-gym_CartPole-v1 --episodes 10 --video out.gif
 
 The folder of a run, or a checkpoint in it, is all that this needs. In Python: `dreamer.load_agent`.
 

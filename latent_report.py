@@ -1,6 +1,6 @@
 """Measures what each level of a trained agent's latent encodes, and writes a page with figures:
 
-    python latent_report.py logdir/20261128-002237-gym_CartPole-v1
+    python latent_report.py logdir/20261129-230605-gym_CartPole-v1
 
 The agent plays with sampled actions. The folder of the run gets latents/index.html, its figures and
 latents/report.json. docs/latents.md says how to read them. It works for flat agents too.

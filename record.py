@@ -1,7 +1,7 @@
 """Records episodes of a policy as .npz files, for example to train on them alone:
 
     python record.py --task gym_CartPole-v1 --policy random --episodes 20 --out recorded/random
-    python record.py logdir/20261128-002237-gym_CartPole-v1 --episodes 20 --out recorded/trained
+    python record.py logdir/20261129-230605-gym_CartPole-v1 --episodes 20 --out recorded/trained
 
     RUN                 folder of a run, or a checkpoint in it: a trained agent and its environment; also --logdir RUN
     --out FOLDER        where the files go; files that are there stay

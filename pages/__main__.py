@@ -1,6 +1,6 @@
 """Writes the web page of a run, report/index.html in its folder; runs of dreamerv3-torch have one too:
 
-python -m pages logdir/20261128-002237-gym_CartPole-v1
+python -m pages logdir/20261129-230605-gym_CartPole-v1
 """
 
 import argparse

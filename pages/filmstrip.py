@@ -1,6 +1,6 @@
 """Draws an open-loop video of a run as a filmstrip with named rows, for papers and posters:
 
-    python -m pages.filmstrip logdir/20261128-002237-atari_pong --out filmstrip.png
+    python -m pages.filmstrip logdir/20261129-230605-atari_pong --out filmstrip.png
 
 The columns are steps of one replayed sequence. The model observes the first few steps and predicts all later ones from
 the actions alone.

@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 MAINS = {module.__name__: module.main for module in (compare, dreamer, evaluate, latent_report, record)}
 MAINS |= {"checkpoints": export.main, "pages": run_page_command.main, "pages.filmstrip": filmstrip.main}
-RUN = "logdir/20261128-002237-gym_CartPole-v1"  # the example on many pages
+RUN = "logdir/20261129-230605-gym_CartPole-v1"  # the example on many pages
 
 # Flags that come after those of the page, so these hold.
 DREAMER = {
