@@ -47,18 +47,20 @@ def agent_for(config: tools.Config) -> dreamer.Dreamer:
 @pytest.mark.parametrize("preset", ["defaults", "hdreamer"])
 @pytest.mark.parametrize("task", ["atari_pong", "gym_CartPole-v1", "gym_Pendulum-v1"])
 def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, preset):
-    flags = ["--task", task, "--eval_every", "400", "--train_ratio", "2"]
+    videos = task == "atari_pong"  # elsewhere rendering a film would take most of the time
+    flags = ["--task", task, "--eval_every", "300", "--train_ratio", "2", "--video_pred_log", str(videos)]
     repeat = tools.load_config([], {"task": task}).action_repeat
-    run(tmp_path, preset, *flags, "--steps", "600")
+    run(tmp_path, preset, *flags, "--steps", "400")
     first = checkpoints.load(tmp_path / "latest.pt")
-    assert first["step"] == 600
+    assert first["step"] == 400
     # Two updates after 50 steps of prefill, then one per 12 agent steps. The last step's credit is not spent yet.
-    assert first["updates"] == 2 + (600 // repeat - 50 - 1) // 12
+    assert first["updates"] == 2 + (400 // repeat - 50 - 1) // 12
 
-    overrides = {"task": task, "steps": 900, "logdir": str(tmp_path), "device": "cpu", "eval_every": 400, "train_ratio": 2}
+    overrides = {"task": task, "steps": 600, "logdir": str(tmp_path), "device": "cpu", "eval_every": 300, "train_ratio": 2}
+    overrides["video_pred_log"] = videos
     training = dreamer.start(tools.load_config(["defaults", "debug", preset], overrides))
-    assert "Resuming at frame 600" in capsys.readouterr().out
-    assert (training.step, training.last_eval, training.agent.updates, training.data.missing_steps) == (600, 600, first["updates"], 0)
+    assert "Resuming at frame 400" in capsys.readouterr().out
+    assert (training.step, training.last_eval, training.agent.updates, training.data.missing_steps) == (400, 400, first["updates"], 0)
     assert training.data.budget.credit == first["update_credit"]
     assert_same(training.agent.state_dict(), first["agent_state_dict"])
     assert_same({name: optimizer.state_dict() for name, optimizer in training.agent.optimizers().items()}, first["optims_state_dict"])
@@ -66,15 +68,15 @@ def test_a_run_stops_and_continues_where_it_stopped(tmp_path, capsys, task, pres
     dreamer.run_to_end(training)
 
     second = checkpoints.load(tmp_path / "latest.pt")
-    assert second["step"] == 900 and second["updates"] == 2 + (900 // repeat - 50 - 1) // 12
+    assert second["step"] == 600 and second["updates"] == 2 + (600 // repeat - 50 - 1) // 12
     stored = sum(len(load_episode(path)["reward"]) - 1 for path in (tmp_path / "train_eps").glob("*.npz"))
-    assert stored == 900 // repeat
+    assert stored == 600 // repeat
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
-    assert steps == sorted(steps) and steps[-1] == 900
+    assert steps == sorted(steps) and steps[-1] == 600
     assert all(np.isfinite(value) for line in lines for value in line.values())
-    assert [line["step"] for line in lines if "eval/return" in line] == [400, 600, 800, 900]
-    assert len(list(tmp_path.glob("videos/openl_image_*.gif"))) == (4 if task == "atari_pong" else 0)
+    assert [line["step"] for line in lines if "eval/return" in line] == [300, 400, 600]
+    assert len(list(tmp_path.glob("videos/*.gif"))) == (6 if videos else 0)  # open-loop predictions and films
 
 
 def assert_same(a, b) -> None:
@@ -348,7 +350,7 @@ def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
 class Limit:
     """Fails a fast test that takes more than `SECONDS` of CPU time, including fixtures and child processes."""
 
-    SECONDS = 10.0
+    SECONDS = 20.0  # some processors need twice the time of others
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
