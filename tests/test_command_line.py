@@ -287,7 +287,7 @@ def test_a_reader_that_goes_away_takes_nothing_with_it(tmp_path, reader):
         (["--size", "64", "60"], ["[64, 60]", "multiples of 16"]),
         (["--device", "cuda:7"], ["cuda:7", "--device auto"]),
         (["--device", "gpu"], ["'gpu'", "auto, cpu, cuda"]),
-        (["--logdir", "/dev/null/run"], ["/dev/null", "--logdir"]),
+        (["--configs", "debug", "--logdir", "/dev/null/run"], ["/dev/null", "--logdir"]),
         (["--task", "gym_NoSuchThing-v0"], ["NoSuchThing"]),
         (["--task", "gym_LunarLander-v3"], ["LunarLander", "pip install"]),
         (["--dataset_size", "1e11", "--steps", "1e11"], ["replay memory", "set dataset_size to at most"]),

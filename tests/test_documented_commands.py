@@ -42,6 +42,7 @@ DREAMER = {
 }  # fmt: skip
 OFFLINE = {"eval_every": 2, "steps": 4}
 SHORT = {"record": ["--episodes", "2"], "evaluate": ["--episodes", "1", "--video_steps", "12"], "latent_report": ["--steps", "400"]}
+SHORT["pages.filmstrip"] = ["--sequence", "1"]
 
 
 def documented(page: str) -> list[tuple[str, bool]]:
@@ -197,5 +198,8 @@ def test_the_python_of_the_readme_runs_as_printed(monkeypatch):
 @pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
 def test_the_command_for_uv_prints_the_help():
     command = re.search(r"`(uv run .*?)`", PAGES["README.md"])[1]
-    result = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    words = shlex.split(command.replace("uv run", "uv run --offline"))  # a test downloads nothing
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if result.returncode and "offline" in result.stderr.lower():
+        pytest.skip("uv has not downloaded the packages yet")
     assert result.returncode == 0 and "--dyn_stoch_top" in result.stdout, result.stderr
