@@ -497,8 +497,8 @@ def how_to_resume(run: Run, script: bool = False) -> str:
         script: whether a script of the user's own started the run, since its environment comes from there.
     """
     config = run.config
-    folder = str(run.logdir)
-    flags = ["--logdir", os.path.join(".", folder) if folder.startswith("-") else folder]
+    logdir = str(run.logdir)
+    flags = ["--logdir", os.path.join(".", logdir) if logdir.startswith("-") else logdir]
     if modules_of(config.task, config.get("import")):  # a folder does not decide what is imported
         flags += ["--task", config.task, *(["--import", config["import"]] if config["import"] else [])]
     if run.clock < config.steps:

@@ -291,6 +291,7 @@ def test_memory_stays_at_its_printed_bound_over_ten_times_its_capacity():
     assert resident[-1] - resident[1] < 2e6  # from the second lap on; 12 MB are one copy of the memory
 
 
+@pytest.mark.slow
 def test_resident_memory_does_not_grow_with_updates():
     sizes = files.updates(200)
     assert max(sizes) - sizes[5] < 5e6

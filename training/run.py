@@ -418,8 +418,9 @@ def _describe_evaluation(config: settings.Config, unit: str) -> str:
     """When the run evaluates, or why it does not."""
     if not config.eval_every:
         return "none, since eval_every is 0"
-    last = f" (eval_every is {config.eval_every:,})" if config.eval_every >= config.steps else ""
-    when = f"at the end{last}" if last else f"every {config.eval_every:,} {unit}s"
+    when = f"every {config.eval_every:,} {unit}s"
+    if config.eval_every >= config.steps:
+        when = f"at the end (eval_every is {config.eval_every:,})"
     return f"{config.eval_episode_num} episodes {when}" if config.eval_episode_num else f"no episodes, since eval_episode_num is 0; {when}"
 
 
