@@ -38,7 +38,7 @@ class Collector:
     """Steps N environments with a policy, one step at a time.
 
     A policy has a method `act(obs, state, training) -> (actions, state)`, see `Dreamer.act`. state["action"] holds the
-    action vectors (N, A) that are stored.
+    action vectors (N, A) that are stored. It may have a method `stored_latents(state)`, the latents that are stored.
 
     Args:
         envs: the environments.
@@ -81,8 +81,12 @@ class Collector:
         self._begin(None)
 
     def send(self, policy) -> None:
-        """Lets the policy act, and starts the environments' step."""
+        """Lets the policy act, and starts the environments' step. Stores the policy's latents, if it has some and memory stores them."""
         actions, self._state = policy.act(self._obs, self._state, self._training)
+        if self._replay is not None and self._replay.stores_latents and hasattr(policy, "stored_latents"):
+            latents = policy.stored_latents(self._state)
+            if latents is not None:
+                self._replay.set_newest_latents(latents)
         self._action_vectors = self._state["action"].cpu().numpy()
         self._envs.send(actions)
 
@@ -153,7 +157,9 @@ class Collector:
     def _save(self, env: int) -> None:
         episode, self._episodes[env] = self._episodes[env], []
         if episode and self.written[env]:
-            save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]}, self._disk)
+            path = save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]}, self._disk)
+            if self._replay is not None:
+                self._replay.name_newest(env, len(episode), path.name)
 
 
 def play_episodes(

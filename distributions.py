@@ -43,6 +43,14 @@ def _one_hot(index: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like, requires_grad=False).scatter_(-1, index, 1.0)
 
 
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension. With few classes and many rows it avoids PyTorch's, which is slow there on a CPU."""
+    if logits.device.type != "cpu" or logits.shape[-1] > 8 or logits.numel() < 2**14:
+        return torch.softmax(logits, -1)
+    exp = (logits - logits.detach().amax(-1, keepdim=True)).exp()
+    return exp / exp.sum(-1, keepdim=True)
+
+
 def _sum_events(x: Tensor, dims: int) -> Tensor:
     """Sums over the last `dims` dimensions."""
     return x.sum(tuple(range(-dims, 0)))
@@ -60,7 +68,7 @@ class OneHot:
     def __init__(self, logits: Tensor, unimix_ratio: float = 0.0, event_dims: int = 1):
         self._logits = logits.float()
         self._unimix_ratio = unimix_ratio
-        self.probs = torch.softmax(self._logits, -1)
+        self.probs = _softmax(self._logits)
         if unimix_ratio > 0.0:
             self.probs = self.probs.lerp(self.probs.new_full((), 1.0 / logits.shape[-1]), unimix_ratio)
         self.event_dims = event_dims
@@ -202,6 +210,8 @@ class Joint:
         dists: the distributions; the event of each lies in its last `event_dims` dimensions.
     """
 
+    event_dims = 1
+
     def __init__(self, dists: list):
         self.dists = dists
         self.shapes = [dist.mean.shape[-dist.event_dims :] for dist in dists]
@@ -269,20 +279,47 @@ class Bernoulli:
         return -self.log_prob(self.mean)
 
 
-class SymlogDisc:
-    """A scalar as a categorical over 255 bins, evenly spaced in symlog space (Hafner et al. 2023, "Critic Learning").
+def onehots(logits: Tensor, classes: tuple[int, ...], unimix_ratio: float = 0.0):
+    """The distribution of concatenated one-hots.
+
+    Args:
+        logits: (..., sum of `classes`).
+        classes: class count of each categorical.
+        unimix_ratio: as in `OneHot`.
+    """
+    parts = [OneHot(part, unimix_ratio) for part in logits.split(classes, -1)]
+    return parts[0] if len(parts) == 1 else Joint(parts)
+
+
+class TwoHot:
+    """A scalar as a categorical over 255 bins (Hafner et al. 2023, "Critic Learning").
+
+    | `kind` | bins are evenly spaced in | targets are interpolated, predictions averaged in |
+    |---|---|---|
+    | "symlog_disc" (2023) | symlog space | symlog space |
+    | "symexp_twohot" (2025) | symlog space | raw space |
+
+    The average in symlog space is not the expectation of the scalar: it shrinks uncertain values. A scalar that is 2
+    with probability 0.1 and otherwise 0 gets the mean 0.12 instead of 0.2.
 
     Args:
         logits: (..., 255). Events have shape (1,), so `mode` and `mean` are (..., 1).
+        kind: see the table.
+    Raises:
+        ValueError: for an unknown `kind`.
     """
 
     event_dims = 1
     LIMIT = 20.0
     BINS = 255
+    KINDS = ("symlog_disc", "symexp_twohot")
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor, kind: str):
         assert logits.shape[-1] == self.BINS, logits.shape
+        if kind not in self.KINDS:
+            raise ValueError(f"unknown kind {kind!r}; allowed are {', '.join(self.KINDS)}")
         self._logits = logits.float()
+        self._squash = kind == "symlog_disc"
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
@@ -294,20 +331,21 @@ class SymlogDisc:
             return torch.log_softmax(self._logits, -1)
 
     def _bins(self) -> Tensor:
-        """Bin positions in symlog space, (255,)."""
-        return torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self._logits.device)
+        """Bin positions, (255,), exactly symmetric: in symlog space with "symlog_disc", else in raw space."""
+        bins = torch.linspace(-self.LIMIT, self.LIMIT, self.BINS, device=self._logits.device)
+        if self._squash:
+            return bins
+        positive = symexp(bins[self.BINS // 2 + 1 :])
+        return torch.cat([-positive.flip(0), torch.zeros_like(positive[:1]), positive])
 
     @property
     def mean(self) -> Tensor:
-        """symexp of the expectation in symlog space, (..., 1), as in Hafner et al. 2023.
-
-        This is not the expectation of the scalar: it shrinks uncertain values. A scalar that is 2 with probability 0.1
-        and otherwise 0 gets the mean 0.12 instead of 0.2.
-        """
+        """The average over bins, (..., 1), see the table."""
         # Pairing opposite bins reduces rounding, and gives exactly 0 for symmetric probabilities.
         probs, half = torch.softmax(self._logits, -1), self.BINS // 2
         difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
-        return symexp((difference * self._bins()[half + 1 :]).sum(-1, keepdim=True))
+        mean = (difference * self._bins()[half + 1 :]).sum(-1, keepdim=True)
+        return symexp(mean) if self._squash else mean
 
     @property
     def mode(self) -> Tensor:
@@ -317,22 +355,32 @@ class SymlogDisc:
     def sample(self) -> Tensor:
         """Draws the value of a bin, (..., 1), without gradient."""
         onehot = sample_onehot(self.log_probs.exp(), torch.rand(self.log_probs.shape[:-1], device=self.log_probs.device))
-        return symexp((onehot * self._bins()).sum(-1, keepdim=True))
+        value = (onehot * self._bins()).sum(-1, keepdim=True)
+        return symexp(value) if self._squash else value
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Negative cross entropy against the two-hot encoding of `x`: (..., 1) -> (...).
 
-        Two-hot: linear weights on the two bins around symlog(x), larger for the closer one.
+        Two-hot: linear weights on the two bins around `x`, larger for the closer one.
         """
         assert x.shape == (*self.log_probs.shape[:-1], 1), (x.shape, self.log_probs.shape)
-        position = (symlog(x.float()) + self.LIMIT) * ((self.BINS - 1) / (2 * self.LIMIT))
-        position = position.clamp(0, self.BINS - 1)
-        # The integer of NaN is undefined, hence the clamp; the NaN still shows in `weight`.
-        below = position.floor().long().clamp_(0, self.BINS - 1)
+        below, weight = self._position(x.float())
         above = (below + 1).clamp(max=self.BINS - 1)
-        weight = position - below
         pair = self.log_probs.gather(-1, torch.cat([below, above], -1))  # (..., 2)
         return (pair * torch.cat([1.0 - weight, weight], -1)).sum(-1)
+
+    def _position(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the bin below `x` and weight of the bin above, each (..., 1)."""
+        # The integer of NaN is undefined, hence the clamps; the NaN still shows in the weight.
+        if self._squash:
+            position = (symlog(x) + self.LIMIT) * ((self.BINS - 1) / (2 * self.LIMIT))
+            position = position.clamp(0, self.BINS - 1)
+            below = position.floor().long().clamp_(0, self.BINS - 1)
+            return below, position - below
+        bins = self._bins()
+        below = (torch.searchsorted(bins, x.contiguous(), right=True) - 1).clamp_(0, self.BINS - 2)
+        low, high = bins[below], bins[below + 1]
+        return below, ((x - low) / (high - low)).clamp(0.0, 1.0)
 
     def entropy(self) -> Tensor:
         """Entropy of the categorical, (...)."""

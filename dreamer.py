@@ -33,15 +33,16 @@ import settings
 import tools
 from checkpoints import fitting
 from distributions import bounded
-from encoders import ConvDecoder, ConvEncoder
+from encoders import ConvDecoder, ConvEncoder, PooledDecoder, PooledEncoder
 from envs import make_envs
 from envs.gym import modules_of, register
 from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from envs.workers import EnvironmentFailed
 from heads import MLP
 from layers import choose_library
-from models import ImagBehavior, WorldModel
-from optim import Metrics, Optimizer
+from models import ImagBehavior, WorldModel, latent_layout
+from networks import State, detach
+from optim import LaPropOptimizer, Metrics, Optimizer
 from settings.help import help_text
 from storage.disk import free_space
 from tools import autocast
@@ -78,13 +79,19 @@ class Dreamer(nn.Module):
         super().__init__()
         self._config = config = copy.deepcopy(config)
         config.device = self.device = tools.pick_device(config.device)
+        self._asked_precision = config.precision
+        config.precision, _ = tools.pick_precision(config.precision, self.device)
         choose_library()
         self._dataset = dataset
         self.obs_space = gymnasium.spaces.Dict({key: space for key, space in obs_space.spaces.items() if not key.startswith("log_")})
         self.act_space, self.codec = act_space, ActionCodec(act_space)
         self._wm = WorldModel(obs_space, self.codec.size, config)
-        self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.size, self.codec.classes, config)
+        self._task_behavior = ImagBehavior(self._wm.dynamics.feat_size, self.codec.parts, config)
         self._expl_behavior = exploration.make_behavior(self._wm, self.codec, config)
+        self._opt = None
+        if config.optimizer == "laprop":
+            trained = [*self._wm.parameters(), *self._task_behavior.trained()]
+            self._opt = LaPropOptimizer("agent", trained, config, shared=self._wm.dynamics.split_tensors())
         self.exploring = True
         self.updates = 0
         if config.compile:
@@ -97,7 +104,7 @@ class Dreamer(nn.Module):
         torch._functorch.config.donated_buffer = False
         self._wm.dynamics.compile_steps()
         for module in self.modules():
-            if isinstance(module, (ConvEncoder, ConvDecoder)):
+            if isinstance(module, (ConvEncoder, ConvDecoder, PooledEncoder, PooledDecoder)):
                 module.compile()
             elif isinstance(module, MLP):
                 module.layers.compile()
@@ -148,7 +155,7 @@ class Dreamer(nn.Module):
             ValueError: if the space has other action vectors.
         """
         codec = ActionCodec(act_space)
-        if (codec.size, codec.classes) != (self.codec.size, self.codec.classes):
+        if codec.layout != self.codec.layout:
             raise ValueError(
                 f"the agent has learned actions {self.act_space}, and the environment takes {act_space}; give an environment "
                 "of the task that it has learned"
@@ -170,18 +177,66 @@ class Dreamer(nn.Module):
             if self._dataset is None:
                 raise ValueError("update() needs a batch, since the agent was built without a dataset")
             batch = next(self._dataset)
-        missing = {"action", "reward", "is_first", "is_terminal"} - set(batch)
+        missing = {"action", "reward", "is_first", "is_last", "is_terminal"} - set(batch)
+        if not self._config.critic.replay_scale:
+            missing.discard("is_last")
         if missing:
             raise ValueError(f"a batch needs {', '.join(sorted(missing))} beside the observation; it has {', '.join(sorted(batch))}")
         data = self._wm.preprocess(batch)
-        post, metrics = self._wm.update(data)
-        metrics.update(self._task_behavior.update(self._wm, post, data["cont"], self.updates))
+        post, metrics = self._update_apart(data) if self._opt is None else self._update_together(data)
         if self._explorer:
             metrics.update(self._explorer.update(self._wm, post, data, self.updates))
+        if "replay.steps" in batch and self._dataset is not None:
+            self._dataset.write_latents(batch["replay.steps"], self._wm.dynamics.pack(post))
         self.updates += 1
         if self.updates % nonfinite.LOOK_EVERY == 0:
             nonfinite.check(self, batch)
         return metrics
+
+    def _update_apart(self, data: dict[str, torch.Tensor]) -> tuple[State, Metrics]:
+        """Updates the world model, then actor and critic in the updated model (2023).
+
+        Returns:
+            the posterior without gradient, (B, T, ...); scalar metrics.
+        """
+        post, metrics = self._wm.update(data)
+        metrics.update(self._task_behavior.update(self._wm, post, data["cont"], self.updates))
+        return post, metrics
+
+    def _update_together(self, data: dict[str, torch.Tensor]) -> tuple[State, Metrics]:
+        """Updates world model, actor and critic in one step on one loss (2025); returns as `_update_apart`."""
+        loss, post, metrics = self.joint_loss(data)
+        metrics.update(self._opt.step(loss))
+        self._task_behavior.update_slow_value(self.updates)
+        return post, metrics
+
+    def joint_loss(self, data: dict[str, torch.Tensor], sample: bool = True) -> tuple[torch.Tensor, State, Metrics]:
+        """The loss of world model, actor and critic together, as in DreamerV3 (2025).
+
+        Args:
+            data: a preprocessed batch, (B, T, ...).
+            sample: whether latents and actions are drawn; False takes the most likely ones.
+        Returns:
+            scalar; the posterior without gradient, (B, T, ...); scalar metrics.
+        """
+        behavior, scale = self._task_behavior, self._config.critic.replay_scale
+        model_loss, post, metrics = self._wm.loss(data, sample)
+        # Gradient boundary: imagination does not train the world model.
+        start = detach(post)
+        with autocast(self._config):
+            losses = behavior.losses(self._wm, start, data["cont"], sample=sample)
+            total = model_loss + losses.actor + losses.critic
+            metrics |= {"model_loss": model_loss, "actor_loss": losses.actor, "value_loss": losses.critic}
+            if scale:
+                boot = losses.returns[0].view(data["is_first"].shape)
+                metrics["replay_value_loss"] = behavior.replay_loss(self._wm.dynamics.get_feat(post), data, boot)
+                total = total + scale * metrics["replay_value_loss"]
+        metrics = {key: value.detach().mean() for key, value in metrics.items()}
+        return total, start, {**metrics, **losses.metrics}
+
+    def stored_latents(self, state: dict) -> dict[str, np.ndarray]:
+        """What replay memory stores of a state from `act`, see `RSSM.pack`."""
+        return self._wm.dynamics.pack(state)
 
     @torch.no_grad()
     def model_losses(self, batch: dict) -> Metrics:
@@ -217,6 +272,8 @@ class Dreamer(nn.Module):
     def optimizers(self) -> dict[str, Optimizer]:
         """All optimizers by their names in checkpoints."""
         task, explorer = self._task_behavior, self._explorer
+        if self._opt is not None:
+            return {"_opt": self._opt, **({"_expl_behavior._opt": explorer._opt} if explorer else {})}
         optimizers = {
             "_wm._model_opt._opt": self._wm._model_opt,
             "_task_behavior._actor_opt._opt": task._actor_opt,
@@ -243,7 +300,7 @@ class Dreamer(nn.Module):
         """Weights and optimizer states for `load_checkpoint`, with the settings and spaces that rebuild the agent."""
         return {
             "agent_state_dict": self.state_dict(),
-            "config": settings.plain(self._config),
+            "config": {**settings.plain(self._config), "precision": self._asked_precision},
             "spaces": {"observation": describe_space(self.obs_space), "action": describe_space(self.act_space)},
             "optims_state_dict": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()},
         }
@@ -280,7 +337,7 @@ class Dreamer(nn.Module):
             raise ValueError(
                 f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; {' and '.join(missing)} is none"
             )
-        found = fitting.load_into(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+        found = fitting.load_into(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"], checkpoint.get("config"))
         self.updates = fitting.updates_of(self)
         return found
 
@@ -307,7 +364,7 @@ def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, 
             f"{file} holds no settings, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
             f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}"
         )
-    config = settings.load_config(overrides={**settings.flatten(stored), "device": device, "compile": False})
+    config = settings.load_config(overrides={"device": device, "compile": False}, stored=stored)
     spaces = _spaces(checkpoint, config)
     _check_size(spaces, config, checkpoint["agent_state_dict"])
     agent = Dreamer(*spaces, config)
@@ -353,9 +410,10 @@ def start(config: settings.Config) -> Run:
     with contextlib.ExitStack() as opened:  # closes the lock and the environments if anything fails
         run = Run(config, opened)
         data = (Recordings if config.offline_traindir else Environments)(run.config, opened)
-        build = functools.partial(Dreamer, data.obs_space, data.act_space, dataset=data.replay)
+        build = functools.partial(Dreamer, data.obs_space, data.act_space)
         run.read_checkpoint(build)
-        run.begin(build(run.config), data)
+        data.open_replay(latent_layout(run.config) if run.config.replay_context else None)
+        run.begin(build(run.config, dataset=data.replay), data)
         run.resources = opened.pop_all()  # the run closes them when it ends
     return run
 
@@ -382,12 +440,13 @@ def train(run: Run) -> None:
 
 
 def prefill(run: Run) -> None:
-    """Collects the first `prefill` steps, with random actions, or with the policy of a trained agent."""
+    """Collects the first `prefill` steps, with random actions, or with the policy (`prefill_policy`, or of a trained agent)."""
     collector, missing = run.data.collector, run.data.missing_steps
     if missing <= 0:
         return
     trained = run.agent.updates > 0  # in another run, whose episodes are not here
-    policy = run.agent if trained else exploration.Random(run.agent.codec, tools.policy_seed(run.config.seed, run.step))
+    acts = trained or run.config.prefill_policy == "policy"
+    policy = run.agent if acts else exploration.Random(run.agent.codec, tools.policy_seed(run.config.seed, run.step))
     collected = 0
     with console.Progress("prefill", missing, "steps") as progress:
         while collected < missing and run.step < run.config.steps and not run.stop:
@@ -395,7 +454,8 @@ def prefill(run: Run) -> None:
             collected += steps
             run.count(steps, episodes)
             progress.update(collected)
-    collector.restart()  # the agent must see an episode from its start
+    if run.config.prefill_policy == "random":
+        collector.restart()  # the agent must see an episode from its start
 
 
 def pretrain(run: Run) -> None:

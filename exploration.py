@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import distributions as dists
 from envs.spaces import ActionCodec
 from heads import MLP
+from layers import Style
 from models import ImagBehavior, Rollout, WorldModel
 from networks import State
-from optim import Metrics, Optimizer
+from optim import LaPropOptimizer, Metrics, Optimizer
 from tools import autocast
 
 BEHAVIORS = ("greedy", "random", "plan2explore")
@@ -50,7 +51,7 @@ class Random:
         self._codec = codec
         self._rng = np.random.default_rng(seed)
 
-    def act(self, obs: dict, state: dict | None = None, training: bool = True) -> tuple[np.ndarray, dict]:
+    def act(self, obs: dict, state: dict | None = None, training: bool = True) -> tuple[np.ndarray | list, dict]:
         """Draws actions for N environments; the returned state only holds the action vectors, (N, A)."""
         vectors = self._codec.random(self._rng, len(obs["is_first"]))
         return self._codec.decode(vectors), {"action": torch.as_tensor(vectors)}
@@ -67,10 +68,18 @@ class Uniform:
         self._codec = codec
 
     def actor(self, feat: Tensor):
-        """Features (..., F) -> a distribution over action vectors (..., A)."""
-        if self._codec.classes is None:
-            return torch.distributions.Uniform(feat.new_full((*feat.shape[:-1], self._codec.size), -1.0), 1.0)
-        return dists.Joint([dists.OneHot(feat.new_zeros(*feat.shape[:-1], count)) for count in self._codec.classes])
+        """Features (..., F) -> a distribution over action vectors (..., A), which only samples."""
+        parts = []
+        for part in self._codec.parts.values():
+            if part.classes is None:
+                parts.append(_UniformNumbers(feat.new_full((*feat.shape[:-1], part.size), -1.0), 1.0))
+            else:
+                parts += [dists.OneHot(feat.new_zeros(*feat.shape[:-1], count)) for count in part.classes]
+        return dists.Joint(parts)
+
+
+class _UniformNumbers(torch.distributions.Uniform):
+    event_dims = 1  # as `distributions.Joint` needs
 
 
 class Plan2Explore(nn.Module):
@@ -101,23 +110,21 @@ class Plan2Explore(nn.Module):
         if config.disag_offset >= config.batch_length:
             raise ValueError(f"disag_offset is {config.disag_offset}; it must be smaller than batch_length, {config.batch_length}")
         self._config = config
-        self._behavior = ImagBehavior(dynamics.feat_size, codec.size, codec.classes, config)
+        self._behavior = ImagBehavior(dynamics.feat_size, codec.parts, config)
         inputs = dynamics.feat_size + (codec.size if config.disag_action_cond else 0)
+        size = (sizes[config.disag_target],)
+        style = Style(config.act, "rms" if config.norm == "rms" else "layer")
         self._networks = nn.ModuleList(
-            MLP(
-                inputs, (sizes[config.disag_target],), config.disag_layers, config.disag_units, name="NoName", act=config.act, dist="normal"
-            )
+            MLP(inputs, size, config.disag_layers, config.disag_units, name="NoName", style=style, dist="normal")
             for _ in range(config.disag_models)
         )
         self.to(config.device)
-        self._expl_opt = Optimizer(
-            "explorer",
-            self._networks.parameters(),
-            lr=config.model_lr,
-            eps=config.opt_eps,
-            clip=config.grad_clip,
-            weight_decay=config.weight_decay,
-        )
+        if config.optimizer == "laprop":
+            trained = [*self._networks.parameters(), *self._behavior.trained()]
+            self._opt = LaPropOptimizer("explorer", trained, config)
+        else:
+            options = dict(lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay)
+            self._expl_opt = Optimizer("explorer", self._networks.parameters(), **options)
 
     @property
     def actor(self) -> nn.Module:
@@ -145,10 +152,18 @@ class Plan2Explore(nn.Module):
         Returns:
             scalar metrics.
         """
+        reward_of = functools.partial(self.reward, world_model)
         with autocast(self._config):
             loss = self.ensemble_loss(world_model, post, data)
-        metrics = self._expl_opt.step(loss)
-        behavior = self._behavior.update(world_model, post, data["cont"], updates, functools.partial(self.reward, world_model))
+        if self._config.optimizer == "laprop":
+            with autocast(self._config):
+                losses = self._behavior.losses(world_model, post, data["cont"], reward_of)
+            metrics = self._opt.step(loss + losses.actor + losses.critic) | {"explorer_loss": loss.detach()}  # the ensemble's alone
+            self._behavior.update_slow_value(updates)
+            behavior = {"actor_loss": losses.actor.detach(), "value_loss": losses.critic.detach(), **losses.metrics}
+        else:
+            metrics = self._expl_opt.step(loss)
+            behavior = self._behavior.update(world_model, post, data["cont"], updates, reward_of)
         return {**metrics, **{f"expl_{key}": value for key, value in behavior.items()}}
 
     def ensemble_loss(self, world_model: WorldModel, post: State, data: dict[str, Tensor]) -> Tensor:

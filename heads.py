@@ -1,16 +1,18 @@
 """Multi-layer perceptrons that return distributions, and the policy.
 
 Shapes: F feature, A action; "..." stands for batch and time.
-Parameter names and shapes are those of dreamerv3-torch, so that its checkpoints load.
+Names and shapes of the 2023 parameters are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 import distributions as dists
-from layers import NORM_EPS, LayerNorm, Linear, activation, init_hidden, init_output
+from envs.spaces import ActionPart
+from layers import Linear, Style
 
 
 class MLP(nn.Module):
@@ -23,63 +25,51 @@ class MLP(nn.Module):
         layers: number of hidden blocks.
         units: size of each block.
         name: prefix of the layers' names.
-        act: name of the activation in `torch.nn`.
-        norm: whether blocks have layer norm.
+        style: how layers are built.
         dist: distribution of the output, one of `DISTS`.
-        outscale: scale of the output layer's initial weights, see `init_output`.
-        symlog_inputs: whether symlog is applied to the input.
+        outscale: scale of the output layer's initial weights, see `Style.init_output`.
     Raises:
         ValueError: for an unknown `dist`, or a `shape` that it does not support.
     """
 
-    DISTS = ("symlog_disc", "symlog_mse", "mse", "binary", "normal")
+    DISTS = (*dists.TwoHot.KINDS, "symlog_mse", "mse", "binary", "normal")
 
     def __init__(
-        self,
-        inp_dim: int,
-        shape,
-        layers: int,
-        units: int,
-        *,
-        name: str,
-        act: str = "SiLU",
-        norm: bool = True,
-        dist: str = "mse",
-        outscale: float = 1.0,
-        symlog_inputs: bool = False,
+        self, inp_dim: int, shape, layers: int, units: int, *, name: str, style: Style = Style(), dist: str = "mse", outscale: float = 1.0
     ):
         super().__init__()
         if dist not in self.DISTS:
             raise ValueError(f"a {name.lower()} head cannot use dist {dist!r}; allowed are {', '.join(self.DISTS)}")
         self._dist = dist
         self._shape = shape
-        self._symlog_inputs = symlog_inputs
+        self._style = style
         self.layers = nn.Sequential()
         for index in range(layers):
-            self.layers.add_module(f"{name}_linear{index}", Linear(inp_dim, units, bias=False))
-            if norm:
-                self.layers.add_module(f"{name}_norm{index}", LayerNorm(units, eps=NORM_EPS))
-            self.layers.add_module(f"{name}_act{index}", activation(act))
+            self.layers.add_module(f"{name}_linear{index}", Linear(inp_dim, units, bias=style.bias))
+            for norm in style.norms(units):
+                self.layers.add_module(f"{name}_norm{index}", norm)
+            self.layers.add_module(f"{name}_act{index}", style.activation())
             inp_dim = units
-        self.layers.apply(init_hidden)
+        self.layers.apply(style.init_hidden)
         if shape is not None:
-            self.mean_layer = self._output_layer(inp_dim, outscale)
+            self.mean_layer = self._output_layer(inp_dim, shape, outscale)
 
-    def _output_layer(self, inp_dim: int, outscale: float) -> nn.Module:
-        if isinstance(self._shape, dict):
-            taken = [key for key in self._shape if hasattr(nn.ModuleDict, key)]
+    def _output_layer(self, inp_dim: int, shape, outscale: float) -> nn.Module:
+        """A linear layer for a shape, or one by key for a dict of shapes."""
+        if isinstance(shape, dict):
+            taken = [key for key in shape if hasattr(nn.ModuleDict, key)]
             if taken:
-                raise ValueError(f"the observation keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
-            layer = nn.ModuleDict({key: Linear(inp_dim, self._out_size(shape)) for key, shape in self._shape.items()})
+                raise ValueError(f"the keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
+            layer = nn.ModuleDict({key: Linear(inp_dim, self._out_size(part)) for key, part in shape.items()})
         else:
-            layer = Linear(inp_dim, self._out_size(self._shape))
-        return layer.apply(lambda module: init_output(module, outscale))
+            layer = Linear(inp_dim, self._out_size(shape))
+        return layer.apply(lambda module: self._style.init_output(module, outscale))
 
     def _out_size(self, shape: tuple[int, ...]) -> int:
-        if self._dist == "symlog_disc":
+        if self._dist in dists.TwoHot.KINDS:
             if math.prod(shape) != 1:
-                raise ValueError(f"symlog_disc predicts one number, not the shape {shape}; use symlog_mse")
-            return dists.SymlogDisc.BINS
+                raise ValueError(f"{self._dist} predicts one number, not the shape {shape}; use symlog_mse")
+            return dists.TwoHot.BINS
         return math.prod(shape)
 
     def input_layers(self) -> list[nn.Linear]:
@@ -89,7 +79,7 @@ class MLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """The hidden features, (..., inp_dim) -> (..., units)."""
-        return self.layers(dists.symlog(x) if self._symlog_inputs else x)
+        return self.layers(x)
 
     def stats(self, x: Tensor) -> Tensor:
         """The parameters of a single output's distribution, (..., inp_dim) -> (..., n)."""
@@ -106,8 +96,8 @@ class MLP(nn.Module):
 
     def dist(self, out: Tensor):
         """The distribution with the parameters `out` (..., n), as from `stats`."""
-        if self._dist == "symlog_disc":
-            return dists.SymlogDisc(out)
+        if self._dist in dists.TwoHot.KINDS:
+            return dists.TwoHot(out, self._dist)
         elif self._dist == "symlog_mse":
             return dists.MSE(out, squash=True)
         elif self._dist == "mse":
@@ -136,28 +126,37 @@ class ActionHead(MLP):
 
     Args:
         inp_dim: size F of a feature.
-        size: length A of an action vector.
-        classes: class counts of the discrete parts of an action, which is their concatenated one-hots; None for
-            continuous actions.
+        parts: the parts of an action vector by key, in order, see `ActionCodec.parts`.
         config: the settings' section `actor`.
-        units, act, norm: as in `MLP`.
+        units, style: as in `MLP`.
     Raises:
         ValueError: if `config.dist` does not fit the actions, or `config.std` is neither "learned" nor positive.
     """
 
-    DISTS = ("onehot", "normal")
+    DISTS = ("auto", "onehot", "normal")
 
-    def __init__(self, inp_dim: int, size: int, classes: tuple[int, ...] | None, config, *, units: int, act: str, norm: bool):
-        kind, fitting = ("continuous", "normal") if classes is None else ("discrete", "onehot")
-        dist = fitting if config.dist == "auto" else config.dist
-        super().__init__(inp_dim, (size,), config.layers, units, name="Actor", act=act, norm=norm, dist=dist, outscale=config.outscale)
-        if dist != fitting:
-            raise ValueError(f"actor.dist is {dist!r}, but actions are {kind}; use 'auto', {fitting!r} or another task")
-        self._classes, self._config = classes, config
-        if dist == "normal" and config.std == "learned":
-            self.std_layer = self._output_layer(units if config.layers else inp_dim, config.outscale)
-        elif dist == "normal":
+    def __init__(self, inp_dim: int, parts: Mapping[str, ActionPart], config, *, units: int, style: Style):
+        self._parts, self._config = dict(parts), config
+        shapes = {key: (part.size,) for key, part in parts.items()}
+        single = len(shapes) == 1
+        shape = next(iter(shapes.values())) if single else shapes
+        super().__init__(inp_dim, shape, config.layers, units, name="Actor", style=style, dist=config.dist, outscale=config.outscale)
+        self._check_dist(config.dist)
+        continuous = {key: (part.size,) for key, part in parts.items() if part.classes is None}
+        if continuous and config.std == "learned":
+            shape = shape if single else continuous
+            self.std_layer = self._output_layer(units if config.layers else inp_dim, shape, config.outscale)
+        elif continuous:
             self._std = _positive("actor.std", config.std, "'learned' or a positive number")
+
+    def _check_dist(self, dist: str) -> None:
+        fitting = {"normal" if part.classes is None else "onehot" for part in self._parts.values()}
+        if dist == "auto" or {dist} == fitting:
+            return
+        kinds = {"normal": "continuous", "onehot": "discrete"}
+        told = " and ".join(kinds[name] for name in sorted(fitting, reverse=True))
+        choice = "'auto'" if len(fitting) > 1 else f"'auto', {next(iter(fitting))!r}"
+        raise ValueError(f"actor.dist is {dist!r}, but actions are {told}; use {choice} or another task")
 
     def stats(self, feat: Tensor) -> dict[str, Tensor]:
         """The parameters of the policy, as tensors that can be stacked over time.
@@ -165,22 +164,41 @@ class ActionHead(MLP):
         Args:
             feat: (..., F).
         Returns:
-            `logit`, or `mean` and `std`, each (..., A).
+            for each discrete part `logit`, for each continuous part `mean` and `std`, each (..., size of the part). Of
+            several parts the names begin with the part's key.
         """
-        x, config = self.hidden(feat), self._config
-        mean = self.mean_layer(x)
-        if self._dist == "onehot":
-            return {"logit": mean}
-        if config.std == "learned":
-            share = torch.sigmoid(self.std_layer(x).float() + 2.0)
-            std = config.min_std + (config.max_std - config.min_std) * share
-        else:
-            std = torch.full_like(mean, self._std)
-        return {"mean": torch.tanh(mean.float()), "std": std}
+        x, config, stats = self.hidden(feat), self._config, {}
+        for key, part in self._parts.items():
+            mean, name = self._layer("mean_layer", key)(x), self._prefix(key)
+            if part.classes is not None:
+                stats[f"{name}logit"] = mean
+                continue
+            if config.std == "learned":
+                share = torch.sigmoid(self._layer("std_layer", key)(x).float() + 2.0)
+                std = config.min_std + (config.max_std - config.min_std) * share
+            else:
+                std = torch.full_like(mean, self._std)
+            stats |= {f"{name}mean": torch.tanh(mean.float()), f"{name}std": std}
+        return stats
+
+    def forward(self, feat: Tensor):
+        """(..., F) -> the distribution over action vectors (..., A)."""
+        return self.dist(self.stats(feat))
+
+    def _layer(self, name: str, key: str) -> nn.Module:
+        layer = getattr(self, name)
+        return layer[key] if isinstance(layer, nn.ModuleDict) else layer
+
+    def _prefix(self, key: str) -> str:
+        return f"{key}/" if len(self._parts) > 1 else ""
 
     def dist(self, stats: dict[str, Tensor]):
         """The distribution with the parameters from `stats`."""
-        if self._dist == "normal":
-            return dists.Normal(stats["mean"], stats["std"])
-        parts = [dists.OneHot(logit, self._config.unimix_ratio) for logit in stats["logit"].split(self._classes, -1)]
-        return parts[0] if len(parts) == 1 else dists.Joint(parts)
+        found = []
+        for key, part in self._parts.items():
+            name = self._prefix(key)
+            if part.classes is None:
+                found.append(dists.Normal(stats[f"{name}mean"], stats[f"{name}std"]))
+            else:
+                found.append(dists.onehots(stats[f"{name}logit"], part.classes, self._config.unimix_ratio))
+        return found[0] if len(found) == 1 else dists.Joint(found)

@@ -1,6 +1,6 @@
-"""Building blocks of the networks: initialisation, matrix products, normalisation, hidden blocks and the GRU cell.
+"""Building blocks of the networks: style of hidden layers, matrix products, normalisation, hidden blocks, GRU cells.
 
-Parameter names and shapes are those of dreamerv3-torch, so that its checkpoints load.
+Names and shapes of the 2023 parameters are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import contextlib
@@ -8,44 +8,93 @@ import functools
 import itertools
 import math
 import time
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-NORM_EPS = 1e-3
+TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal truncated at -2 and 2
+NORMS = ("layer", "rms", "none")
 
 
-def init_hidden(module: nn.Module) -> None:
-    """Initialises a hidden layer: truncated normal with variance 1 / mean(fan in, fan out), biases zero.
+class Style(NamedTuple):
+    """How hidden layers are built. Norm, bias, epsilon and initialisation belong together.
 
-    Other modules stay unchanged, so that `module.apply(init_hidden)` works on whole networks.
+    | `norm` | bias before the norm | epsilon | kernels are scaled by |
+    |---|---|---|---|
+    | "layer" (2023), "none" | no | 1e-3 | mean of fan in and fan out |
+    | "rms" (2025) | yes | 1e-4 | fan in |
+
+    Args:
+        act: name of the activation in `torch.nn`, for example "SiLU".
+        norm: one of `NORMS`.
     """
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-        fan_in, fan_out = _fans(module)
-        # 0.8796 is the standard deviation of a unit normal truncated at -2 and 2.
-        std = math.sqrt(2.0 / (fan_in + fan_out)) / 0.87962566103423978
-        nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
+    act: str = "SiLU"
+    norm: str = "layer"
 
-def init_output(module: nn.Module, scale: float) -> None:
-    """Initialises an output layer: uniform with variance `scale` / mean(fan in, fan out), biases zero.
+    @property
+    def bias(self) -> bool:
+        """Whether layers before a norm have a bias."""
+        return self.norm == "rms"
 
-    With `scale=0` the initial output is zero. Other modules stay unchanged.
-    """
-    if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
-        fan_in, fan_out = _fans(module)
-        limit = math.sqrt(3.0 * scale * 2.0 / (fan_in + fan_out))
+    def norms(self, size: int) -> list[nn.Module]:
+        """The norm over a last dimension of `size` as a list, which is empty without one.
+
+        Raises:
+            ValueError: for an unknown norm.
+        """
+        if self.norm == "layer":
+            return [LayerNorm(size, eps=1e-3)]
+        elif self.norm == "rms":
+            return [RMSNorm(size, eps=1e-4)]
+        elif self.norm == "none":
+            return []
+        raise ValueError(f"unknown norm {self.norm!r}; allowed are {', '.join(NORMS)}")
+
+    def norm_or_identity(self, size: int) -> nn.Module:
+        """The norm, or the identity without one."""
+        return (self.norms(size) or [nn.Identity()])[0]
+
+    def activation(self) -> nn.Module:
+        """Builds the activation module."""
+        return activation(self.act)
+
+    def init_hidden(self, module: nn.Module) -> None:
+        """Initialises a hidden layer: truncated normal, biases zero.
+
+        The variance is 1 / fan in with RMS norm, else 1 / mean(fan in, fan out). Other modules stay unchanged, so that
+        `module.apply(style.init_hidden)` works on whole networks.
+        """
+        if isinstance(module, (nn.Linear, BlockLinear, nn.Conv2d, nn.ConvTranspose2d)):
+            fan_in, fan_out = _fans(module)
+            std = math.sqrt(1.0 / fan_in if self.norm == "rms" else 2.0 / (fan_in + fan_out)) / TRUNCATED_STD
+            nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def init_output(self, module: nn.Module, scale: float) -> None:
+        """Initialises an output layer, biases zero. With `scale=0` the initial output is zero.
+
+        With RMS norm `scale` multiplies the weights of a hidden layer. Otherwise weights are uniform with variance
+        `scale` / mean(fan in, fan out). Other modules stay unchanged.
+        """
+        if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            return
+        if self.norm == "rms":
+            self.init_hidden(module)
+            module.weight.data.mul_(scale)
+            return
+        limit = math.sqrt(3.0 * scale * 2.0 / sum(_fans(module)))
         nn.init.uniform_(module.weight, -limit, limit)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def _fans(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, BlockLinear)):
         return module.in_features, module.out_features
     area = math.prod(module.kernel_size)
     return area * module.in_channels, area * module.out_channels
@@ -111,7 +160,7 @@ def _onednn_is_faster() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes x W^T + b. All linear layers use this function.
 
-    Inside `weight_gradients_once` the gradient of `weight` is computed once for all calls.
+    Inside `weight_gradients_once` the gradients of `weight` and `bias` are computed once for all calls.
 
     Args:
         x: (..., in).
@@ -121,8 +170,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., out).
     """
     if _weights is not None and torch.is_grad_enabled():
-        y = _weights.product(x, weight)
-        return y if bias is None else y + bias.to(y.dtype)
+        return _weights.product(x, weight, bias)
     rows = x.shape[:-1].numel()
     large = rows >= 256 and rows % 16 == 0 and x.device.type == "cpu" and product_dtype(x) == torch.float32
     return (_onednn_linear if _onednn and large else F.linear)(x, weight, bias)
@@ -146,12 +194,64 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def block_product(x: Tensor, shared: Tensor | None, weight: Tensor, bias: Tensor, blocks: int) -> Tensor:
+    """Product with a matrix that is block-diagonal in `x` and dense in `shared`.
+
+    Output and `x` are split into `blocks` parts. A part of the output depends on its part of `x` and on all of `shared`.
+
+    Args:
+        x: (B, in).
+        shared: (B, n); None for n = 0.
+        weight: (out, in / blocks + n).
+        bias: (out,).
+        blocks: number of parts.
+    Returns:
+        (B, out).
+    """
+    own = x.shape[-1] // blocks
+    parts = x.unflatten(-1, (blocks, own)).transpose(0, 1)  # (blocks, B, in / blocks)
+    kernel = weight[:, :own].unflatten(0, (blocks, -1)).transpose(1, 2)  # (blocks, in / blocks, out / blocks)
+    added = bias if shared is None else F.linear(shared, weight[:, own:], bias)  # (out,) or (B, out)
+    added = added.expand(len(x), -1).unflatten(-1, (blocks, -1)).transpose(0, 1)  # (blocks, B, out / blocks)
+    return torch.baddbmm(added, parts, kernel).transpose(0, 1).flatten(1)
+
+
+class BlockLinear(nn.Module):
+    """A linear layer that is block-diagonal in its first input, and dense in an optional second one.
+
+    Args:
+        size: size of the first input, and of the part of each block `size` / `blocks`.
+        out_features: size of the output.
+        blocks: number of blocks; divides `size` and `out_features`.
+        shared: size of the second input.
+    Raises:
+        ValueError: if `blocks` does not divide the sizes.
+    """
+
+    def __init__(self, size: int, out_features: int, blocks: int, shared: int = 0):
+        super().__init__()
+        if size % blocks or out_features % blocks:
+            raise ValueError(f"{blocks} blocks do not divide a layer of {size} inputs and {out_features} outputs")
+        self.in_features, self.out_features, self.blocks = size + shared, out_features, blocks
+        self.weight = nn.Parameter(torch.empty(out_features, size // blocks + shared))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        """(..., size) and (..., shared) -> (..., out_features)."""
+        rows = [None if part is None else part.flatten(0, -2) for part in (x, shared)]
+        if _weights is not None and torch.is_grad_enabled():
+            y = _weights.block_product(*rows, self.weight, self.bias, self.blocks)
+        else:
+            y = block_product(*rows, self.weight, self.bias, self.blocks)
+        return y.unflatten(0, x.shape[:-1])
+
+
 _weights = None  # state of the active `weight_gradients_once`, None outside
 
 
 @contextlib.contextmanager
 def weight_gradients_once():
-    """Inside this context, the gradient of each weight of `linear` is a single product over all steps of a recurrence.
+    """Inside this context, the gradient of each weight is a single product over all steps of a recurrence.
 
     Without it, autograd computes a small gradient per step and adds it to the sum. That reads and writes memory of the
     weight's size T times. With autocast, each step also keeps its own bfloat16 copy of the weight until the backward
@@ -168,61 +268,102 @@ def weight_gradients_once():
 class _StepWeights:
     """The state of one `weight_gradients_once` context, by weight.
 
-    For each weight: a copy in the dtype of the products, and a list of (output gradient, input) pairs that the backward
-    pass fills, one pair per product.
+    For each weight: copies of weight and bias in the dtype of the products, and a list of (output gradient, inputs)
+    that the backward pass fills, one entry per product.
     """
 
     def __init__(self):
         self._constants = {}
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        if id(weight) not in self._constants:
+    def _constant(self, weight: Tensor, bias: Tensor | None, x: Tensor, blocks: int) -> tuple[Tensor, Tensor | None, list]:
+        key = id(weight), id(bias)  # a weight may be used with a bias and without
+        if key not in self._constants:
             steps = []
-            self._constants[id(weight)] = weight, _Constant.apply(weight, product_dtype(weight), steps), steps
-        _, constant, steps = self._constants[id(weight)]
-        return _StepProduct.apply(x.to(constant.dtype), constant, steps)
+            copies = _Constant.apply(weight, bias, product_dtype(x), steps, blocks)
+            self._constants[key] = weight, bias, *copies, steps
+        return self._constants[key][2:]
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight, bias, steps = self._constant(weight, bias, x, 0)
+        return _StepProduct.apply(x.to(weight.dtype), weight, bias, steps)
+
+    def block_product(self, x: Tensor, shared: Tensor | None, weight: Tensor, bias: Tensor, blocks: int) -> Tensor:
+        weight, bias, steps = self._constant(weight, bias, x, blocks)
+        shared = None if shared is None else shared.to(weight.dtype)
+        return _StepBlockProduct.apply(x.to(weight.dtype), shared, weight, bias, blocks, steps)
 
 
 class _Constant(torch.autograd.Function):
-    """A weight (out, in) in the dtype of the products.
+    """A weight (out, in) and a bias (out,) in the dtype of the products; with `blocks` those of `block_product`.
 
-    Its backward runs after the backwards of all products. It computes the weight's gradient from the collected pairs.
+    Its backward runs after the backwards of all products. It computes both gradients from the collected entries.
     """
 
     @staticmethod
-    def forward(ctx, weight: Tensor, dtype: torch.dtype, steps: list) -> Tensor:
-        ctx.steps, ctx.dtype = steps, weight.dtype
+    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, steps: list, blocks: int) -> tuple[Tensor, Tensor | None]:
+        ctx.steps, ctx.dtype, ctx.blocks, ctx.has_bias = steps, weight.dtype, blocks, bias is not None
         ctx.set_materialize_grads(False)
-        return weight.to(dtype) if weight.dtype != dtype else weight.view_as(weight)
+        return tuple(None if x is None else x.to(dtype) if x.dtype != dtype else x.view_as(x) for x in (weight, bias))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _) -> tuple[Tensor, None, None]:
-        grads, inputs = (torch.cat(rows) for rows in zip(*ctx.steps))  # (T B, out), (T B, in)
+    def backward(ctx, *_) -> tuple[Tensor | None, ...]:
+        grads, x, shared = (None if rows[0] is None else torch.cat(rows) for rows in zip(*ctx.steps))  # (T B, ...)
         ctx.steps.clear()
-        return (grads.t() @ inputs).to(ctx.dtype), None, None
+        bias = grads.sum(0, dtype=ctx.dtype) if ctx.has_bias else None
+        if not ctx.blocks:
+            return (grads.t() @ x).to(ctx.dtype), bias, None, None, None
+        parts = [rows.unflatten(-1, (ctx.blocks, -1)).transpose(0, 1) for rows in (grads, x)]  # (blocks, T B, ...)
+        columns = [torch.bmm(parts[0].transpose(1, 2), parts[1]).flatten(0, 1)]  # (out, in / blocks)
+        columns += [] if shared is None else [grads.t() @ shared]
+        return torch.cat(columns, 1).to(ctx.dtype), bias, None, None, None
+
+
+def _is_executed(weight: Tensor) -> bool:
+    """Whether the present backward pass reaches the weight's `_Constant`. If not, entries would be left behind."""
+    return torch._C._will_engine_execute_node(weight.grad_fn)
 
 
 class _StepProduct(torch.autograd.Function):
-    """y = x W^T with the input gradient dx = dy W.
+    """y = x W^T + b with the input gradient dx = dy W.
 
-    Its backward leaves the pair (dy, x) for `_Constant`, which computes the weight's gradient.
+    Its backward leaves (dy, x) for `_Constant`, which computes the gradients of weight and bias.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, steps: list) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, steps: list) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.steps = steps
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        # A backward pass restricted to other tensors does not reach `_Constant`, and would leave the pairs behind.
-        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(weight.grad_fn):
-            ctx.steps.append((grad.flatten(0, -2), x.flatten(0, -2)))
-        return grad @ weight if ctx.needs_input_grad[0] else None, None, None
+        if ctx.needs_input_grad[1] and _is_executed(weight):
+            ctx.steps.append((grad.flatten(0, -2), x.flatten(0, -2), None))
+        return grad @ weight if ctx.needs_input_grad[0] else None, None, None, None
+
+
+class _StepBlockProduct(torch.autograd.Function):
+    """`block_product`, which leaves the gradients of weight and bias to `_Constant` as `_StepProduct` does."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shared: Tensor | None, weight: Tensor, bias: Tensor, blocks: int, steps: list) -> Tensor:
+        ctx.save_for_backward(x, shared, weight)
+        ctx.blocks, ctx.steps = blocks, steps
+        return block_product(x, shared, weight, bias, blocks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, shared, weight = ctx.saved_tensors
+        if ctx.needs_input_grad[2] and _is_executed(weight):
+            ctx.steps.append((grad, x, shared))
+        own = x.shape[-1] // ctx.blocks
+        parts = grad.unflatten(-1, (ctx.blocks, -1)).transpose(0, 1)  # (blocks, B, out / blocks)
+        grad_x = torch.bmm(parts, weight[:, :own].unflatten(0, (ctx.blocks, -1))).transpose(0, 1).flatten(1)
+        return grad_x, None if shared is None else grad @ weight[:, own:], None, None, None, None
 
 
 # Blocks
@@ -239,50 +380,192 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(full_precision(x)).to(x.dtype)
 
 
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last dimension: x / sqrt(mean(x^2) + eps) * weight, in float32.
+
+    Args:
+        size: size of the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> the same shape and dtype."""
+        y = full_precision(x)
+        if y.device.type == "cpu":
+            y = _CpuRMSNorm.apply(y, self.weight, self.eps)
+        else:
+            y = F.rms_norm(y, self.weight.shape, self.weight, self.eps)
+        return y.to(x.dtype)
+
+
+class _CpuRMSNorm(torch.autograd.Function):
+    """RMS norm, up to three times as fast on a CPU as PyTorch's, which has no kernel for it there.
+
+    The backward pass uses the kernel of layer norm with mean 0. That kernel subtracts the mean of the input gradient,
+    which is added again.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        return (x * rstd).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        size, grad = x.shape[-1], grad.contiguous()
+        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, [size], torch.zeros_like(rstd), rstd, weight, weight, [True, True, False]
+        )
+        mean = torch.mv(grad.view(-1, size), weight).view(rstd.shape)
+        return grad_x.addcmul_(rstd, mean, value=1.0 / size), grad_weight, None
+
+
 class HiddenBlock(nn.Sequential):
-    """Linear layer without bias, layer norm, activation: (..., in) -> (..., out).
+    """One or more linear layers, each with norm and activation: (..., in) -> (..., out).
 
     Args:
         inp_size, out_size: sizes in and out.
-        act: name of the activation in `torch.nn`.
-        norm: whether there is a layer norm.
+        style: how layers are built.
+        layers: number of linear layers.
     """
 
-    def __init__(self, inp_size: int, out_size: int, act: str, norm: bool):
-        norms = [LayerNorm(out_size, eps=NORM_EPS)] if norm else []
-        super().__init__(Linear(inp_size, out_size, bias=False), *norms, activation(act))
-        self.apply(init_hidden)
+    def __init__(self, inp_size: int, out_size: int, style: Style, layers: int = 1):
+        modules = []
+        for _ in range(layers):
+            modules += [Linear(inp_size, out_size, bias=style.bias), *style.norms(out_size), style.activation()]
+            inp_size = out_size
+        super().__init__(*modules)
+        self.apply(style.init_hidden)
 
     def after_product(self, x: Tensor) -> Tensor:
-        """Layer norm and activation alone, for a linear product computed elsewhere: (..., out) -> (..., out)."""
+        """All but the first linear product, which is computed elsewhere: (..., out) -> (..., out)."""
         for layer in itertools.islice(self, 1, None):  # slicing a Sequential would build a new module
             x = layer(x)
         return x
 
 
+class GRUInput(HiddenBlock):
+    """What a `GRUCell` reads: one hidden layer on latents and action.
+
+    Args:
+        stoch_size: length of the latents as one vector.
+        num_actions: length of an action vector.
+        hidden: units.
+        style: how layers are built.
+    Attributes:
+        out_size: size of the output.
+    """
+
+    def __init__(self, stoch_size: int, num_actions: int, hidden: int, style: Style):
+        super().__init__(stoch_size + num_actions, hidden, style)
+        self.out_size = hidden
+
+    @property
+    def latent_reader(self) -> Linear:
+        """The layer whose inputs begin with the latents."""
+        return self[0]
+
+    def prepare(self, action: Tensor) -> Tensor:
+        """The part that depends on actions alone, computed for all steps at once: (..., A) -> (..., n)."""
+        return action
+
+    def forward(self, stoch: Tensor, prepared: Tensor) -> Tensor:
+        """Latents (B, stoch_size) and prepared actions (B, n) -> (B, out_size)."""
+        return super().forward(torch.cat([stoch, prepared], -1))
+
+
+class BlockGRUInput(nn.ModuleDict):
+    """What a `BlockGRUCell` reads: a hidden layer on the latents, and one on the action.
+
+    Arguments, attributes and methods as in `GRUInput`.
+    """
+
+    def __init__(self, stoch_size: int, num_actions: int, hidden: int, style: Style):
+        super().__init__({"stoch": HiddenBlock(stoch_size, hidden, style), "action": HiddenBlock(num_actions, hidden, style)})
+        self.out_size = 2 * hidden
+
+    @property
+    def latent_reader(self) -> Linear:
+        """The layer whose inputs are the latents."""
+        return self["stoch"][0]
+
+    def prepare(self, action: Tensor) -> Tensor:
+        """As in `GRUInput`."""
+        return self["action"](action)
+
+    def forward(self, stoch: Tensor, prepared: Tensor) -> Tensor:
+        """As in `GRUInput`."""
+        return torch.cat([self["stoch"](stoch), prepared], -1)
+
+
+UPDATE_BIAS = -1.0  # the update gate starts nearly closed, so the state changes slowly
+
+
 class GRUCell(nn.Module):
-    """GRU cell with layer norm over the three stacked gates, as in DreamerV2 and DreamerV3.
+    """GRU cell with a norm over the three stacked gates, as in DreamerV2 and DreamerV3 (2023).
 
     Args:
         inp_size: size of the input.
         size: size D of the recurrent state.
-        norm: whether there is a layer norm.
+        style: how layers are built.
     """
 
-    UPDATE_BIAS = -1.0  # the update gate starts nearly closed, so the state changes slowly
-
-    def __init__(self, inp_size: int, size: int, norm: bool = True):
+    def __init__(self, inp_size: int, size: int, style: Style = Style()):
         super().__init__()
         self.layers = nn.Sequential()
-        self.layers.add_module("GRU_linear", Linear(inp_size + size, 3 * size, bias=False))
-        if norm:
-            self.layers.add_module("GRU_norm", LayerNorm(3 * size, eps=NORM_EPS))
-        self.layers.apply(init_hidden)
+        self.layers.add_module("GRU_linear", Linear(inp_size + size, 3 * size, bias=style.bias))
+        for norm in style.norms(3 * size):
+            self.layers.add_module("GRU_norm", norm)
+        self.layers.apply(style.init_hidden)
 
     def forward(self, x: Tensor, deter: Tensor) -> Tensor:
         """One step, (B, inp_size) and (B, D) -> (B, D). Gates and new state are float32."""
         gates = full_precision(self.layers[0](torch.cat([x, deter], -1)))
         gates = self.layers[1](gates) if len(self.layers) > 1 else gates
         reset, candidate, update = gates.chunk(3, -1)  # (B, D) each
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return torch.lerp(deter, candidate, torch.sigmoid(update + self.UPDATE_BIAS))
+        return _gated(deter, reset, candidate, update)
+
+
+class BlockGRUCell(nn.Module):
+    """GRU cell whose large layers are block-diagonal in the recurrent state, as in DreamerV3 (2025).
+
+    Every block sees its part of the state, a hidden layer on the whole state, and the input.
+
+    Args:
+        inp_size: size of the input.
+        size: size D of the recurrent state.
+        hidden: units of the hidden layer on the whole state.
+        blocks: number of blocks; divides D.
+        style: how layers are built.
+    """
+
+    def __init__(self, inp_size: int, size: int, hidden: int, blocks: int, style: Style):
+        super().__init__()
+        self.blocks = blocks
+        self.deter_layer = HiddenBlock(size, hidden, style)
+        self.hidden = BlockLinear(size, size, blocks, hidden + inp_size)
+        self.hidden_norm, self.act = style.norm_or_identity(size), style.activation()
+        self.gates = BlockLinear(size, 3 * size, blocks)
+        self.apply(style.init_hidden)
+
+    def forward(self, x: Tensor, deter: Tensor) -> Tensor:
+        """One step, (B, inp_size) and (B, D) -> (B, D). Gates and new state are float32."""
+        shared = torch.cat([self.deter_layer(deter), x], -1)
+        hidden = self.act(self.hidden_norm(self.hidden(deter, shared)))
+        gates = full_precision(self.gates(hidden)).unflatten(-1, (self.blocks, 3, -1))
+        reset, candidate, update = gates.unbind(-2)  # (B, blocks, D / blocks) each
+        return _gated(deter.unflatten(-1, (self.blocks, -1)), reset, candidate, update).flatten(-2)
+
+
+def _gated(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
+    """The new state of a GRU from the old one and the outputs of its gate layer, all of one shape."""
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    return torch.lerp(deter, candidate, torch.sigmoid(update + UPDATE_BIAS))

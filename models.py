@@ -17,13 +17,14 @@ import encoders
 import heads
 import networks
 import settings
-from envs.spaces import RESERVED
+from envs.spaces import RESERVED, ActionPart, OneHot
+from layers import Style
 from networks import State
 from optim import Metrics, Optimizer
 from tools import autocast
 
 GRADIENTS = ("reinforce", "dynamics")  # estimators of the policy gradient
-SCALAR_DISTS = ("symlog_disc", "symlog_mse", "mse", "normal")  # for rewards and values
+SCALAR_DISTS = ("symlog_disc", "symexp_twohot", "symlog_mse", "mse", "normal")  # for rewards and values
 
 
 def _check_scalar_dist(name: str, dist: str) -> None:
@@ -59,16 +60,18 @@ class WorldModel(nn.Module):
     def __init__(self, obs_space: gymnasium.spaces.Dict, num_actions: int, config):
         super().__init__()
         self._config = config
-        shapes = {key: space.shape for key, space in obs_space.spaces.items() if key not in RESERVED and not key.startswith("log_")}
-        self.encoder = encoders.MultiEncoder(shapes, config.encoder)
+        observed = {key: space for key, space in obs_space.spaces.items() if key not in RESERVED and not key.startswith("log_")}
+        shapes = {key: space.shape for key, space in observed.items()}
+        onehots = {key: space.classes for key, space in observed.items() if isinstance(space, OneHot)}
+        self.encoder = encoders.MultiEncoder(shapes, config.encoder, onehots)
         self.dynamics = make_dynamics(config, num_actions, self.encoder.outdim)
         feat_size = self.dynamics.feat_size
         _check_scalar_dist("reward_head.dist", config.reward_head.dist)
-        mlp = dict(units=config.units, act=config.act, norm=config.norm)
+        mlp = dict(units=config.units, style=Style(config.act, config.norm))
         reward, cont = config.reward_head, config.cont_head
         self.heads = nn.ModuleDict(
             {
-                "decoder": encoders.MultiDecoder(feat_size, shapes, config.decoder),
+                "decoder": encoders.MultiDecoder(feat_size, self.dynamics.stoch_size, shapes, config.decoder, onehots),
                 "reward": heads.MLP(feat_size, (1,), reward.layers, name="Reward", dist=reward.dist, outscale=reward.outscale, **mlp),
                 "cont": heads.MLP(feat_size, (1,), cont.layers, name="Cont", dist="binary", outscale=cont.outscale, **mlp),
             }
@@ -78,9 +81,9 @@ class WorldModel(nn.Module):
             raise ValueError(f"grad_heads names {', '.join(sorted(unknown))}; allowed are {', '.join(self.heads)}")
         self._loss_scales = {"reward": config.reward_head.loss_scale, "cont": config.cont_head.loss_scale}
         self.to(config.device)
-        self._model_opt = Optimizer(
-            "model", self.parameters(), lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay
-        )
+        if config.optimizer == "adam":
+            options = dict(lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay)
+            self._model_opt = Optimizer("model", self.parameters(), **options)
 
     def preprocess(self, obs: dict) -> dict[str, Tensor]:
         """Converts a batch of observations to model inputs: float32 on the device, images in [0, 1].
@@ -89,12 +92,16 @@ class WorldModel(nn.Module):
             obs: arrays or tensors with any leading dimensions, by key.
         Returns:
             tensors by key, without keys that start with `log_`. Reward gets a last dimension of 1. From `is_terminal`
-            comes the continue flag `cont` = 1 - is_terminal, with a last dimension of 1 too.
+            comes the continue flag `cont` = 1 - is_terminal, with a last dimension of 1 too. The stored latents in
+            `replay.context` become a state.
         """
         data = {}
         device = torch.device(self._config.device)
         for key, value in obs.items():
-            if key.startswith("log_"):
+            if key.startswith("log_") or key == "replay.steps":
+                continue
+            if key == "replay.context":
+                data[key] = self.dynamics.unpack(value)
                 continue
             value = torch.as_tensor(value)
             if device.type == "cuda" and value.device.type == "cpu":
@@ -113,10 +120,11 @@ class WorldModel(nn.Module):
         """The world model's loss: negative ELBO with scaled terms (Hafner et al. 2023, "World Model Learning").
 
         Args:
-            data: a preprocessed batch, (B, T, ...).
+            data: a preprocessed batch, (B, T, ...). With `replay.context`, the state before the first step, sequences go on
+                from it. Otherwise they start from the initial state.
             sample: whether latents are drawn; False takes the most likely ones.
         Returns:
-            mean loss, a scalar; the posterior without gradient, (B, T, ...); metrics, each (B, T) or a scalar. Losses
+            mean loss, a scalar; the posterior with gradient, (B, T, ...); metrics, each (B, T) or a scalar. Losses
             among the metrics are without their scales.
         """
         with autocast(self._config):
@@ -124,21 +132,20 @@ class WorldModel(nn.Module):
 
     def _loss(self, data: dict[str, Tensor], sample: bool) -> tuple[Tensor, State, Metrics]:
         config = self._config
-        post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], sample=sample)
+        post, prior = self.dynamics.observe(self.encoder(data), data["action"], data["is_first"], data.get("replay.context"), sample)
         kl_loss, kl, dyn_loss, rep_loss = self.dynamics.kl_loss(post, prior, config.kl_free, config.dyn_scale, config.rep_scale)
         losses = {}
         feat = self.dynamics.get_feat(post)  # (B, T, F)
+        targets = {**data, "cont": config.discount * data["cont"]} if config.cont_head.discounted else data
         for name, head in self.heads.items():
             # Gradient boundary: heads outside of `grad_heads` do not train the latents.
             prediction = head(feat if name in config.grad_heads else feat.detach())
             prediction = prediction if isinstance(prediction, dict) else {name: prediction}
-            losses.update({key: -dist.log_prob(data[key]) for key, dist in prediction.items()})  # each (B, T)
+            losses.update({key: -dist.log_prob(targets[key]) for key, dist in prediction.items()})  # each (B, T)
         total = kl_loss
         for key, loss in losses.items():
             assert loss.shape == kl_loss.shape, (key, loss.shape, kl_loss.shape)
             total = total + self._loss_scales.get(key, 1.0) * loss
-        # Gradient boundary: actor and critic do not train the world model.
-        post = {key: value.detach() for key, value in post.items()}
         metrics = {f"{key}_loss": loss.detach() for key, loss in losses.items()}
         metrics.update(kl=kl, dyn_loss=dyn_loss.detach(), rep_loss=rep_loss.detach())
         with torch.no_grad():
@@ -163,9 +170,14 @@ class WorldModel(nn.Module):
         """
         return self.heads["reward"](rollout.feat).mode
 
+    def discount(self, feat: Tensor) -> Tensor:
+        """Discount times predicted continue probability of imagined states: (H, N, F) -> (H, N, 1)."""
+        cont = self.heads["cont"](feat).mean
+        return cont if self._config.cont_head.discounted else self._config.discount * cont
+
     def latent_readers(self) -> list[nn.Linear]:
         """All layers whose inputs begin with the latents."""
-        return [self.dynamics._img_in_layers[0], *(layer for head in self.heads.values() for layer in head.input_layers())]
+        return [self.dynamics._img_in_layers.latent_reader, *(layer for head in self.heads.values() for layer in head.input_layers())]
 
     def update(self, data: dict[str, Tensor]) -> tuple[State, Metrics]:
         """Takes one optimizer step on a preprocessed batch (B, T, ...).
@@ -176,7 +188,8 @@ class WorldModel(nn.Module):
         loss, post, metrics = self.loss(data)
         metrics = {key: value.mean() for key, value in metrics.items()}
         metrics.update(self._model_opt.step(loss))
-        return post, metrics
+        # Gradient boundary: actor and critic do not train the world model.
+        return networks.detach(post), metrics
 
     @torch.no_grad()
     def video_pred(self, batch: dict, context: int = 5) -> dict[str, np.ndarray]:
@@ -211,8 +224,8 @@ class WorldModel(nn.Module):
     def _open_loop(self, data: dict[str, Tensor], context: int) -> State:
         """States (B, T, ...): posteriors of the first `context` steps, then predictions from the actions."""
         context = min(context, data["action"].shape[1] - 1)
-        seen = {key: value[:, :context] for key, value in data.items()}
-        post, _ = self.dynamics.observe(self.encoder(seen), seen["action"], seen["is_first"])
+        seen = {key: value[:, :context] for key, value in data.items() if key != "replay.context"}
+        post, _ = self.dynamics.observe(self.encoder(seen), seen["action"], seen["is_first"], data.get("replay.context"))
         last = {key: value[:, -1] for key, value in post.items()}
         future = self.dynamics.imagine_with_action(data["action"][:, context:], last)
         return {key: torch.cat([post[key], future[key]], 1) for key in post}
@@ -233,9 +246,12 @@ def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
     common = dict(
         deter=config.dyn_deter,
         hidden=config.dyn_hidden,
+        core=config.dyn_core,
+        blocks=config.dyn_blocks,
         rec_depth=config.dyn_rec_depth,
-        act=config.act,
-        norm=config.norm,
+        img_layers=config.dyn_img_layers,
+        obs_layers=config.dyn_obs_layers,
+        style=Style(config.act, config.norm),
         unimix_ratio=config.unimix_ratio,
         initial=config.initial,
         num_actions=num_actions,
@@ -251,6 +267,15 @@ def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:
     return networks.RSSM(
         stoch=stoch, discrete=discrete, mean_act=config.dyn_mean_act, std_act=config.dyn_std_act, min_std=config.dyn_min_std, **common
     )
+
+
+def latent_layout(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of what `RSSM.pack` makes of one step, by key."""
+    layout = {"deter": ((config.dyn_deter,), np.dtype(np.float32))}
+    for name, (stoch, discrete) in settings.level_sizes(config).items():
+        level = networks.Level(stoch, discrete, "" if name == "flat" else f"_{name}")
+        layout["stoch" + level.suffix] = ((stoch,), np.dtype(level.code_dtype))
+    return layout
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
@@ -272,11 +297,32 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: floa
     return torch.stack(returns[:0:-1])  # in time order, without the bootstrap value v_{H-1}
 
 
+def replay_return(reward: Tensor, boot: Tensor, is_last: Tensor, is_terminal: Tensor, discount: float, lambda_: float) -> Tensor:
+    """Lambda returns along replayed sequences, bootstrapped with imagined ones; 2025 reference, "Critic Learning".
+
+    R_t = r_{t+1} + d_{t+1} ((1 - c_{t+1}) b_{t+1} + c_{t+1} R_{t+1}), and R_{T-1} = b_{T-1}, where d is `discount`, or 0
+    at a terminal step, and c is `lambda_`, or 0 at the last step of an episode.
+
+    Args:
+        reward, is_last, is_terminal: (B, T).
+        boot: (B, T), imagined returns b of every step.
+        discount: discount factor per agent step.
+        lambda_: weight of longer returns, from 0 to 1.
+    Returns:
+        (B, T - 1).
+    """
+    assert reward.shape == boot.shape == is_last.shape == is_terminal.shape, (reward.shape, boot.shape)
+    discount, mix, returns = discount * (1.0 - is_terminal), lambda_ * (1.0 - is_last), [boot[:, -1]]
+    for t in reversed(range(1, reward.shape[1])):
+        returns.append(reward[:, t] + discount[:, t] * ((1.0 - mix[:, t]) * boot[:, t] + mix[:, t] * returns[-1]))
+    return torch.stack(returns[:0:-1], 1)  # in time order, without the bootstrap value
+
+
 def imagination_weight(start_cont: Tensor, discount: Tensor) -> Tensor:
     """Weight of each imagined state: the discounted probability that the episode reaches it. Without gradient.
 
     Args:
-        start_cont: (N, 1), continue flag of the replayed step.
+        start_cont: (N, 1), continue flag or discount of the replayed step.
         discount: (H, N, 1), discount times predicted continue probability.
     Returns:
         (H, N, 1); the first weight is `start_cont`.
@@ -354,13 +400,27 @@ def critic_loss(value_dist, target: Tensor, slow_target: Tensor | None) -> Tenso
     return loss
 
 
+class BehaviorLosses(NamedTuple):
+    """What `ImagBehavior.losses` returns.
+
+    Args:
+        actor, critic: scalars.
+        returns: lambda returns of imagined states, (H - 1, N, 1), without gradient.
+        metrics: scalars by name.
+    """
+
+    actor: Tensor
+    critic: Tensor
+    returns: Tensor
+    metrics: Metrics
+
+
 class ImagBehavior(nn.Module):
     """Actor and critic, trained on imagined rollouts (Hafner et al. 2023, "Actor Critic Learning").
 
     Args:
         feat_size: size F of a feature.
-        num_actions: size A of an action vector.
-        action_classes: class counts of the discrete parts of an action; None for continuous actions.
+        action_parts: the parts of an action vector by key, see `ActionCodec.parts`.
         config: the settings, see configs.yaml.
     Attributes:
         gradient: "reinforce" or "dynamics", see `actor_loss`.
@@ -368,32 +428,33 @@ class ImagBehavior(nn.Module):
         ValueError: for a setting that is not allowed.
     """
 
-    def __init__(self, feat_size: int, num_actions: int, action_classes: tuple[int, ...] | None, config):
+    def __init__(self, feat_size: int, action_parts: dict[str, ActionPart], config):
         super().__init__()
         self._config = config
-        discrete = action_classes is not None
         self.gradient = config.imag_gradient
         if self.gradient == "auto":
-            self.gradient = "reinforce" if discrete else "dynamics"
+            continuous = all(part.classes is None for part in action_parts.values())
+            self.gradient = "dynamics" if continuous else "reinforce"
         if self.gradient not in GRADIENTS:
             raise ValueError(f"imag_gradient is {self.gradient!r}; allowed are auto, {', '.join(GRADIENTS)}")
+        if self.gradient == "dynamics" and config.optimizer == "laprop":
+            raise ValueError("with optimizer laprop all actions are learned by REINFORCE; set imag_gradient to reinforce")
         if config.imag_horizon < 2:
             raise ValueError(f"imag_horizon is {config.imag_horizon}; it counts the replayed state too and must be at least 2")
         _check_scalar_dist("critic.dist", config.critic.dist)
         actor, critic = config.actor, config.critic
-        layers = dict(units=config.units, act=config.act, norm=config.norm)
-        self.actor = heads.ActionHead(feat_size, num_actions, action_classes, actor, **layers)
+        layers = dict(units=config.units, style=Style(config.act, config.norm))
+        self.actor = heads.ActionHead(feat_size, action_parts, actor, **layers)
         self.value = heads.MLP(feat_size, (1,), critic.layers, name="Value", dist=critic.dist, outscale=critic.outscale, **layers)
         if critic.slow_target:
             self._slow_value = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("ema_vals", torch.zeros(2))
         self.to(config.device)
-        self._actor_opt = Optimizer(
-            "actor", self.actor.parameters(), lr=actor.lr, eps=actor.eps, clip=actor.grad_clip, weight_decay=config.weight_decay
-        )
-        self._value_opt = Optimizer(
-            "value", self.value.parameters(), lr=critic.lr, eps=critic.eps, clip=critic.grad_clip, weight_decay=config.weight_decay
-        )
+        if config.optimizer == "adam":
+            self._actor_opt, self._value_opt = (
+                Optimizer(name, net.parameters(), lr=part.lr, eps=part.eps, clip=part.grad_clip, weight_decay=config.weight_decay)
+                for name, net, part in (("actor", self.actor, actor), ("value", self.value, critic))
+            )
 
     def imagine(self, dynamics: networks.RSSM, start: State, horizon: int, sample: bool = True) -> Rollout:
         """Rolls out the policy in the world model.
@@ -416,6 +477,10 @@ class ImagBehavior(nn.Module):
                 feats.append(dynamics.get_feat(state))
         return Rollout(torch.stack(feats), networks.stack_states(stats, 0), torch.stack(actions))
 
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that the losses train."""
+        return [*self.actor.parameters(), *self.value.parameters()]
+
     def latent_readers(self) -> list[nn.Linear]:
         """All layers whose inputs begin with the latents."""
         readers = [self.actor, self.value] + ([self._slow_value] if self._config.critic.slow_target else [])
@@ -424,7 +489,7 @@ class ImagBehavior(nn.Module):
     def update(
         self, world_model: WorldModel, start: State, start_cont: Tensor, updates: int, reward_of: Callable[[Rollout], Tensor] | None = None
     ) -> Metrics:
-        """Takes one optimizer step of actor and critic.
+        """Takes one step of the actor's and one of the critic's Adam.
 
         Args:
             world_model: where the policy is rolled out.
@@ -435,16 +500,20 @@ class ImagBehavior(nn.Module):
         Returns:
             scalar metrics.
         """
-        self._update_slow_value(updates)
+        self.update_slow_value(updates)
         with autocast(self._config):
-            policy_loss, value_loss, metrics = self.losses(world_model, start, start_cont, reward_of)
-        metrics.update(self._actor_opt.step(policy_loss, retain_graph=self.gradient == "dynamics"))
-        metrics.update(self._value_opt.step(value_loss))
-        return metrics
+            losses = self.losses(world_model, start, start_cont, reward_of)
+        actor = self._actor_opt.step(losses.actor, retain_graph=self.gradient == "dynamics")
+        return {**losses.metrics, **actor, **self._value_opt.step(losses.critic)}
 
     def losses(
-        self, world_model: WorldModel, start: State, start_cont: Tensor, reward_of: Callable[[Rollout], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Metrics]:
+        self,
+        world_model: WorldModel,
+        start: State,
+        start_cont: Tensor,
+        reward_of: Callable[[Rollout], Tensor] | None = None,
+        sample: bool = True,
+    ) -> BehaviorLosses:
         """Losses of actor and critic on one imagined rollout.
 
         Both losses share one forward pass of the critic. With `gradient="dynamics"` each loss also has gradients for
@@ -452,19 +521,20 @@ class ImagBehavior(nn.Module):
 
         Args:
             world_model, start, start_cont, reward_of: as in `update`.
-        Returns:
-            the actor's loss and the critic's, both scalars; scalar metrics.
+            sample: as in `imagine`.
         """
         config = self._config
         start = {key: value.flatten(0, 1) for key, value in start.items()}  # (N, ...)
-        feat, stats, action = rollout = self.imagine(world_model.dynamics, start, config.imag_horizon)
+        feat, stats, action = rollout = self.imagine(world_model.dynamics, start, config.imag_horizon, sample)
         value_stats = self.value.stats(feat)
         with torch.set_grad_enabled(self.gradient == "dynamics"):
             reward = (reward_of or world_model.reward)(rollout)  # (H, N, 1)
-            discount = config.discount * world_model.heads["cont"](feat).mean
+            discount = world_model.discount(feat)
             value = self.value.dist(value_stats).mode  # (H, N, 1)
         returns = lambda_return(reward, value, discount, config.discount_lambda)  # (H - 1, N, 1)
-        weight = imagination_weight(start_cont.flatten(0, 1), discount)[:-1]
+        # With a discounted continue head also the first weight is predicted.
+        first = discount[0] if config.cont_head.discounted else start_cont.flatten(0, 1)
+        weight = imagination_weight(first, discount)[:-1]
         scale = update_return_range(self.ema_vals, returns) if config.reward_EMA else torch.ones((), device=feat.device)
         policy = self.actor.dist(stats)
         policy_loss = actor_loss(
@@ -477,9 +547,7 @@ class ImagBehavior(nn.Module):
             gradient=self.gradient,
             entropy_scale=config.actor.entropy,
         )
-        with torch.no_grad():
-            slow = self._slow_value(feat.detach()[:-1]).mode if config.critic.slow_target else None
-        value_loss = (weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, slow)).mean()
+        value_loss = weight.squeeze(-1) * critic_loss(self.value.dist(value_stats[:-1]), returns, self._slow(feat[:-1]))
         with torch.no_grad():
             metrics = dict(
                 return_scale=scale,
@@ -488,10 +556,31 @@ class ImagBehavior(nn.Module):
                 imag_value=value.mean(),
                 actor_entropy=policy.entropy().mean(),
             )
-        return policy_loss, value_loss, metrics
+        return BehaviorLosses(policy_loss, value_loss.mean(), returns.detach(), metrics)
+
+    def replay_loss(self, feat: Tensor, data: dict[str, Tensor], boot: Tensor) -> Tensor:
+        """The critic's loss on replayed states (2025 reference). It also trains the world model, through the features.
+
+        Args:
+            feat: features of the posterior, (B, T, F), with gradient.
+            data: the preprocessed batch that they belong to.
+            boot: imagined returns of every step, (B, T).
+        Returns:
+            scalar.
+        """
+        flags = [data[key] for key in ("is_last", "is_terminal")]
+        returns = replay_return(data["reward"].squeeze(-1), boot, *flags, self._config.discount, self._config.discount_lambda)
+        before_last = feat[:, :-1]  # the last step has no return
+        loss = critic_loss(self.value(before_last), returns.unsqueeze(-1), self._slow(before_last))  # (B, T - 1)
+        return ((1.0 - data["is_last"][:, :-1]) * loss).mean()
+
+    @torch.no_grad()
+    def _slow(self, feat: Tensor) -> Tensor | None:
+        """Values of the slow critic, (..., F) -> (..., 1); None without one."""
+        return self._slow_value(feat).mode if self._config.critic.slow_target else None
 
     @torch.no_grad()  # otherwise the slow critic's graph would grow with every update
-    def _update_slow_value(self, updates: int) -> None:
+    def update_slow_value(self, updates: int) -> None:
         """Moves the slow critic towards the critic, every `slow_target_update` updates."""
         config = self._config.critic
         if config.slow_target and updates % config.slow_target_update == 0:
@@ -607,7 +696,7 @@ def quiet_latents(agent: nn.Module, entries: int) -> dict[str, Tensor]:
         tensors by name.
     """
     config = copy.deepcopy(agent._config)
-    config.dyn_deter = 1  # the recurrence is not used, so keep it small
+    config.dyn_deter = config.dyn_blocks = 1  # the recurrence is not used, so keep it small
     dynamics = make_dynamics(config, num_actions=1, embed=1)
     with torch.no_grad():
         for layer in (dynamics._imgs_stat_layer["top"], dynamics._obs_stat_layer["top"], dynamics._obs_stat_layer["bottom"]):
@@ -629,7 +718,7 @@ def convert_weights(sources: dict[str, Source | None], flat: dict[str, Tensor], 
 
 
 def convert_moments(sources: dict[str, Source | None], flat: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Builds Adam's moments of an agent with two levels from those of a flat checkpoint, by parameter name.
+    """Builds the moments of an agent with two levels from those of a flat checkpoint, by parameter name.
 
     New parameters have no moments. New entries of a parameter get first moment 0, and the mean of the parameter's other
     second moments: with second moment 0 their first steps would be far too large.

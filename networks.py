@@ -1,19 +1,20 @@
 """Recurrent state-space models (RSSM) of DreamerV3, with one or two levels of latents.
 
 Shapes: B batch, T time, A action, E embed, D deter, S categoricals, K classes, F feature.
-Parameter names and shapes of the flat model are those of dreamerv3-torch, so that its checkpoints load.
+Names and shapes of the flat 2023 model's parameters are those of dreamerv3-torch, so that its checkpoints load.
 """
 
 import contextlib
 from collections.abc import Collection
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distributions as dists
-from layers import GRUCell, HiddenBlock, Linear, activation, init_hidden, init_output, linear, weight_gradients_once
+from layers import BlockGRUCell, BlockGRUInput, GRUCell, GRUInput, HiddenBlock, Linear, Style, linear, weight_gradients_once
 
 State = dict[str, Tensor]
 
@@ -45,6 +46,11 @@ def stack_states(steps: list[State], dim: int) -> State:
     return {key: torch.stack([step[key] for step in steps], dim) for key in steps[0]}
 
 
+def detach(state: State) -> State:
+    """The state without gradient."""
+    return {key: value.detach() for key, value in state.items()}
+
+
 class Level(NamedTuple):
     """One level of latents.
 
@@ -62,6 +68,11 @@ class Level(NamedTuple):
     def size(self) -> int:
         """Length of the level's latents as one vector: S * K, or S for Gaussian latents."""
         return self.stoch * max(self.discrete, 1)
+
+    @property
+    def code_dtype(self) -> type:
+        """The smallest dtype of codes, see `RSSM.pack`."""
+        return np.uint8 if self.discrete <= 255 else np.uint16
 
     @property
     def keys(self) -> list[str]:
@@ -89,9 +100,11 @@ class RSSM(nn.Module):
         hidden: units of the layers around the recurrence.
         num_actions: size A of an action vector.
         embed: size E of an embedding.
+        core: the recurrent core. "gru": `GRUCell` (2023). "block_gru": `BlockGRUCell` (2025).
+        blocks: number of blocks of a "block_gru".
         rec_depth: applications of the recurrent core per step.
-        act: name of the activation in `torch.nn`.
-        norm: whether layers have layer norm.
+        img_layers, obs_layers: hidden layers of prior and posterior.
+        style: how layers are built.
         mean_act, std_act: output functions of Gaussian latents, keys of `MEAN_ACTS` and `STD_ACTS`.
         min_std: smallest standard deviation of Gaussian latents.
         unimix_ratio: weight of the uniform distribution in every categorical.
@@ -105,7 +118,7 @@ class RSSM(nn.Module):
         deter_size: D.
         feat_size: size F of a feature, `stoch_size` + D.
     Raises:
-        ValueError: for an unknown `initial`, `mean_act` or `std_act`, or for too few latents or classes.
+        ValueError: for an unknown `core`, `initial`, `mean_act` or `std_act`, or for too few latents or classes.
     """
 
     def __init__(
@@ -115,9 +128,12 @@ class RSSM(nn.Module):
         hidden: int,
         num_actions: int,
         embed: int,
+        core: str = "gru",
+        blocks: int = 8,
         rec_depth: int = 1,
-        act: str = "SiLU",
-        norm: bool = True,
+        img_layers: int = 1,
+        obs_layers: int = 1,
+        style: Style = Style(),
         mean_act: str = "none",
         std_act: str = "sigmoid2",
         min_std: float = 0.1,
@@ -138,11 +154,17 @@ class RSSM(nn.Module):
         self.stoch_size = sum(level.size for level in self.levels.values())
         self.deter_size = deter
         self.feat_size = self.stoch_size + deter
-        self._img_in_layers = HiddenBlock(self.stoch_size + num_actions, hidden, act, norm)
-        self._cell = GRUCell(hidden, deter, norm)
-        self._img_out_layers = HiddenBlock(deter, hidden, act, norm)
-        self._obs_out_layers = HiddenBlock(deter + embed, hidden, act, norm)
-        self._make_stat_layers(hidden, act)
+        if core == "gru":
+            self._img_in_layers = GRUInput(self.stoch_size, num_actions, hidden, style)
+            self._cell = GRUCell(self._img_in_layers.out_size, deter, style)
+        elif core == "block_gru":
+            self._img_in_layers = BlockGRUInput(self.stoch_size, num_actions, hidden, style)
+            self._cell = BlockGRUCell(self._img_in_layers.out_size, deter, hidden, blocks, style)
+        else:
+            raise ValueError(f"dyn_core is {core!r}; allowed are 'gru' and 'block_gru'")
+        self._img_out_layers = HiddenBlock(deter, hidden, style, img_layers)
+        self._obs_out_layers = HiddenBlock(deter + embed, hidden, style, obs_layers)
+        self._make_stat_layers(hidden, style)
         self.W = nn.Parameter(torch.zeros(1, deter)) if initial == "learned" else None
         self.register_state_dict_post_hook(_note_levels)
 
@@ -156,13 +178,13 @@ class RSSM(nn.Module):
             )
         return {"flat": Level(stoch, discrete, "")}
 
-    def _make_stat_layers(self, hidden: int, act: str) -> None:
+    def _make_stat_layers(self, hidden: int, style: Style) -> None:
         level = self.levels["flat"]
         size = level.size if level.discrete else 2 * level.stoch
         self._imgs_stat_layer = Linear(hidden, size)
         self._obs_stat_layer = Linear(hidden, size)
-        init_output(self._imgs_stat_layer, 1.0)
-        init_output(self._obs_stat_layer, 1.0)
+        style.init_output(self._imgs_stat_layer, 1.0)
+        style.init_output(self._obs_stat_layer, 1.0)
 
     def level_logits(self, name: str, above: Tensor | None, x_prior: Tensor | None, x_post: Tensor | None = None) -> Tensor:
         """Computes the logits of one level: of its posterior if `x_post` is given, else of its prior.
@@ -176,6 +198,10 @@ class RSSM(nn.Module):
             (..., S * K). For Gaussian latents (..., 2 * S): means and deviations before their output functions.
         """
         return self._imgs_stat_layer(x_prior) if x_post is None else self._obs_stat_layer(x_post)
+
+    def split_tensors(self) -> list[list[nn.Parameter]]:
+        """Lists of parameters that are one tensor in the flat model. Adaptive gradient clipping treats them as one."""
+        return []
 
     # Shared with HierarchicalRSSM
 
@@ -245,17 +271,21 @@ class RSSM(nn.Module):
         parts = draw((*batch, sum(sizes)), device=self.device).split(sizes, -1)
         return {name: part for name, part in zip(self.levels, parts) if name in names}
 
+    def _prepare(self, action: Tensor) -> Tensor:
+        """What the recurrence reads of actions, (..., A) -> (..., n)."""
+        return self._img_in_layers.prepare(dists.bounded(action))
+
     def _advance(self, stoch: Tensor, deter: Tensor, action: Tensor) -> Tensor:
         """Takes one step of the recurrence.
 
         Args:
             stoch: latents of the previous step as one vector, (B, stoch_size).
             deter: (B, D) of the previous step.
-            action: (B, A) that led to this step.
+            action: from `_prepare`, the action that led to this step, (B, n).
         Returns:
             deter of this step, (B, D).
         """
-        x = self._img_in_layers(torch.cat([stoch, dists.bounded(action)], -1))  # (B, hidden)
+        x = self._img_in_layers(stoch, action)
         for _ in range(self._rec_depth):
             deter = self._cell(x, deter)
         return deter
@@ -271,7 +301,7 @@ class RSSM(nn.Module):
         """The next state with an observation; other arguments as in `_advance` and `_draw`.
 
         Args:
-            embed_share: product of the posterior's hidden layer with the embedding, (B, hidden).
+            embed_share: product of the posterior's first hidden layer with the embedding, plus its bias, (B, hidden).
             deter_weight: columns of that layer's weight for deter, (hidden, D).
         """
         deter = self._advance(stoch, deter, action)
@@ -293,7 +323,7 @@ class RSSM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return self._cell.layers[0].weight.device
+        return next(self.parameters()).device
 
     def initial(self, batch_size: int) -> State:
         """The state before the first observation, as chosen by the argument `initial` of the class.
@@ -350,8 +380,10 @@ class RSSM(nn.Module):
             first_stoch = self.flat_stoch(initial)
         noise = self._noise(sample, batch, time)
         # The embedding does not depend on the recurrence, so its part of the posterior's layer is one product.
-        deter_weight, embed_weight = self._obs_out_layers[0].weight.split([self.deter_size, embed.shape[-1]], 1)
-        embed_share = linear(embed, embed_weight).unbind(1)  # T times (B, hidden)
+        layer = self._obs_out_layers[0]
+        deter_weight, embed_weight = layer.weight.split([self.deter_size, embed.shape[-1]], 1)
+        embed_share = linear(embed, embed_weight, layer.bias).unbind(1)  # T times (B, hidden)
+        actions = self._prepare(action).unbind(1)
 
         stoch, deter, steps = self.flat_stoch(state), state["deter"], []
         with contextlib.nullcontext() if self._compiled else weight_gradients_once():
@@ -360,7 +392,7 @@ class RSSM(nn.Module):
                     stoch = torch.where(starts[:, t], first_stoch, stoch)
                     deter = torch.where(starts[:, t], initial["deter"], deter)
                 drawn = {name: part[:, t] for name, part in noise.items()}
-                steps.append(self._posterior_step(stoch, deter, action[:, t], embed_share[t], deter_weight, drawn))
+                steps.append(self._posterior_step(stoch, deter, actions[t], embed_share[t], deter_weight, drawn))
                 stoch, deter = self.flat_stoch(steps[-1]), steps[-1]["deter"]
         return stack_states(steps, 1)
 
@@ -392,7 +424,7 @@ class RSSM(nn.Module):
             a state of (B, ...).
         """
         noise = self._noise(sample, len(prev_action))
-        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], prev_action.float(), noise)
+        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], self._prepare(prev_action.float()), noise)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool | Collection[str] = True) -> State:
         """Open-loop prediction from given actions.
@@ -430,6 +462,30 @@ class RSSM(nn.Module):
         noise = self._noise(levels, *post["deter"].shape[:-1])
         kept = {key: post[key] for name, level in self.levels.items() if name not in levels for key in level.keys}
         return {**post, **self._chain(self._img_out_layers(post["deter"]), None, noise, given=kept), **kept}
+
+    @torch.no_grad()
+    def pack(self, state: State) -> dict[str, np.ndarray]:
+        """The part of a state that the recurrence reads, in the form that replay memory stores.
+
+        Args:
+            state: with categorical latents, (...).
+        Returns:
+            `deter` (..., D) float32, and the codes (..., S) of every level: 1 + class index, or 0 for zero latents.
+        """
+        packed = {"deter": state["deter"].float().cpu().numpy()}
+        for level in self.levels.values():
+            largest, index = state["stoch" + level.suffix].max(-1)
+            code = torch.where(largest > 0.0, index + 1, 0)
+            packed["stoch" + level.suffix] = code.cpu().numpy().astype(level.code_dtype)
+        return packed
+
+    def unpack(self, packed: dict[str, np.ndarray]) -> State:
+        """The state (...) without statistics whose `pack` is `packed`."""
+        state = {"deter": torch.as_tensor(packed["deter"], device=self.device)}
+        for level in self.levels.values():
+            code = torch.as_tensor(packed["stoch" + level.suffix]).to(self.device, torch.int64)
+            state["stoch" + level.suffix] = F.one_hot(code, level.discrete + 1)[..., 1:].float()
+        return state
 
     def flat_stoch(self, state: State) -> Tensor:
         """The latents of all levels as one vector, (..., stoch_size)."""
@@ -550,13 +606,13 @@ class HierarchicalRSSM(RSSM):
                 )
         return levels
 
-    def _make_stat_layers(self, hidden: int, act: str) -> None:
+    def _make_stat_layers(self, hidden: int, style: Style) -> None:
         top, bottom = self.levels["top"], self.levels["bottom"]
         self._imgs_stat_layer = nn.ModuleDict({name: Linear(hidden, level.size) for name, level in self.levels.items()})
         self._obs_stat_layer = nn.ModuleDict({name: Linear(hidden, level.size) for name, level in self.levels.items()})
         for layer in (*self._imgs_stat_layer.values(), *self._obs_stat_layer.values()):
-            init_output(layer, 1.0)
-        self._top_summary = nn.Sequential(Linear(top.size, top.stoch, bias=False), activation(act)).apply(init_hidden)
+            style.init_output(layer, 1.0)
+        self._top_summary = nn.Sequential(Linear(top.size, top.stoch, bias=False), style.activation()).apply(style.init_hidden)
         # With Up = Uq = d = 0 the bottom is independent of the top at first, and its posterior is prior + Wqb x_q.
         # Wc must not be zero too: if both factors of Up c are zero, both get zero gradients and never learn.
         self._top_to_prior = Linear(top.stoch, bottom.size, bias=False)
@@ -575,6 +631,11 @@ class HierarchicalRSSM(RSSM):
         with torch.no_grad():
             prior = self.level_logits("bottom", above.detach(), x_prior)
         return torch.addcmul(self._obs_stat_layer["bottom"](x_post) + self._top_to_post(summary), 1.0 + self._prior_weight, prior)
+
+    def split_tensors(self) -> list[list[nn.Parameter]]:
+        """As in `RSSM`."""
+        layers = (self._imgs_stat_layer, self._obs_stat_layer)
+        return [[getattr(level, part) for level in layer.values()] for layer in layers for part in ("weight", "bias")]
 
     def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
         """`observe` with an observation of the top level only: the bottom is drawn from its prior, given the top.

@@ -121,8 +121,8 @@ def _agent_and_settings(presets: list[str], flags: dict) -> tuple:
     if presets:
         raise ValueError("a run brings its own settings; leave --configs out, or leave the run out")
     agent, _ = read_agent(flags["logdir"], flags.get("device", "auto"))
-    stored = settings.flatten(settings.plain(agent._config))
-    config = settings.load_config(overrides={**stored, "seed": 0, "envs": 1, **flags})
+    stored = settings.plain(agent._config)
+    config = settings.load_config(overrides={"seed": 0, "envs": 1, **flags}, stored=stored)
     check_modules(config, modules_of(str(flags.get("task", "")), flags.get("import")))
     return agent, config
 

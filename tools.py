@@ -117,6 +117,23 @@ def pick_device(name: str) -> str:
     return name
 
 
+def pick_precision(name: str, device: str) -> tuple[str, str]:
+    """The precision for a value of the setting `precision`, on a device from `pick_device`.
+
+    Returns:
+        "32" or "bf16", and why; the reason is empty unless the setting is "auto".
+    """
+    if name != "auto":
+        return name, ""
+    capable = torch.cpu.get_capabilities()
+    unit = "AMX" if capable.get("amx_bf16") else "AVX-512" if capable.get("avx512_bf16") else None
+    if device == "cpu" and unit:
+        return "bf16", f"the processor computes in bfloat16, with {unit}"
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "the GPU computes in bfloat16"
+    return "32", f"no bfloat16 units are known on {device}"
+
+
 def autocast(config) -> torch.autocast:
     """A context in which matrix products and convolutions run in bfloat16, if `precision` is bf16.
 

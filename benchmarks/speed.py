@@ -3,9 +3,10 @@
     python benchmarks/speed.py
 
 Variants alternate in one process and are compared by ratios, because seconds differ between machines and from minute to
-minute. All results are also written to --out: a JSON file, and the growth curves as a PNG file. It takes about half an
-hour on two cores; --only selects parts. --against FOLDER, with a checkout of dreamerv3-torch, alternates that program's
-updates and policy steps with ours.
+minute. All results are also written to --out: a JSON file, and the growth curves as a PNG file. It takes about an hour
+on two cores; --only selects parts, and --shapes shapes of updates. --against FOLDER, with a checkout of dreamerv3-torch,
+alternates that program's updates and policy steps with ours; --jax FOLDER, with one of danijar/dreamerv3, alternates its
+updates with those of the shapes of 2025.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from benchmarks.shapes import LARGE, LARGE_SETTINGS, SHAPES, Shape
 from replay import Replay, available_memory
 
 WARM_UP = 3  # steps until the kernel has provided the memory of an update
+MEASURES_MEMORY = pathlib.Path("/proc/self/status").exists()
 IN_A_ROW = 20  # policy steps per turn, because threads of the previous process keep spinning for some milliseconds
 
 
@@ -80,36 +82,51 @@ def threads(count: int):
 
 
 @contextlib.contextmanager
-def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
-    """Starts `rival.py`. Yields a function from a line for it to a step for `by_turns`; None without a checkout."""
+def other_program(command: list[str], checkout: str | None, name: str, batch: dict[str, np.ndarray]):
+    """Starts a program from a checkout. Yields a function from a line for it to a step for `by_turns`; None without a checkout."""
     if not checkout:
         yield None
         return
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "batch.npz"
-        np.savez(path, **batch, discount=np.ones_like(batch["reward"]))
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "rival.py"), checkout, name, str(torch.get_num_threads()), str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        np.savez(path, **{key: value for key, value in batch.items() if isinstance(value, np.ndarray)})  # not our stored latents
+        try:
+            process = subprocess.Popen(
+                [*command, checkout, name, str(torch.get_num_threads()), str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            raise SystemExit(f"error: {command[0]} does not start: {error.strerror}; give the path of a Python") from None
         try:
             if process.stdout.readline().strip() != "ready":
-                raise SystemExit(f"error: dreamerv3-torch in {checkout} does not start, see above")
+                raise SystemExit(f"error: the program in {checkout} does not start, see above")
 
             def ask(line: str) -> float:
                 process.stdin.write(line + "\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
                 if not answer:
-                    raise SystemExit(f"error: dreamerv3-torch in {checkout} ended, see above")
+                    raise SystemExit(f"error: the program in {checkout} ended, see above")
                 return float(answer)
 
             yield lambda line: lambda: ask(line)
         finally:
             process.kill()
             process.wait()
+
+
+def dreamerv3_torch(checkout: str | None, name: str, batch: dict[str, np.ndarray]):
+    """Starts `rival.py`, as `other_program` does."""
+    known = {key: value for key, value in batch.items() if key != "is_last"}
+    known["discount"] = np.ones_like(batch["reward"])
+    return other_program([sys.executable, str(HERE / "rival.py")], checkout, name, known)
+
+
+def jax_original(python: str, checkout: str | None, name: str, batch: dict[str, np.ndarray]):
+    """Starts `jax_original.py`, as `other_program` does."""
+    return other_program([python, str(HERE / "jax_original.py")], checkout, name, batch)
 
 
 # The parts
@@ -149,12 +166,12 @@ def operations(shape: Shape, presets: list[str] = ()) -> int:
     """Counts the floating-point operations of products and convolutions in one update."""
     agent = shape.agent(presets)
     with FlopCounterMode(display=False) as counter:
-        agent.update(shape.batch(agent._config.batch_size, agent._config.batch_length))
+        agent.update(shape.batch(agent._config))
     return counter.get_total_flops()
 
 
 def measure_updates(options) -> dict:
-    """Measures updates at every shape: flat, two levels, bfloat16, compiled, dreamerv3-torch."""
+    """Measures updates at every shape: flat, two levels, bfloat16, compiled, other programs; time, operations, peak memory."""
     results = {}
     for name in options.shapes:
         shape = SHAPES[name]
@@ -163,38 +180,51 @@ def measure_updates(options) -> dict:
     return results
 
 
+def describe(variant: str, result: dict, alternated: bool) -> str:
+    """The row of a variant, from the results of all variants by name."""
+    own = result[variant]
+    values, median = own["seconds"], statistics.median(own["seconds"])
+    about = f"{median:7.3f} s  ({min(values):.3f} to {max(values):.3f})"
+    if not alternated:
+        return f"{about}, by itself"
+
+    def relative(name: str) -> str:
+        return f", {statistics.median(a / b for a, b in zip(values, result[name]['seconds'])):.3f} of {name}"
+
+    about += relative("flat")
+    if own["operations"]:
+        about += f", {own['operations'] / 1e9:.1f} GFLOP, {own['operations'] / median / 1e9:.0f} GFLOP/s"
+    if own["bytes"]:
+        about += f", {own['bytes'] / 1e6:,.0f} MB"
+    return about + "".join(relative(name) for name in ("dreamerv3-torch", "the JAX original") if name in result)
+
+
 def measure_shape(name: str, shape: Shape, options) -> dict:
-    variants = {"flat": ([], {}), "hdreamer_split": (["hdreamer_split"], {}), "hdreamer": (["hdreamer"], {})}
+    agents = {variant: shape.agent(presets) for variant, presets in shape.variants.items()}
     if options.compile:
-        variants["flat, compiled"] = ([], {"compile": True})
-    agents = {variant: shape.agent(presets, **settings) for variant, (presets, settings) in variants.items()}
+        agents["flat, compiled"] = shape.agent(compile=True)
     config = agents["flat"]._config
-    batch = shape.batch(config.batch_size, config.batch_length)
-    steps = {variant: timed(agent.update, batch) for variant, agent in agents.items()}
-    with dreamerv3_torch(options.against, name, batch) as other:
+    batches = {variant: shape.batch(agent._config) for variant, agent in agents.items()}
+    steps = {variant: timed(agent.update, batches[variant]) for variant, agent in agents.items()}
+    with (
+        dreamerv3_torch(None if config.replay_context else options.against, name, batches["flat"]) as other,
+        jax_original(options.jax_python, options.jax if config.replay_context else None, name, batches["flat"]) as original,
+    ):
         if other:
             steps["dreamerv3-torch"] = other("update")
+        if original:
+            steps["the JAX original"] = original("update")
         seconds = by_turns(steps, options.repeats if name != "small" else 4 * options.repeats)
     if options.bf16:
         # Not alternated: on a processor that does not compute in bfloat16 an update takes many times as long.
         agent = shape.agent(precision="bf16")
-        seconds["flat, bfloat16"] = by_turns({"": timed(agent.update, batch)}, 2, 1)[""]
-    counts = {variant: operations(shape, presets) for variant, (presets, settings) in variants.items() if not settings}
-    rows, result = [], {}
-    for variant, values in seconds.items():
-        median = statistics.median(values)
-        about = f"{median:7.3f} s  ({min(values):.3f} to {max(values):.3f})"
-        result[variant] = {"seconds": values, "operations": counts.get(variant)}
-        if variant not in steps:
-            rows.append((variant, f"{about}, by itself"))
-            continue
-        about += f", {statistics.median(value / flat for value, flat in zip(values, seconds['flat'])):.3f} of flat"
-        if variant in counts:
-            about += f", {counts[variant] / 1e9:.1f} GFLOP, {counts[variant] / median / 1e9:.0f} GFLOP/s"
-        if "dreamerv3-torch" in seconds:
-            against = statistics.median(value / old for value, old in zip(values, seconds["dreamerv3-torch"]))
-            about += f", {against:.3f} of dreamerv3-torch"
-        rows.append((variant, about))
+        seconds["flat, bfloat16"] = by_turns({"": timed(agent.update, batches["flat"])}, 2, 1)[""]
+    memory = {variant: memory_of_updates(name, presets, {}, [3])[0] for variant, presets in shape.variants.items() if MEASURES_MEMORY}
+    counts = {variant: operations(shape, presets) for variant, presets in shape.variants.items()}
+    result = {
+        variant: {"seconds": values, "operations": counts.get(variant), "bytes": memory.get(variant)} for variant, values in seconds.items()
+    }
+    rows = [(variant, describe(variant, result, alternated=variant in steps)) for variant in seconds]
     count = torch.get_num_threads()
     console.say(
         console.table(
@@ -227,7 +257,7 @@ def measure_means(options) -> dict:
         shape = SHAPES[name]
         with threads(1 if shape.single_thread else torch.get_num_threads()), contextlib.ExitStack() as opened:
             agent = shape.agent()
-            batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
+            batch = shape.batch(agent._config)
 
             def without(mean: str) -> None:
                 with unittest.mock.patch.object(*MEANS[mean]):
@@ -279,7 +309,7 @@ def _updates(name: str, keep: bool, count: int, pipe) -> None:
         tools.keep_freed_memory()
     shape = SHAPES[name]
     agent = shape.agent()
-    step = timed(agent.update, shape.batch(agent._config.batch_size, agent._config.batch_length))
+    step = timed(agent.update, shape.batch(agent._config))
     while pipe.recv():
         pipe.send(step())
 
@@ -293,7 +323,7 @@ def measure_policy(options) -> dict:
     def act(name: str, agent, count: int, obs: dict) -> None:
         _, states[name, count] = agent.act(obs, states.get((name, count)), training=True)
 
-    with dreamerv3_torch(options.against, "images", shape.batch(16, 64)) as other:
+    with dreamerv3_torch(options.against, "images", shape.batch(shape.config())) as other:
         for count in (1, 16):
             obs = shape.observe(count)
             steps.update({f"{name}, {count}": timed(act, name, agent, count, obs, times=IN_A_ROW) for name, agent in agents.items()})
@@ -344,12 +374,12 @@ def measure_replay(options) -> dict:
     return results
 
 
-def _updates_with_peaks(name: str, settings: dict, updates: list[int], pipe) -> None:
+def _updates_with_peaks(name: str, presets: list[str], settings: dict, updates: list[int], pipe) -> None:
     """Sends the bytes that the first updates[0] updates add to the process's peak, the next updates[1], and so on."""
     tools.keep_freed_memory()
     shape = SHAPES[name]
-    agent = shape.agent(**settings)
-    batch = shape.batch(agent._config.batch_size, agent._config.batch_length)
+    agent = shape.agent(presets, **settings)
+    batch = shape.batch(agent._config)
 
     peaks = [peak_memory()]
     for count in updates:
@@ -380,7 +410,7 @@ def _large_updates(once: bool, precision: str, count: int, pipe) -> None:
     """Sends median seconds of updates of a large world model, and the bytes they add to the process's peak."""
     tools.keep_freed_memory()
     agent = LARGE.agent(precision=precision, **LARGE_SETTINGS)
-    data = agent._wm.preprocess(LARGE.batch(16, 64))
+    data = agent._wm.preprocess(LARGE.batch(agent._config))
     before, step = peak_memory(), timed(agent._wm.update, data)
     with contextlib.nullcontext() if once else unittest.mock.patch.object(networks, "weight_gradients_once", contextlib.nullcontext):
         seconds = [step() for _ in range(count + 1)][1:]
@@ -401,20 +431,19 @@ def measure_recurrence(options) -> dict:
 
 def measure_memory(options) -> dict:
     """Measures peak memory of updates, each in a new process."""
-    if not pathlib.Path("/proc/self/status").exists():
+    if not MEASURES_MEMORY:
         console.say("This system does not report the peak memory of a process.")
         return {}
-    results = {"float32": memory_of_updates("images", {}, [3])[0]}
+    results = {"float32": memory_of_updates("images", [], {}, [3])[0]}
     if options.bf16:
-        results["bfloat16"] = memory_of_updates("images", {"precision": "bf16"}, [2])[0]
+        results["bfloat16"] = memory_of_updates("images", [], {"precision": "bf16"}, [2])[0]
     if options.against:
-        with dreamerv3_torch(options.against, "images", SHAPES["images"].batch(16, 64)) as other:
+        with dreamerv3_torch(options.against, "images", SHAPES["images"].batch(SHAPES["images"].config())) as other:
             before = other("peak")()
             by_turns({"": other("update")}, 3, 0)
             results["dreamerv3-torch"] = other("peak")() - before
-    results["growth over 1,000 small updates, after 500"] = memory_of_updates("small", {"batch_size": 4, "batch_length": 16}, [500, 1000])[
-        1
-    ]
+    sizes = {"batch_size": 4, "batch_length": 16}
+    results["growth over 1,000 small updates, after 500"] = memory_of_updates("small", [], sizes, [500, 1000])[1]
     console.say(
         console.table(
             "Peak memory of updates, images, beyond weights and program",
@@ -437,7 +466,7 @@ def measure_growth(options) -> dict:
             steps = {}
             for value in values:
                 agent = shape.agent(**{**fixed, setting: value})
-                steps[value] = timed(agent.update, shape.batch(agent._config.batch_size, agent._config.batch_length))
+                steps[value] = timed(agent.update, shape.batch(agent._config))
             seconds = by_turns(steps, max(2, options.repeats // 2), 1)
             results[setting] = {value: statistics.median(taken) for value, taken in seconds.items()}
     rows = []
@@ -558,6 +587,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="also measure bfloat16; slow where the processor lacks it")
     parser.add_argument("--compile", action="store_true", help="also measure compiled updates; compiling takes minutes")
     parser.add_argument("--against", metavar="FOLDER", help="checkout of dreamerv3-torch to compare with")
+    parser.add_argument("--jax", metavar="FOLDER", help="checkout of danijar/dreamerv3 to compare updates of 2025 with")
+    parser.add_argument("--jax-python", metavar="PYTHON", default=sys.executable, help="Python that runs it (default: this one)")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for speed.json and growth.png")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ from collect import Collector
 from envs import make_envs
 from envs.spaces import ActionCodec
 from exploration import Random
-from layers import linear
+from layers import Style, linear
 from models import WorldModel
 from replay import Replay
 
@@ -61,8 +61,8 @@ class BottomPriorAlone(networks.HierarchicalRSSM):
 class DirectBottomPosterior(networks.HierarchicalRSSM):
     """The bottom posterior is formed from features and top alone, not as prior and residual."""
 
-    def _make_stat_layers(self, hidden: int, act: str) -> None:
-        super()._make_stat_layers(hidden, act)
+    def _make_stat_layers(self, hidden: int, style: Style) -> None:
+        super()._make_stat_layers(hidden, style)
         del self._prior_weight
         self.register_buffer("_prior_weight", torch.full((self.levels["bottom"].size,), -1.0))  # 1 + d = 0, for good
 
@@ -86,8 +86,8 @@ class PriorLearnsThroughPosterior(networks.HierarchicalRSSM):
 class ResidualFromZero(networks.HierarchicalRSSM):
     """The bottom posterior begins as its prior."""
 
-    def _make_stat_layers(self, hidden: int, act: str) -> None:
-        super()._make_stat_layers(hidden, act)
+    def _make_stat_layers(self, hidden: int, style: Style) -> None:
+        super()._make_stat_layers(hidden, style)
         torch.nn.init.zeros_(self._obs_stat_layer["bottom"].weight)
 
 

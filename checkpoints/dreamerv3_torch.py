@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from console import first
+from settings.files import flatten
 
-# Which parameters an optimizer trains, by the last attributes of its name: those below this child of the module that owns it.
+# Which parameters an Adam trains, by the last attributes of its name: those below this child of the module that owns it.
 TRAINS = {"_model_opt._opt": "", "_actor_opt._opt": "actor.", "_value_opt._opt": "value.", "_expl_opt._opt": "_networks."}
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
+# Which parameters a LaProp trains, by its name: those whose names begin so, in this order.
+LAPROP = {
+    "_opt": ("_wm.", "_task_behavior.actor.", "_task_behavior.value."),
+    "_expl_behavior._opt": ("_expl_behavior._networks.", "_expl_behavior._behavior.actor.", "_expl_behavior._behavior.value."),
+}
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # state of a parameter, in Adam and in LaProp
 # The entries of an Adam parameter group besides learning rate, epsilon and parameters, as dreamerv3-torch stores them.
 ADAM = {
     "betas": (0.9, 0.999),
@@ -25,6 +31,24 @@ ADAM = {
     "differentiable": False,
     "fused": None,
     "decoupled_weight_decay": False,
+}
+# Settings of this program of which dreamerv3-torch knows only some values.
+NORMS, DISTS = ("layer", "none", True, False), ("symlog_disc", "symlog_mse", "mse", "normal")
+KNOWN = {
+    "optimizer": ("adam",),
+    "dyn_core": ("gru",),
+    "dyn_img_layers": (1,),
+    "dyn_obs_layers": (1,),
+    "norm": NORMS,
+    "encoder.norm": NORMS,
+    "encoder.cnn": ("strided",),
+    "encoder.symlog_inputs": ("all", "none", True, False),
+    "decoder.norm": NORMS,
+    "decoder.cnn": ("strided",),
+    "decoder.vector_dist": ("symlog_mse", "mse", "normal", "binary"),
+    "reward_head.dist": DISTS,
+    "critic.dist": DISTS,
+    "cont_head.discounted": (False,),
 }
 
 Moments = dict[str, dict[str, Tensor]]  # parameter name -> step, exp_avg, exp_avg_sq
@@ -39,6 +63,7 @@ class Stored(NamedTuple):
         optimizers: the state of every optimizer by its name; None if none were given.
         levels: (latents, classes) of each level, if the file stores them.
         ignored: what was left out, and why.
+        settings: the settings that the file stores, nested, none in a file of dreamerv3-torch; None if only weights were given.
     """
 
     origin: str
@@ -46,13 +71,16 @@ class Stored(NamedTuple):
     optimizers: dict[str, dict] | None
     levels: list[tuple[int, int]] | None
     ignored: list[str]
+    settings: dict | None
 
 
-def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
+def read(state_dict: dict, optimizers: dict | None = None, settings: dict | None = None) -> Stored:
     """Renames the entries of `agent_state_dict` and `optims_state_dict` to this program's names.
 
     Tensors that are float32 on the CPU are not copied.
 
+    Args:
+        settings: as in `Stored`.
     Raises:
         ValueError: if they are not the weights and optimizers of an agent.
     """
@@ -71,7 +99,7 @@ def read(state_dict: dict, optimizers: dict | None = None) -> Stored:
     if optimizers is not None:
         optimizers = _current_names(optimizers)
         ignored.append("learning rates and other settings of the optimizers: those of this run hold")
-    return Stored(origin, weights, optimizers, _noted_levels(state_dict), ignored)
+    return Stored(origin, weights, optimizers, _noted_levels(state_dict), ignored, settings)
 
 
 def _noted_levels(state_dict: dict) -> list[tuple[int, int]] | None:
@@ -127,10 +155,9 @@ def _aliases(names) -> dict[str, str]:
 
 def trained(optimizer: str, names) -> list[str]:
     """Returns the parameters among `names` that an optimizer trains, in its order; an empty list for an unknown optimizer."""
-    for attributes, module in TRAINS.items():
-        if optimizer.endswith(f".{attributes}"):
-            return [name for name in names if name.startswith(optimizer.removesuffix(attributes) + module)]
-    return []
+    of_adam = [(optimizer.removesuffix(end) + module,) for end, module in TRAINS.items() if optimizer.endswith(f".{end}")]
+    prefixes = LAPROP.get(optimizer) or next(iter(of_adam), ())
+    return [name for prefix in prefixes for name in names if name.startswith(prefix)]
 
 
 def _current_names(stored: dict) -> dict[str, dict]:
@@ -141,7 +168,7 @@ def _current_names(stored: dict) -> dict[str, dict]:
 
 
 def moments(optimizer: str, stored: Stored) -> Moments:
-    """Returns Adam's moments by parameter name. The file numbers parameters in the order of the weights.
+    """Returns an optimizer's moments by parameter name. The file numbers parameters in the order of `trained`.
 
     Raises:
         ValueError: if moments are missing or do not fit the weights.
@@ -162,8 +189,8 @@ def moments(optimizer: str, stored: Stored) -> Moments:
             kept = list(map(str, slots)) if isinstance(slots, dict) else [type(slots).__name__]
             if set(kept) != set(MOMENTS):
                 raise ValueError(
-                    f"the optimizer {optimizer} is not Adam: of {name} it keeps {first(kept)}, not {', '.join(MOMENTS)}; "
-                    "load the weights alone"
+                    f"the optimizer {optimizer} is not {'LaProp' if optimizer in LAPROP else 'Adam'}: of {name} it keeps {first(kept)}, "
+                    f"not {', '.join(MOMENTS)}; load the weights alone"
                 )
             for key in MOMENTS:
                 shape = () if key == "step" else weights[name].shape
@@ -185,9 +212,12 @@ def export(checkpoint: dict, compiled: bool = False) -> dict:
     Returns:
         "agent_state_dict" and "optims_state_dict"; tensors are on the CPU, and the same object under all names of a shared module.
     Raises:
-        ValueError: if the agent has two latent levels, or entries are missing.
+        ValueError: if dreamerv3-torch does not know such an agent (two latent levels, or settings of 2025), or entries are missing.
     """
     stored, config = read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), checkpoint.get("config") or {}
+    unknown = [f"{name} {value}" for name, value in flatten(config).items() if value not in KNOWN.get(name, [value])]
+    if unknown:
+        raise ValueError(f"dreamerv3-torch does not know {first(unknown)}; only agents with the settings of 2023 can be exported")
     for optimizer in stored.optimizers:
         moments(optimizer, stored)  # raises if something is missing
     weights = {

@@ -16,7 +16,8 @@ import settings
 from checkpoints import dreamerv3_torch, sizes
 from checkpoints.sizes import Levels, Shapes
 from console import first, warn
-from settings.files import show
+from settings.combinations import GENERATION
+from settings.files import flatten, sections, show
 
 
 class DoesNotFit(ValueError):
@@ -31,21 +32,24 @@ class DoesNotFit(ValueError):
         self.flags = flags
 
 
-def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None) -> dict[str, str]:
+def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None, config: dict | None = None) -> dict[str, str]:
     """Loads weights, and optimizer states if they are given. Those of a flat agent are converted for an agent with two levels.
 
     The agent changes only after everything has been checked and converted.
 
     Args:
         agent: a `Dreamer`.
-        state_dict, optimizers: the entries "agent_state_dict" and "optims_state_dict" of a checkpoint of either program.
+        state_dict, optimizers, config: the entries "agent_state_dict", "optims_state_dict" and "config" of a checkpoint of either
+            program. With optimizers, settings that decide what the weights mean are checked too.
     Returns:
         what the checkpoint holds and how it was loaded, texts by topic.
     Raises:
         DoesNotFit: if names or shapes differ; the message names every setting that differs.
         ValueError: if something else is wrong.
     """
-    stored = dreamerv3_torch.read(state_dict, optimizers)
+    stored = dreamerv3_torch.read(state_dict)
+    if optimizers is not None:
+        stored = sizes.read_checkpoint({"agent_state_dict": state_dict, "optims_state_dict": optimizers, "config": config})
     levels = _levels(stored, agent)
     sources = fitting_sources(agent, stored, levels)
     weights, ignored = _used_weights(agent, stored)
@@ -78,7 +82,7 @@ def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None
 
 
 def updates_of(agent: nn.Module) -> int:
-    """Returns the number of updates that an agent has seen, from Adam's step counts."""
+    """Returns the number of updates that an agent has seen, from its optimizers' step counts."""
     states = [slots for optimizer in agent.optimizers().values() for slots in optimizer.state_dict()["state"].values()]
     return max((int(slots["step"]) for slots in states), default=0)
 
@@ -100,7 +104,7 @@ def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dic
 
 
 def _moments(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str, models.Source | None]) -> dict[str, list]:
-    """Returns Adam's moments for the parameters of every optimizer of the agent, in its order."""
+    """Returns the moments for the parameters of every optimizer of the agent, in its order."""
     parameters = [name for name, _ in agent.named_parameters()]
     moments = {}
     for optimizer in agent.optimizers():
@@ -131,6 +135,7 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[settings.Config], nn.Module]) -> str | None:
     """Sets the sizes in `config` to those of a checkpoint, except where they were given one by one (`config.given`).
 
+    If the checkpoint's optimizer is another one, so are all settings that `dreamerv3_2025` sets, since their values go together.
     For two levels, `dyn_stoch` and `dyn_discrete` become those of the flat latent; the levels follow where they are shares of them.
 
     Args:
@@ -142,25 +147,34 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     Raises:
         ValueError: if the checkpoint holds no agent, or impossible sizes.
     """
-    stored, own = dreamerv3_torch.read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"]), sizes.own_settings(checkpoint)
-    there = sizes.read(sizes.shapes_of(stored.weights))
-    levels = sizes.latent_sizes(stored, own, config)
+    stored = sizes.read_checkpoint(checkpoint)
+    there = sizes.read(sizes.shapes_of(stored.weights)) | sizes.not_in_tensors(stored)
+    levels = sizes.latent_sizes(stored, stored.settings, config)
     latent = sizes.latent_settings(levels)
     if config.hierarchical_mode and levels[0][1] == 0:
         latent = {}  # two levels cannot be Gaussian
     elif len(levels) == 2 and (not config.hierarchical_mode or levels == list(settings.level_sizes(config).values())):
         latent = {}  # they cannot fit, or the settings mean them already, perhaps as shares
     latent.pop("hierarchical_mode", None)
-    changes = settings.take(config, {**latent, **sizes.not_in_tensors(own)})
+    values, changes = {**_of_generation(stored, config), **sizes.not_in_tensors(stored), **latent}, []
     while True:  # a setting may add parts whose sizes then matter: hidden layers bring units
         here = sizes.read(sizes.shapes_of(outline(build, config).state_dict()))
         wanted = {name: value for name, value in _differing(here, there, config).items() if name not in ("size", "grayscale")}
-        taken = settings.take(config, wanted)  # size and grayscale cannot change, since environments are open
+        taken = settings.take(config, values | wanted)  # size and grayscale cannot change, since environments are open
         if not taken:
             break
-        changes += taken
+        values, changes = {}, changes + taken
     told = ", ".join(f"{name} {before} -> {after}" for name, before, after in changes)
     return f"Taken from the checkpoint: {told}" if told else None
+
+
+def _of_generation(stored: dreamerv3_torch.Stored, config: settings.Config) -> dict:
+    """What a checkpoint of another optimizer was trained with: all that `dreamerv3_2025` sets, but for the sizes of the latent."""
+    trained_with = settings.completed(stored.settings)
+    if trained_with["optimizer"] == config.optimizer:
+        return {}
+    names = [name for name in flatten(sections()[GENERATION]) if name not in settings.SIZES]
+    return {name: trained_with[name] for name in names}
 
 
 def check(agent: nn.Module, checkpoint: dict) -> None:
@@ -169,7 +183,7 @@ def check(agent: nn.Module, checkpoint: dict) -> None:
     Raises:
         ValueError: as `load_into`, which also checks values.
     """
-    stored = dreamerv3_torch.read(checkpoint["agent_state_dict"], checkpoint["optims_state_dict"])
+    stored = sizes.read_checkpoint(checkpoint)
     fitting_sources(agent, stored, _levels(stored, agent))
 
 
@@ -203,7 +217,8 @@ def _differing(here: dict, there: dict, config: settings.Config) -> dict:
             others = here.get(other) != sizes.NOTHING or flat[other] != sizes.EVERYTHING == there.get(other)
             return value != sizes.NOTHING or others
         # Only settings of parts that the agent has, and settings that add a part or change its kind.
-        return name in here or name in ("actor.std", "reward_head.dist", "critic.dist")
+        part = {"dyn_blocks": "dyn_core", "decoder.blocks": "decoder.cnn"}.get(name, name)
+        return part in here or name in ("actor.std", "reward_head.dist", "critic.dist")
 
     differing = {name: value for name, value in there.items() if here.get(name) != value and flat[name] != value}
     return {name: value for name, value in differing.items() if matters(name, value)}
@@ -228,10 +243,28 @@ def fitting_sources(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Le
     Raises:
         DoesNotFit: if names or shapes differ.
     """
-    sources = find_sources(agent, levels)
-    if sources is None or _wrong(agent, stored, sources):
+    sources, meaning = find_sources(agent, levels), _other_meaning(agent, stored)
+    if "optimizer" in meaning:
+        raise _other_optimizer(agent, meaning["optimizer"])
+    if sources is None or meaning or _wrong(agent, stored, sources):
         raise _refusal(agent, stored, levels)
     return sources
+
+
+def _other_meaning(agent: nn.Module, stored: dreamerv3_torch.Stored) -> dict:
+    """The settings of a checkpoint that decide what its tensors mean, whatever their shapes, and that differ from the agent's."""
+    here = settings.flatten(agent._config)
+    return {name: value for name, value in sizes.not_in_tensors(stored, sizes.MEANING).items() if here[name] != value}
+
+
+def _other_optimizer(agent: nn.Module, optimizer: str) -> DoesNotFit:
+    """The error for a checkpoint of another optimizer, with which most other settings go."""
+    preset = "the preset dreamerv3_2025" if optimizer == "laprop" else "the settings of 2023, without the preset dreamerv3_2025"
+    return DoesNotFit(
+        f"the checkpoint does not fit this agent: it was trained with optimizer {optimizer}, and this agent has {agent._config.optimizer}; "
+        f"use {preset}, and leave --optimizer out",
+        "",
+    )
 
 
 def find_sources(agent: nn.Module, levels: Levels) -> dict[str, models.Source | None] | None:
@@ -266,7 +299,7 @@ def _wrong(agent: nn.Module, stored: dreamerv3_torch.Stored, sources: dict[str, 
 def _refusal(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Levels) -> DoesNotFit:
     """The error for a checkpoint that does not fit: every setting that differs, what no setting changes, and the flags that fit."""
     config, there = agent._config, sizes.shapes_of(stored.weights)
-    values = _differing(sizes.read(sizes.shapes_of(agent.state_dict())), sizes.read(there), config)
+    values = _differing(sizes.read(sizes.shapes_of(agent.state_dict())), sizes.read(there), config) | _other_meaning(agent, stored)
     flat = settings.flatten(config)
     told = [f"{name} {show(flat[name])} here, {show(value)} in the checkpoint" for name, value in values.items()]
     latent, remaining = {}, []
@@ -314,7 +347,7 @@ def _describe(levels: Levels) -> str:
 
 
 # Tensors whose shapes follow from actions and observations.
-OF_ACTIONS = re.compile(r".*(\._img_in_layers\.0|\.actor\.(mean|std)_layer|\._networks\.\d+\.layers\.NoName_linear0)\..*")
+OF_ACTIONS = re.compile(r".*(\._img_in_layers\.(action\.)?0|\.actor\.(mean|std)_layer|\._networks\.\d+\.layers\.NoName_linear0)\..*")
 OTHER_OBSERVATIONS = "its observations are not this task's: {}, here {}, which no size changes"
 OF_OBSERVATIONS = re.compile(r".*(\.encoder|\.decoder|\._obs_out_layers\.0)\..*")
 
@@ -368,7 +401,7 @@ def _observed(obs_space: gymnasium.spaces.Dict, config: settings.Config, chosen:
 def _describe_observations(shapes: Shapes) -> str:
     """What an encoder reads, as far as its tensors tell."""
     images = [
-        f"images with {stack[0][1]} channels that are halved {len(stack)} times" for stack in sizes.conv_stacks(shapes, sizes.ENCODER)
+        f"images with {stack[0][0]} channels that are halved {len(stack)} times" for stack in sizes.conv_stacks(shapes, sizes.ENCODER)
     ]
     numbers = shapes.get("_wm.encoder._mlp.layers.Encoder_linear0.weight", (0, 0))[-1]
     return " and ".join([*images, *([f"vectors of {numbers} numbers"] if numbers else [])]) or "nothing"

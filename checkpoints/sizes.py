@@ -6,13 +6,14 @@ Files of dreamerv3-torch store no settings, so the tensors are the only source.
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import settings
 from checkpoints.dreamerv3_torch import Stored, moments
 from checkpoints.dreamerv3_torch import read as read_file
 from console import first
-from distributions import SymlogDisc
+from distributions import TwoHot
+from encoders import POOLED_DEPTHS
 
 Shapes = dict[str, tuple[int, ...]]  # by the names of the tensors
 Rule = Callable[[Shapes], object]  # a setting's value, None if the tensors do not tell it
@@ -36,23 +37,42 @@ def sizes_of(checkpoint: dict) -> dict:
     """
     if not isinstance(checkpoint, dict) or "agent_state_dict" not in checkpoint:
         raise ValueError("sizes_of needs a whole checkpoint, a dict with the entry 'agent_state_dict', as torch.load returns it")
-    stored = read_file(checkpoint["agent_state_dict"], checkpoint.get("optims_state_dict"))
-    own, told = own_settings(checkpoint), read(shapes_of(stored.weights))
+    stored = read_checkpoint(checkpoint)
     # Which observations are encoded is the presets' choice, as long as there are some.
-    told = {name: value for name, value in told.items() if value != EVERYTHING}
-    return {**latent_settings(latent_sizes(stored, own)), **told, **not_in_tensors(own)}
+    told = {name: value for name, value in read(shapes_of(stored.weights)).items() if value != EVERYTHING}
+    training = not_in_tensors(stored, IN_COMBINATION) if stored.settings else {}
+    return {**latent_settings(latent_sizes(stored, stored.settings)), **told, **not_in_tensors(stored), **training}
 
 
-def own_settings(checkpoint: dict) -> dict:
-    """The settings that a checkpoint stores, nested; empty if it stores none."""
-    return checkpoint["config"] if settings.holds_settings(checkpoint.get("config")) else {}
+def read_checkpoint(checkpoint: dict) -> Stored:
+    """Reads weights, optimizers and settings of a checkpoint, see `dreamerv3_torch.read`."""
+    own = checkpoint["config"] if settings.holds_settings(checkpoint.get("config")) else {}
+    return read_file(checkpoint["agent_state_dict"], checkpoint.get("optims_state_dict"), own)
 
 
-def not_in_tensors(own: dict) -> dict:
-    """Returns the stored settings that belong to the sizes of an agent but that tensors do not tell, or not always."""
-    names = ("dyn_rec_depth", "encoder.minres", "decoder.minres", "reward_head.dist", "critic.dist")
-    flat = settings.flatten(own)
-    return {name: flat[name] for name in names if name in flat}
+# What tensors do not tell, or not always: settings that decide what weights mean, and others.
+MEANING = ("reward_head.dist", "critic.dist", "cont_head.discounted", "optimizer")
+NOT_IN_TENSORS = (
+    *MEANING,
+    *("dyn_rec_depth", "encoder.symlog_inputs", "encoder.minres", "decoder.minres", "decoder.cnn_sigmoid", "decoder.vector_dist"),
+    # Without images no tensor tells these, and they must go together all the same.
+    *("encoder.cnn", "encoder.kernel_size", "decoder.cnn", "decoder.kernel_size", "decoder.cnn_depth", "decoder.blocks"),
+)
+# Settings that only some optimizers allow, see settings/combinations.py. Weights do not depend on them.
+IN_COMBINATION = ("imag_gradient", "agc", "warmup", "replay_context", "critic.replay_scale")
+
+
+def not_in_tensors(stored: Stored, names: Iterable[str] = NOT_IN_TENSORS) -> dict:
+    """Returns those of the named settings that a checkpoint stores. What came later than its version has its default.
+
+    Of a file of dreamerv3-torch, these are the settings in `MEANING` that it always has.
+    """
+    if stored.settings:
+        own = settings.completed(stored.settings)
+        return {name: own[name] for name in names if name in own}
+    told = read(shapes_of(stored.weights))
+    own = {"cont_head.discounted": False, "optimizer": "adam"} | {name: told[name] for name in MEANING if name in told}
+    return {name: own[name] for name in names if name in own} if stored.settings is not None else {}
 
 
 def shapes_of(weights: Mapping) -> Shapes:
@@ -87,6 +107,34 @@ def _count(pattern: str, inside: str) -> Rule:
     return rule
 
 
+def _layers(pattern: str) -> Rule:
+    """How many weights of linear layers match, if there are any."""
+
+    def rule(shapes: Shapes) -> int | None:
+        return sum(bool(re.fullmatch(pattern, name)) for name, shape in shapes.items() if len(shape) == 2) or None
+
+    return rule
+
+
+def _blocks(layer: str) -> Rule:
+    """The blocks of a block-diagonal layer that reads deter, of which every block has its columns."""
+
+    def rule(shapes: Shapes) -> int | None:
+        return RULES["dyn_deter"](shapes) // shapes[layer][1] if layer in shapes and RULES["dyn_deter"](shapes) else None
+
+    return rule
+
+
+def _norm(layer: str, inside: str) -> Rule:
+    """Layer norm has a bias and RMS norm has none; `layer` matches norms, if there is a tensor that matches `inside`."""
+
+    def rule(shapes: Shapes) -> str | None:
+        kind = "layer" if _has(shapes, rf"{layer}\.bias") else "rms" if _has(shapes, rf"{layer}\.weight") else "none"
+        return kind if _has(shapes, inside) else None
+
+    return rule
+
+
 def _present(pattern: str, yes, no, inside: str) -> Rule:
     """`yes` if a tensor matches, else `no`, if there is one that matches `inside`."""
 
@@ -101,46 +149,65 @@ def _has(shapes: Shapes, pattern: str) -> bool:
 
 
 def _scalar_dist(layer: str) -> Rule:
-    """symlog_disc predicts bins. All others predict one number, so the tensors do not tell which one it was."""
+    """Two-hot heads predict bins; symlog_disc stands for both kinds. All others predict one number, which tells no kind."""
 
     def rule(shapes: Shapes) -> str | None:
-        return "symlog_disc" if shapes.get(layer, ())[:1] == (SymlogDisc.BINS,) else None
+        return "symlog_disc" if shapes.get(layer, ())[:1] == (TwoHot.BINS,) else None
 
     return rule
 
 
-def conv_stacks(shapes: Shapes, net: str) -> list[list[tuple[int, ...]]]:
-    """Returns the weight shapes of every stack of convolutions in encoder or decoder, in order. Images of one size share a stack."""
+def conv_stacks(shapes: Shapes, net: str) -> list[list[tuple[int, int]]]:
+    """Returns the channels that the convolutions in encoder or decoder read and write, by stack, in order.
+
+    Images of one size share a stack.
+    """
     stacks = []
     for index in itertools.count():
-        prefix = rf"{net}\._cnn{index or ''}\.layers\.(\d+)\.weight"
+        prefix = rf"{net}\._cnn{index or ''}\.(layers|convs)\.(\d+)\.weight"
         matches = {re.fullmatch(prefix, name): shape for name, shape in shapes.items() if len(shape) == 4}
-        layers = {int(match[1]): shape for match, shape in matches.items() if match}
+        # Weights are (written, read, ...), those of transposed convolutions, which are the strided decoder's, (read, written, ...).
+        layers = {int(m[2]): shape[:2] if net == DECODER and m[1] == "layers" else shape[1::-1] for m, shape in matches.items() if m}
         if not layers:
             return stacks
-        stacks.append([shapes_ for _, shapes_ in sorted(layers.items())])
+        stacks.append([channels for _, channels in sorted(layers.items())])
     return stacks
 
 
-def _decoder_depth(shapes: Shapes) -> int | None:
-    stacks = conv_stacks(shapes, DECODER)
-    return stacks[0][-1][0] if stacks else None
+def _first_depth(net: str) -> Rule:
+    """`cnn_depth`: the channels of the largest image within a network, in units of the stage if it is pooled."""
+
+    def rule(shapes: Shapes) -> int | None:
+        stacks = conv_stacks(shapes, net)
+        if not stacks:
+            return None
+        depth = stacks[0][-1][0] if net == DECODER else stacks[0][0][1]
+        return depth // POOLED_DEPTHS[0] if RULES[f"{net.split('.')[-1]}.cnn"](shapes) == "pooled" else depth
+
+    return rule
 
 
 def _smallest_areas(shapes: Shapes, net: str) -> list[int]:
     """Returns the number of pixels of each stack's smallest image; an empty list if the tensors do not tell."""
     stacks = conv_stacks(shapes, net)
     if net == DECODER:
-        rows = [shapes.get(f"_wm.heads.decoder._cnn{index or ''}._linear_layer.weight", (0,))[0] for index in range(len(stacks))]
+        nets = [f"_wm.heads.decoder._cnn{index or ''}" for index in range(len(stacks))]
+        rows = [shapes.get(f"{cnn}._linear_layer.weight", shapes.get(f"{cnn}.deter_layer.weight", (0,)))[0] for cnn in nets]
         return [count // stack[0][0] for count, stack in zip(rows, stacks)]
     embed = shapes.get("_wm.dynamics._obs_out_layers.0.weight", (0, 0))[-1]
     pixels = embed - (RULES["dyn_deter"](shapes) or 0) - (RULES["encoder.mlp_units"](shapes) or 0)
     if len(stacks) == 1:
-        return [pixels // stacks[0][-1][0]]
+        return [pixels // stacks[0][-1][1]]
     areas = _smallest_areas(shapes, DECODER)  # with several stacks the embedding tells only their sum
     other = conv_stacks(shapes, DECODER)
     halvings = [2 * (len(theirs) - len(own)) for theirs, own in zip(other, stacks)]
     return [area << more if more >= 0 else area >> -more for area, more in zip(areas, halvings)] if len(other) == len(stacks) else []
+
+
+def _decoder_units(shapes: Shapes) -> int | None:
+    """The units of layers for vectors; the pooled decoder of images has a layer of twice as many."""
+    doubled = _size(rf"{DECODER}\._cnn\d*\.stoch_hidden\.0\.weight", 0)(shapes)
+    return _size(rf"{DECODER}\._mlp\.layers\.Decoder_linear0\.weight", 0)(shapes) or (doubled and doubled // 2)
 
 
 def _minres(net: str) -> Rule:
@@ -167,7 +234,7 @@ def _image_size(shapes: Shapes) -> list[int] | None:
 
 def _grayscale(shapes: Shapes) -> bool | None:
     stacks = conv_stacks(shapes, ENCODER)
-    return {1: True, 3: False}.get(stacks[0][0][1]) if len(stacks) == 1 else None
+    return {1: True, 3: False}.get(stacks[0][0][0]) if len(stacks) == 1 else None
 
 
 def _ensemble_layers(shapes: Shapes) -> int | None:
@@ -196,18 +263,26 @@ def _ensemble_action(shapes: Shapes) -> bool | None:
 
 def _latent_entries(shapes: Shapes) -> int | None:
     """The size of the latents of all levels together."""
-    inputs, actions = shapes.get(f"{DYNAMICS}_img_in_layers.0.weight"), shapes.get(ACTIONS)
-    return inputs[-1] - actions[0] if inputs and actions else None
+    if f"{DYNAMICS}_img_in_layers.stoch.0.weight" in shapes:
+        return shapes[f"{DYNAMICS}_img_in_layers.stoch.0.weight"][-1]
+    inputs, actions = shapes.get(f"{DYNAMICS}_img_in_layers.0.weight"), _action_entries(shapes)
+    return inputs[-1] - actions if inputs and actions else None
+
+
+def _action_entries(shapes: Shapes) -> int:
+    """The length of an action vector. A Dict of actions has an output layer of the policy for each part. 0 without a policy."""
+    return sum(shape[0] for name, shape in shapes.items() if re.fullmatch(ACTION_LAYERS, name) and len(shape) == 2)
 
 
 ENCODER, DECODER, DYNAMICS = r"_wm\.encoder", r"_wm\.heads\.decoder", "_wm.dynamics."
 ACTIONS = "_task_behavior.actor.mean_layer.weight"
+ACTION_LAYERS = r"_task_behavior\.actor\.mean_layer\.(.+\.)?weight"
 ENSEMBLE_OUTPUT = r"_expl_behavior\._networks\.\d+\.mean_layer\.weight"
 RECURRENCE = r"_wm\.dynamics\._img_out_layers\.0\.weight"  # (hidden, D)
 HEADS = r"(_wm\.heads\.(reward|cont)|_task_behavior\.(actor|value))\.layers\.(Reward|Cont|Actor|Value)_linear0\.weight"
-FIRST_NORM = r"(_cnn\d*\.layers\.1\.norm|_mlp\.layers\.(Encoder|Decoder)_norm0)\.weight"
-# In the decoder neither a single convolution nor an output layer is normalised.
-NORMALISED = r"_wm\.heads\.decoder\.(_cnn\d*\.layers\.[23]|_mlp\.layers\.Decoder_linear0)\.weight"
+FIRST_NORM = r"(_cnn\d*\.(layers\.1\.norm|norms\.0|norm)|_mlp\.layers\.(Encoder|Decoder)_norm0)"
+# In a strided decoder neither a single convolution nor an output layer is normalised.
+NORMALISED = r"_wm\.heads\.decoder\.(_cnn\d*\.(layers\.[23]|deter_layer)|_mlp\.layers\.Decoder_linear0)\.weight"
 
 # Every setting but the sizes of the latent, in the order of configs.yaml.
 RULES: dict[str, Rule] = {
@@ -215,30 +290,37 @@ RULES: dict[str, Rule] = {
     "grayscale": _grayscale,
     "dyn_deter": _size(RECURRENCE, 1),
     "dyn_hidden": _size(RECURRENCE, 0),
+    "dyn_core": _present(r"_wm\.dynamics\._cell\.gates\.weight", "block_gru", "gru", inside=RECURRENCE),
+    "dyn_blocks": _blocks("_wm.dynamics._cell.gates.weight"),
+    "dyn_img_layers": _layers(r"_wm\.dynamics\._img_out_layers\.\d+\.weight"),
+    "dyn_obs_layers": _layers(r"_wm\.dynamics\._obs_out_layers\.\d+\.weight"),
     "initial": _present(r"_wm\.dynamics\.W", "learned", "zeros", inside=RECURRENCE),
     "units": _size(HEADS, 0),
-    "norm": _present(r"_wm\.dynamics\._img_in_layers\.1\.bias", True, False, inside=RECURRENCE),
+    "norm": _norm(r"_wm\.dynamics\._img_out_layers\.1", inside=RECURRENCE),
     "encoder.mlp_keys": _present(rf"{ENCODER}\._mlp\..*", EVERYTHING, NOTHING, inside=rf"{ENCODER}\..*"),
     "encoder.cnn_keys": _present(rf"{ENCODER}\._cnn\..*", EVERYTHING, NOTHING, inside=rf"{ENCODER}\..*"),
-    "encoder.norm": _present(rf"{ENCODER}\.{FIRST_NORM}", True, False, inside=rf"{ENCODER}\..*"),
-    "encoder.cnn_depth": _size(rf"{ENCODER}\._cnn\.layers\.0\.weight", 0),
-    "encoder.kernel_size": _size(rf"{ENCODER}\._cnn\.layers\.0\.weight", 2),
+    "encoder.norm": _norm(rf"{ENCODER}\.{FIRST_NORM}", inside=rf"{ENCODER}\..*"),
+    "encoder.cnn": _present(rf"{ENCODER}\._cnn\.convs\..*", "pooled", "strided", inside=rf"{ENCODER}\._cnn\..*"),
+    "encoder.cnn_depth": _first_depth(ENCODER),
+    "encoder.kernel_size": _size(rf"{ENCODER}\._cnn\.(layers|convs)\.0\.weight", 2),
     "encoder.minres": _minres(ENCODER),
     "encoder.mlp_layers": _count(rf"{ENCODER}\._mlp\.layers\.Encoder_linear\d+\.weight", inside=rf"{ENCODER}\._mlp\..*"),
     "encoder.mlp_units": _size(rf"{ENCODER}\._mlp\.layers\.Encoder_linear0\.weight", 0),
     "decoder.mlp_keys": _present(rf"{DECODER}\._mlp\..*", EVERYTHING, NOTHING, inside=RECURRENCE),
     "decoder.cnn_keys": _present(rf"{DECODER}\._cnn\..*", EVERYTHING, NOTHING, inside=RECURRENCE),
-    "decoder.norm": _present(rf"{DECODER}\.{FIRST_NORM}", True, False, inside=NORMALISED),
-    "decoder.cnn_depth": _decoder_depth,
-    "decoder.kernel_size": _size(rf"{DECODER}\._cnn\.layers\.0\.weight", 2),
+    "decoder.norm": _norm(rf"{DECODER}\.{FIRST_NORM}", inside=NORMALISED),
+    "decoder.cnn": _present(rf"{DECODER}\._cnn\.convs\..*", "pooled", "strided", inside=rf"{DECODER}\._cnn\..*"),
+    "decoder.blocks": _blocks("_wm.heads.decoder._cnn.deter_layer.weight"),
+    "decoder.cnn_depth": _first_depth(DECODER),
+    "decoder.kernel_size": _size(rf"{DECODER}\._cnn\.(layers|convs)\.0\.weight", 2),
     "decoder.minres": _minres(DECODER),
     "decoder.mlp_layers": _count(rf"{DECODER}\._mlp\.layers\.Decoder_linear\d+\.weight", inside=rf"{DECODER}\._mlp\..*"),
-    "decoder.mlp_units": _size(rf"{DECODER}\._mlp\.layers\.Decoder_linear0\.weight", 0),
+    "decoder.mlp_units": _decoder_units,
     "reward_head.layers": _count(r"_wm\.heads\.reward\.layers\.Reward_linear\d+\.weight", inside=r"_wm\.heads\.reward\.mean_layer\.weight"),
     "reward_head.dist": _scalar_dist("_wm.heads.reward.mean_layer.weight"),
     "cont_head.layers": _count(r"_wm\.heads\.cont\.layers\.Cont_linear\d+\.weight", inside=r"_wm\.heads\.cont\.mean_layer\.weight"),
-    "actor.layers": _count(r"_task_behavior\.actor\.layers\.Actor_linear\d+\.weight", inside=r"_task_behavior\.actor\.mean_layer\.weight"),
-    "actor.std": _present(r"_task_behavior\.actor\.std_layer\.weight", "learned", None, inside=".*"),
+    "actor.layers": _count(r"_task_behavior\.actor\.layers\.Actor_linear\d+\.weight", inside=ACTION_LAYERS),
+    "actor.std": _present(r"_task_behavior\.actor\.std_layer\..*", "learned", None, inside=".*"),
     "critic.layers": _count(r"_task_behavior\.value\.layers\.Value_linear\d+\.weight", inside=r"_task_behavior\.value\.mean_layer\.weight"),
     "critic.dist": _scalar_dist("_task_behavior.value.mean_layer.weight"),
     "critic.slow_target": _present(r"_task_behavior\._slow_value\..*", True, False, inside=r"_task_behavior\.value\..*"),
@@ -310,11 +392,14 @@ def _level_entries(weights: dict) -> list[int]:
     Raises:
         ValueError: if the tensors are not those of an agent.
     """
-    needed = [f"{DYNAMICS}_img_in_layers.0.weight", f"{DYNAMICS}_obs_stat_layer.weight", ACTIONS]
+    shapes = shapes_of(weights)
+    reader = "stoch.0" if f"{DYNAMICS}_cell.gates.weight" in weights else "0"
+    needed, actions = [f"{DYNAMICS}_img_in_layers.{reader}.weight", f"{DYNAMICS}_obs_stat_layer.weight"], _action_entries(shapes)
     two_levels = f"{DYNAMICS}_top_summary.0.weight" in weights
     if two_levels:
         needed = [f"{DYNAMICS}_top_summary.0.weight", f"{DYNAMICS}_top_to_prior.weight"]
     missing = [name for name in needed if name not in weights or weights[name].ndim != 2 or not weights[name].numel()]
+    missing += [] if actions or two_levels else [ACTIONS]
     if missing:
         raise ValueError(
             f"this holds no agent of hDreamer or dreamerv3-torch: {first(missing)} is missing. It has "
@@ -322,19 +407,17 @@ def _level_entries(weights: dict) -> list[int]:
         )
     if two_levels:
         return [weights[needed[0]].shape[1], weights[needed[1]].shape[0]]
-    inputs, statistics, actions = weights[needed[0]].shape[1], weights[needed[1]].shape[0], weights[needed[2]].shape[0]
-    if inputs - actions < 1 or statistics not in (inputs - actions, 2 * (inputs - actions)):
-        raise ValueError(
-            f"this is damaged: its recurrence reads {inputs} numbers, which are not {statistics} latent entries and {actions} of an action"
-        )
+    latents, statistics = _latent_entries(shapes), weights[needed[1]].shape[0]
+    if latents < 1 or statistics not in (latents, 2 * latents):
+        raise ValueError(f"this is damaged: its recurrence reads {latents} latent entries, and its posterior predicts {statistics}")
     return [statistics]
 
 
 def _classes_from_moments(stored: Stored, name: str) -> int | None:
-    """Returns the number of classes K of a latent, from the first moment of its posterior's weights; None if that does not tell.
+    """Returns the number of classes K of a latent, from Adam's first moment of its posterior's weights; None if that does not tell.
 
     Adding a constant to the K logits of a categorical does not change the softmax. So their gradients add up to zero, and so do the
-    running means of the gradients.
+    running means of the gradients. LaProp's are means of scaled gradients, which do not.
     """
     try:
         by_name = moments("_wm._model_opt._opt", stored) if stored.optimizers else {}

@@ -69,7 +69,7 @@ class EnvBatch:
         no = np.zeros(self.count, bool)
         return {**obs, "reward": np.zeros(self.count, np.float32), "is_first": ~no, "is_last": no, "is_terminal": no}
 
-    def send(self, actions: np.ndarray) -> None:
+    def send(self, actions: np.ndarray | list) -> None:
         """Starts a step with N environment actions."""
         self._envs.step_async(actions)
         self._pending = True

@@ -76,7 +76,7 @@ class Workers:
         obs, *_, info = self._collect()
         return obs, info
 
-    def step_async(self, actions: np.ndarray) -> None:
+    def step_async(self, actions: np.ndarray | list) -> None:
         """Starts a step with N actions."""
         for index, action in enumerate(actions):
             self._ask(index, ("step", action))

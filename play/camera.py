@@ -39,7 +39,7 @@ class Camera:
         self._begin(obs)
         return obs
 
-    def send(self, actions: np.ndarray) -> None:
+    def send(self, actions: np.ndarray | list) -> None:
         self._envs.send(actions)
 
     def recv(self) -> dict[str, np.ndarray]:

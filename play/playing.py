@@ -94,14 +94,14 @@ def observe_top(model: WorldModel, data: Data) -> State:
 
 @torch.no_grad()
 def decode(model: WorldModel, state: State) -> dict[str, np.ndarray]:
-    """Predicted observations (..., ...), images in [0, 1]."""
+    """Predicted observations (..., ...), images in [0, 1]; of discrete ones their probabilities."""
     shape = state["deter"].shape[:-1]
     flat = {key: value.flatten(0, len(shape) - 1) for key, value in state.items()}
     parts = []
     for chunk in range(0, len(flat["deter"]), 512):
         feat = model.dynamics.get_feat({key: value[chunk : chunk + 512].to(model.dynamics.device) for key, value in flat.items()})
         with autocast(model._config):
-            parts.append({key: dist.mode.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
+            parts.append({key: dist.mean.float().cpu().numpy() for key, dist in model.heads["decoder"](feat).items()})
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return {key: value.reshape(*shape, *value.shape[1:]) for key, value in found.items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from settings.files import CONFIG_FILE, flatten, sections, show
-from settings.names import IGNORED, RENAMED
+from settings.names import BOOLEANS, IGNORED, RENAMED
 from settings.resume import FIXED
 
 INTRODUCTION = """# Configuration
@@ -16,8 +16,8 @@ Later values override earlier ones: defaults, the suite of the task, presets in 
 
 `python dreamer.py --logdir RUN` resumes a run with its stored settings; flags override them. A *fixed* setting cannot
 change then, because stored weights or episodes depend on it. Other changes are printed and recorded in
-`config_changes.jsonl`. Presets never change the sizes of networks and latent, `kl_free` and `initial` of a stored run.
-A warning names flags that have no effect."""
+`config_changes.jsonl`. Presets never change the generation (2023 or 2025), the sizes of networks and latent, `kl_free` and
+`initial` of a stored run. A warning names flags that have no effect."""
 
 
 class Setting(NamedTuple):
@@ -121,6 +121,8 @@ def markdown() -> str:
     lines += [f"| `{old}` | `{new}` |" for old, new in RENAMED.items()]
     lines += [f"| `{old}` | ignored: {why} |" for old, why in IGNORED.items()]
     lines += ["| `precision: 16` | `precision: bf16` |"]
+    for name, words in BOOLEANS.items():
+        lines += [f"| `{name}: {old}` | `{name}: {new}`, without a note |" for old, new in words.items()]
     return "\n".join(lines) + "\n"
 
 

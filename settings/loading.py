@@ -1,17 +1,28 @@
 """Loads settings: types, ranges, presets, flags."""
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable
 
 from ruamel.yaml.error import YAMLError
 
+from settings.combinations import check_combinations, check_presets
 from settings.files import flatten, load_yaml, sections, show
 from settings.levels import CLASSES, COUNTS, RELATIVE, level_sizes, read_share
-from settings.names import current_names, note
+from settings.names import current_names, current_value, note
 
-PRECISIONS = ("32", "bf16")
+# Settings that are one of a few words, by the last part of the name.
+CHOICES = {
+    "precision": ("32", "bf16", "auto"),
+    "prefill_policy": ("random", "policy"),
+    "dyn_core": ("gru", "block_gru"),
+    "norm": ("layer", "rms", "none"),
+    "cnn": ("strided", "pooled"),
+    "symlog_inputs": ("all", "numbers", "none"),
+    "optimizer": ("adam", "laprop"),
+}
 # Numbers are never negative; these have a smaller range.
 AT_LEAST = {
     **dict.fromkeys(
@@ -26,6 +37,9 @@ AT_LEAST = {
             *COUNTS,
             "dyn_deter",
             "dyn_hidden",
+            "dyn_blocks",
+            "dyn_img_layers",
+            "dyn_obs_layers",
             "dyn_rec_depth",
             "units",
             "critic.slow_target_update",
@@ -34,6 +48,7 @@ AT_LEAST = {
         1,
     ),
     **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_layers", "mlp_units")},
+    "decoder.blocks": 1,
     "batch_length": 2,
     "imag_horizon": 2,
     "disag_models": 2,
@@ -55,8 +70,10 @@ ABOVE_ZERO = (
 )
 AT_MOST = {
     **dict.fromkeys(["unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction"], 1),
+    "replay_context": 1,
     **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2**31 - 1),
-    **dict.fromkeys(["dyn_rec_depth", "disag_models", "disag_layers", "encoder.mlp_layers", "decoder.mlp_layers"], 1000),
+    **dict.fromkeys(["dyn_rec_depth", "dyn_img_layers", "dyn_obs_layers", "disag_models", "disag_layers"], 1000),
+    **dict.fromkeys(["encoder.mlp_layers", "decoder.mlp_layers"], 1000),
     **{f"{head}.layers": 1000 for head in ("reward_head", "cont_head", "actor", "critic")},
 }
 
@@ -82,6 +99,11 @@ class Config(dict):
         self[key] = checked(key, value, self.__getattr__(key))
         self._note_given({key})
 
+    def was_given(self, name: str) -> bool:
+        """Whether a setting, by its name with dots, came as a flag, an override or an assignment."""
+        *path, last = name.split(".")
+        return name in self.given or last in functools.reduce(Config.__getitem__, path, self).given
+
     def _note_given(self, names: Iterable[str]) -> None:
         object.__setattr__(self, "given", self.given.union(names))
 
@@ -94,8 +116,8 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
         overrides: values by name, nested ones with dots ("encoder.cnn_depth"); strings are read as YAML.
         stored: the settings of a run, nested; they apply before the presets.
     Raises:
-        ValueError: for an unknown preset, suite or setting, a value of the wrong type or range, or a share of `dyn_stoch` that is
-            no whole number.
+        ValueError: for an unknown preset, suite or setting, a value of the wrong type or range, a share of `dyn_stoch` that is
+            no whole number, or what settings/combinations.py refuses.
     """
     known = sections()
     defaults, suites = known.pop("defaults"), known.pop("suites")
@@ -105,6 +127,7 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
         if name not in known and name != "defaults":
             raise ValueError(unknown("preset", name, ["defaults", *known]))
         layers.append(flatten(known.get(name, {})))
+    check_presets(presets)
     layers.append(current_names(flatten(overrides or {})))
 
     flat = flatten(defaults)
@@ -131,6 +154,7 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
         level_sizes(flat)
     config = _nest(flat)
     config._note_given(layers[-1])
+    check_combinations(config)
     object.__setattr__(config, "presets", tuple(name for name in presets if name != "defaults"))
     return config
 
@@ -159,6 +183,7 @@ def checked(key: str, value, default):
 
 def _coerce(key: str, value, default):
     """`value` in the type of `default`; strings are read as YAML where another type is wanted."""
+    value = current_value(key, value)
     if key in COUNTS and (share := read_share(value)):
         return share
     kind = int if key in RELATIVE else type(default)
@@ -207,8 +232,9 @@ def _check_range(key: str, value) -> None:
             raise ValueError(
                 f"setting {key!r} is {value!r}, which is no regular expression ({error}); '.*' matches all keys, '$^' none"
             ) from error
-    if key == "precision" and value not in PRECISIONS:
-        raise ValueError(f"setting 'precision' is {value!r}; allowed are {', '.join(PRECISIONS)}")
+    choices = CHOICES.get(key.rpartition(".")[2])
+    if choices and value not in choices:
+        raise ValueError(f"setting {key!r} is {value!r}; allowed are {', '.join(choices)}")
     if type(value) not in (int, float):
         return
     at_least, at_most = AT_LEAST.get(key, 0), AT_MOST.get(key, math.inf)

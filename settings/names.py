@@ -1,4 +1,4 @@
-"""What dreamerv3-torch calls its settings, in this or an older version."""
+"""What dreamerv3-torch calls its settings, in this or an older version, and values that were booleans."""
 
 import sys
 
@@ -32,13 +32,21 @@ IGNORED = {
     "imag_gradient_mix": "the policy follows one gradient, see imag_gradient",
     "eval_state_mean": "evaluation samples latents",
     "actor.temp": "no action distribution has a temperature",
-    "opt": "the optimizer is Adam",
+    "opt": "the setting optimizer names it",
     "reset_every": "the latent state is reset where an episode begins",
     "traindir": "episodes are kept in the run's folder",
     "evaldir": "evaluation episodes are not kept",
     "num_actions": "it follows from the environment",
     "break_speed": "Minecraft has no adapter here",
 }
+
+# Settings that were booleans in earlier versions, and in dreamerv3-torch; by the last part of the name.
+BOOLEANS = {"norm": {"true": "layer", "false": "none"}, "symlog_inputs": {"true": "all", "false": "none"}}
+
+
+def current_value(name: str, value):
+    """The word that stands for an earlier boolean here; every other value as it is."""
+    return BOOLEANS.get(name.rpartition(".")[2], {}).get(str(value).strip().lower(), value)
 
 
 def current_names(flat: dict) -> dict:

@@ -6,9 +6,11 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+from settings.combinations import GENERATION, check_combinations
 from settings.files import flatten, holds_settings, plain, sections, show
 from settings.levels import CLASSES, COUNTS, SIZES, level_sizes
 from settings.loading import Config, checked
+from settings.names import current_value
 
 # A continued run keeps these: stored weights would not fit, or weights and episodes would mean something else.
 FIXED = re.compile(
@@ -16,17 +18,19 @@ FIXED = re.compile(
     task | size | grayscale | action_repeat | sticky | actions | lives |
     hierarchical_mode | dyn_(?!scale).* | initial | units | act | norm |
     (encoder|decoder)\.(?!outscale|image_dist).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
-    actor\.(layers|dist|std|min_std|max_std) | expl_behavior | disag_(?!log|offset).*
+    cont_head\.discounted | optimizer | replay_context | actor\.(layers|dist|std|min_std|max_std) |
+    expl_behavior | disag_(?!log|offset).*
 """,
     re.VERBOSE,
 )
 
-# It keeps these against presets and defaults that say otherwise, and changes them only where they are given one by one. All but
-# kl_free decide which tensors there are, or their shapes; a run that took over a checkpoint has them from there.
+# It keeps these against presets and defaults that say otherwise, and changes them only where they are given one by one. They
+# decide which tensors there are, their shapes or meaning; a run that took over a checkpoint has them from there.
 KEPT = re.compile(
     r"""
-    dyn_(stoch|discrete)(_top|_bottom)? | dyn_(deter|hidden|rec_depth) | kl_free | initial | units | norm |
-    (encoder|decoder)\.(cnn_keys|mlp_keys|norm|cnn_depth|kernel_size|minres|mlp_layers|mlp_units) |
+    dyn_(stoch|discrete)(_top|_bottom)? | dyn_(deter|hidden|rec_depth|core|blocks|img_layers|obs_layers) | kl_free | initial |
+    units | norm | (encoder|decoder)\.(cnn_keys|mlp_keys|norm|cnn|cnn_depth|kernel_size|minres|mlp_layers|mlp_units) |
+    encoder\.symlog_inputs | decoder\.(blocks|cnn_sigmoid|vector_dist) | cont_head\.discounted | optimizer | replay_context |
     (reward_head|cont_head|actor|critic)\.layers | (reward_head|critic)\.dist | actor\.std | critic\.slow_target |
     disag_(target|action_cond|models|layers|units)
 """,
@@ -56,7 +60,8 @@ def _defaults_of(task: str) -> dict:
 
 def completed(stored: dict) -> dict:
     """Every setting of a stored run by name, nested ones with dots; those that came later have their defaults."""
-    return flatten(_defaults_of(str(stored["task"]))) | flatten(stored)
+    values = {name: current_value(name, value) for name, value in flatten(stored).items()}
+    return flatten(_defaults_of(str(stored.get("task")))) | values
 
 
 def shown(stored: dict) -> dict[str, str]:
@@ -86,14 +91,15 @@ def take(config: Config, values: Mapping[str, object]) -> list[tuple[str, str, s
     Returns:
         what changes, see `changes`, sizes of the latent first; those count as what they mean, see `level_sizes`.
     Raises:
-        ValueError: for a value of the wrong type or range.
+        ValueError: for a value of the wrong type or range, or one that does not go with what was given.
     """
     now = copy.deepcopy(config)
     for name, value in values.items():
-        *path, last = name.split(".")
-        section = functools.reduce(Config.__getitem__, path, now)
-        if name not in config.given and last not in section.given:
+        if not config.was_given(name):
+            *path, last = name.split(".")
+            section = functools.reduce(Config.__getitem__, path, now)
             section[last] = checked(name, value, section[last])
+    check_combinations(now)
     found = changes(_resolved(plain(config)), _resolved(plain(now)))
     if found:  # else they only say the same in another way, such as 8 for 1/2 of 16
         config.update(now)
@@ -103,8 +109,9 @@ def take(config: Config, values: Mapping[str, object]) -> list[tuple[str, str, s
 def keep_stored(config: Config, stored: dict | None) -> str | None:
     """Puts the stored values of settings that match `KEPT` into `config`, where only presets or defaults say otherwise.
 
-    So a run resumes as it began, whatever presets mean now. Settings that were given one by one (`config.given`) stay, and
-    nothing is kept if the number of levels differs, which `changes_of_run` refuses.
+    So a run resumes as it began, whatever presets mean now. Presets of another generation change nothing of what
+    `dreamerv3_2025` sets, since its values go together. Settings that were given one by one (`config.given`) stay, and nothing
+    is kept if the number of levels differs, which `changes_of_run` refuses.
 
     Args:
         config: settings, which are changed.
@@ -116,9 +123,10 @@ def keep_stored(config: Config, stored: dict | None) -> str | None:
     """
     if not holds_settings(stored) or stored.get("hierarchical_mode") != config.hierarchical_mode:
         return None
-    known, unread = flatten(config), () if config.hierarchical_mode else (*COUNTS, *CLASSES)
-    kept = {name: value for name, value in flatten(stored).items() if KEPT.fullmatch(name) and name in known and name not in unread}
-    differing = take(config, kept)
+    before, unread = completed(stored), () if config.hierarchical_mode else (*COUNTS, *CLASSES)
+    generation = flatten(sections()[GENERATION]) if before["optimizer"] != config.optimizer else ()
+    names = [name for name in flatten(config) if (KEPT.fullmatch(name) or name in generation) and name not in unread]
+    differing = take(config, {name: before[name] for name in names})
     if not differing:
         return None
     told = ", ".join(f"{name} {old} (now {new})" for name, new, old in differing)
@@ -130,7 +138,7 @@ def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str
     may_differ = re.compile(r"hierarchical_mode|dyn_(stoch|discrete).*|task")
     return [
         change
-        for change in changes(_resolved(stored if holds_settings(stored) else {}), _resolved(plain(config)))
+        for change in changes(_resolved(completed(stored) if holds_settings(stored) else {}), _resolved(plain(config)))
         if FIXED.fullmatch(change[0]) and not may_differ.fullmatch(change[0]) and "-" not in change[1:]
     ]
 
@@ -150,7 +158,7 @@ def changes_of_run(stored: dict, config: Config, folder: pathlib.Path) -> list[t
         )
     found = [
         change
-        for change in changes(_resolved(stored), _resolved(plain(config)))
+        for change in changes(_resolved(completed(stored) if stored else {}), _resolved(plain(config)))
         if change[0] not in ("logdir", "from_checkpoint") and "-" not in change[1:]
     ]
     fixed = [f"{name} {old} -> {new}" for name, old, new in found if FIXED.fullmatch(name)]

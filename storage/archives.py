@@ -49,16 +49,16 @@ def _check_size(archive: zipfile.ZipFile, most: int) -> None:
         raise Unsafe(f"it would unpack to {announced:,} bytes; allowed are {most:,}")
 
 
-def npz_headers(path: pathlib.Path) -> dict[str, Header]:
+def npz_headers(path: pathlib.Path, most: int = MOST_EPISODE_BYTES) -> dict[str, Header]:
     """Shape and dtype of every array in a .npz file, by name; only headers are read.
 
     Raises:
-        Unsafe: for names that lead elsewhere or stand twice, arrays of Python objects, and more than `MOST_EPISODE_BYTES`.
+        Unsafe: for names that lead elsewhere or stand twice, arrays of Python objects, and more than `most` bytes.
         Exception: nearly anything, for a damaged file.
     """
     with zipfile.ZipFile(path) as archive:
         check_names(archive.namelist())
-        _check_size(archive, MOST_EPISODE_BYTES)
+        _check_size(archive, most)
         return {entry.filename.removesuffix(".npy"): _npy_header(archive, entry) for entry in archive.infolist()}
 
 
@@ -66,9 +66,7 @@ def _npy_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Header:
     if not entry.filename.endswith(".npy"):
         raise ValueError(f"{entry.filename!r:.100} is no array")
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        shape, _, dtype = read_npy_header(file)
         held = entry.file_size - file.tell()
     if dtype.hasobject:
         raise Unsafe(f"{entry.filename!r:.100} holds Python objects, which could run code (allow_pickle=False)")
@@ -76,6 +74,13 @@ def _npy_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Header:
     if announced != held:
         raise ValueError(f"{entry.filename!r:.100} announces {announced:,} bytes and holds {held:,}")
     return Header(shape, dtype)
+
+
+def read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first index varies fastest, and dtype of the array in an open .npy file, whose numbers come next."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
 
 
 def check_checkpoint(path: pathlib.Path) -> None:

@@ -20,23 +20,25 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", params=["flat", "two levels", "images"])
+@pytest.fixture(scope="session", params=["flat", "two levels", "images", "images 2025"])
 def trained(request, tmp_path_factory):
     """A short run that has ended."""
-    task = {"task": "atari_pong", "size": [32, 32]} if request.param == "images" else {"task": "gym_CartPole-v1"}
+    images = request.param.startswith("images")
+    task = {"task": "atari_pong", "size": [32, 32]} if images else {"task": "gym_CartPole-v1"}
     import dreamer
     import tools
 
     config = tools.load_config(
-        ["defaults", "debug"],
+        [*(["dreamerv3_2025"] if "2025" in request.param else []), "debug"],
         {
             **task,
             "logdir": str(tmp_path_factory.mktemp("run") / "run"),
-            "steps": 240 if request.param == "images" else 60,
+            "steps": 240 if images else 60,
             "prefill": 40,
             "hierarchical_mode": request.param != "flat",
             "eval_every": 0,
             "device": "cpu",
+            "precision": "32",
         },
     )
     training = dreamer.start(config)

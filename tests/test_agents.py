@@ -18,7 +18,7 @@ import exploration
 from collect import Finished, play_episodes
 from dreamer import load_agent
 from envs import EnvBatch, make_envs
-from envs.spaces import ActionCodec, as_batch, describe_space, space_of
+from envs.spaces import ActionCodec, OneHot, as_batch, describe_space, space_of
 from old_files import DATA
 from play import film
 
@@ -80,6 +80,9 @@ def test_a_file_of_dreamerv3_torch_is_answered_with_the_way_to_use_it(tmp_path):
         spaces.Discrete(5, start=-2),
         spaces.MultiDiscrete([3, 4]),
         spaces.MultiBinary((2, 3)),
+        spaces.Dict({"turn": spaces.Discrete(3), "arm": spaces.Dict({"force": spaces.Box(-1.0, 1.0, (2,))})}),
+        spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiBinary(2)]),
+        spaces.Dict({"room": OneHot([4]), "dials": OneHot([2, 3])}),
     ],
 )
 def test_a_space_in_plain_values_is_the_same_space_again(space, tmp_path):

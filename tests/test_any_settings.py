@@ -20,8 +20,14 @@ DEFAULTS = settings.flatten(settings.plain(settings.load_config([], {"task": TAS
 SECTIONS = files.sections()
 COUNTS, CLASSES = levels.COUNTS, levels.CLASSES  # sizes of latent levels, which may be relative
 # What has few values, or values that depend on others.
-CHOICES = {"task", "size", "precision", "grad_heads", *COUNTS, *CLASSES} | {name for name in DEFAULTS if name.endswith(("_keys", "import"))}
-NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, float)]
+CHOICES = {"task", "size", "grad_heads", "agc", "warmup", "critic.replay_scale", "replay_context", *COUNTS, *CLASSES}
+CHOICES |= {name for name in DEFAULTS if name.endswith(("_keys", "import", "kernel_size")) or name.rpartition(".")[2] in loading.CHOICES}
+ONE_OF = [
+    (name, word)
+    for name in ("norm", "decoder.norm", "encoder.symlog_inputs", "precision")
+    for word in loading.CHOICES[name.rpartition(".")[2]]
+]
+NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, float) and name not in CHOICES]
 NAMES = [name for name, value in DEFAULTS.items() if type(value) in (str, type(None)) and name not in CHOICES]
 BOOLEANS = [name for name, value in DEFAULTS.items() if type(value) is bool]
 SHARES = st.tuples(st.integers(1, 999_999_999), st.integers(1, 999_999_999)).map(lambda share: f"{share[0]}/{share[1]}")
@@ -63,6 +69,7 @@ def valid(draw) -> tuple[str, object]:
             numbers(),
             st.tuples(st.sampled_from(NAMES), WORDS),
             st.tuples(st.sampled_from(BOOLEANS), st.booleans()),
+            st.sampled_from(ONE_OF),
             st.tuples(st.just("size"), st.lists(st.integers(1, 64).map(lambda side: 16 * side), min_size=2, max_size=2)),
             st.tuples(st.just("grad_heads"), st.lists(WORDS, min_size=1, max_size=4)),
             st.tuples(st.sampled_from(COUNTS), st.one_of(st.integers(1, 10**15), SHARES)),

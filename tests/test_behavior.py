@@ -11,6 +11,7 @@ from gymnasium import spaces
 import distributions as dists
 import dreamer
 import models
+import networks
 import tools
 from dreamer import Dreamer
 
@@ -18,8 +19,12 @@ OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)
 DISCRETE, CONTINUOUS = spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))
 
 
-def make_agent(act_space=DISCRETE, **settings) -> Dreamer:
-    config = tools.load_config(["defaults", "debug"], {"task": "gym_CartPole-v1", "device": "cpu", **settings})
+GENERATIONS = {"2023": ["debug"], "2025": ["dreamerv3_2025", "debug"]}
+both_generations = pytest.mark.parametrize("presets", GENERATIONS.values(), ids=GENERATIONS)
+
+
+def make_agent(act_space=DISCRETE, presets=("debug",), **settings) -> Dreamer:
+    config = tools.load_config(presets, {"task": "gym_CartPole-v1", "device": "cpu", "precision": "32", **settings})
     agent = Dreamer(OBS_SPACE, act_space, config)
     with torch.no_grad():  # heads that start at zero would hide gradients
         for head in (agent._wm.heads["reward"], agent._task_behavior.value):
@@ -29,11 +34,12 @@ def make_agent(act_space=DISCRETE, **settings) -> Dreamer:
 
 def make_batch(agent: Dreamer, batch: int = 3, time: int = 4) -> dict:
     rng = np.random.default_rng(0)
-    terminal = np.zeros((batch, time), bool)
-    terminal[1, 2] = True
+    terminal, last = np.zeros((2, batch, time), bool)
+    terminal[1, 2] = last[1, 2] = last[2, 1] = True
     return {
         "vector": rng.normal(size=(batch, time, 4)).astype(np.float32),
         "is_terminal": terminal,
+        "is_last": last,
         "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
         "reward": rng.normal(size=(batch, time)).astype(np.float32),
         "is_first": np.zeros((batch, time), bool),
@@ -43,7 +49,7 @@ def make_batch(agent: Dreamer, batch: int = 3, time: int = 4) -> dict:
 def starts(agent: Dreamer) -> dict:
     data = agent._wm.preprocess(make_batch(agent))
     _, post, _ = agent._wm.loss(data)
-    return {key: value.flatten(0, 1) for key, value in post.items()}
+    return {key: value.flatten(0, 1) for key, value in networks.detach(post).items()}
 
 
 def test_lambda_return_is_the_weighted_mean_of_n_step_returns():
@@ -62,6 +68,28 @@ def test_lambda_return_is_the_weighted_mean_of_n_step_returns():
             n_step.append(total + factor * value[t + n])
         weights = [(1 - lambda_) * lambda_**i for i in range(len(n_step) - 1)] + [lambda_ ** (len(n_step) - 1)]
         torch.testing.assert_close(actual[t], sum(w * r for w, r in zip(weights, n_step)))
+
+
+def replay_return_by_recursion(reward, boot, last, terminal, t: int) -> float:
+    """The return after step t of one sequence, with discount 0.9 and lambda 0.8."""
+    if t == len(reward) - 1:
+        return boot[t]
+    if terminal[t + 1]:
+        return reward[t + 1]
+    later = replay_return_by_recursion(reward, boot, last, terminal, t + 1)
+    return reward[t + 1] + 0.9 * (boot[t + 1] if last[t + 1] else 0.2 * boot[t + 1] + 0.8 * later)
+
+
+def test_returns_along_replay_end_at_terminal_steps_and_are_imagined_ones_where_an_episode_is_cut():
+    rng = np.random.default_rng(0)
+    reward, boot = rng.normal(size=(2, 6, 9))
+    last = rng.random((6, 9)) < 0.3
+    terminal = last & (rng.random((6, 9)) < 0.5)
+    assert terminal[:, 1:].any() and (last & ~terminal)[:, 1:].any()
+    tensors = [torch.as_tensor(part, dtype=torch.float64) for part in (reward, boot, last, terminal)]
+    actual = models.replay_return(*tensors, 0.9, 0.8)
+    expected = [[replay_return_by_recursion(*row, t) for t in range(8)] for row in zip(reward, boot, last, terminal)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 def test_return_range_is_a_running_mean_of_percentiles_and_never_below_one():
@@ -279,8 +307,8 @@ def test_actions_are_no_function_of_the_features_that_the_policy_sees():
 def test_critic_loss_trains_the_critic_alone_and_pulls_towards_both_targets():
     logits = torch.randn(4, 3, 255, requires_grad=True)
     target, slow = torch.randn(4, 3, 1, requires_grad=True), torch.randn(4, 3, 1, requires_grad=True)
-    loss = models.critic_loss(dists.SymlogDisc(logits), target, slow)
-    expected = -dists.SymlogDisc(logits).log_prob(target) - dists.SymlogDisc(logits).log_prob(slow)
+    loss = models.critic_loss(dists.TwoHot(logits, "symlog_disc"), target, slow)
+    expected = -dists.TwoHot(logits, "symlog_disc").log_prob(target) - dists.TwoHot(logits, "symlog_disc").log_prob(slow)
     torch.testing.assert_close(loss, expected)
     assert torch.autograd.grad(loss.sum(), [target, slow], allow_unused=True) == (None, None)
 
@@ -329,6 +357,88 @@ def test_an_update_descends_the_losses_that_the_formulas_give(act_space):
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("act_space", [DISCRETE, CONTINUOUS])
+def test_the_joint_loss_has_the_terms_that_the_formulas_give(act_space):
+    settings = {"imag_horizon": 5, "discount": 0.9, "discount_lambda": 0.8, "actor.entropy": 0.3, "critic.replay_scale": 0.7}
+    agent = make_agent(act_space, GENERATIONS["2025"], **settings)
+    behavior, wm = agent._task_behavior, agent._wm
+    data = wm.preprocess(make_batch(agent))
+    behavior.ema_vals.copy_(torch.tensor([-300.0, 500.0]))
+    with torch.no_grad():
+        behavior._slow_value.mean_layer.weight.normal_()
+        model_loss, post, _ = wm.loss(data, sample=False)
+        feat, stats, action = behavior.imagine(wm.dynamics, {key: value.flatten(0, 1) for key, value in post.items()}, 5, sample=False)
+        double = lambda x: x.double().numpy()
+        heads = (wm.heads["reward"], behavior.value, behavior._slow_value)
+        reward, value, slow = (double(head(feat).mode[..., 0]) for head in heads)
+        discount = double(wm.heads["cont"](feat).mean[..., 0])  # the head predicts the discount too
+        returns, following = np.zeros((4, 12)), value[4]
+        for t in reversed(range(4)):
+            following = returns[t] = reward[t + 1] + discount[t + 1] * (0.2 * value[t + 1] + 0.8 * following)
+        weight = np.stack([discount[: t + 1].prod(0) for t in range(4)])
+        low, high = 0.99 * np.array([-300.0, 500.0]) + 0.01 * np.percentile(returns, [5, 95])
+        policy = behavior.actor.dist(stats)
+        objective = double(policy.log_prob(action)) * (returns - value[:4]) / (high - low) + 0.3 * double(policy.entropy())
+        critic = behavior.value(feat[:4])
+        targets = [torch.as_tensor(target[:4, :, None]).float() for target in (returns, slow)]
+        critic_loss = weight * sum(-double(critic.log_prob(target)) for target in targets)
+
+        last, terminal = (double(data[key]) for key in ("is_last", "is_terminal"))
+        rows = zip(double(data["reward"][..., 0]), returns[0].reshape(3, 4), last, terminal)
+        replayed = np.array([[replay_return_by_recursion(*row, t) for t in range(3)] for row in rows])
+        critic = behavior.value(wm.dynamics.get_feat(post)[:, :-1])
+        targets = [torch.as_tensor(target[..., None]).float() for target in (replayed, slow[0].reshape(3, 4)[:, :-1])]
+        replay_loss = (1.0 - last[:, :-1]) * sum(-double(critic.log_prob(target)) for target in targets)
+        cont = wm.heads["cont"](wm.dynamics.get_feat(post)).log_prob(0.9 * data["cont"])
+
+    total, _, metrics = agent.joint_loss(data, sample=False)
+    expected = {
+        "actor_loss": -(weight * objective).mean(),
+        "value_loss": critic_loss.mean(),
+        "replay_value_loss": replay_loss.mean(),
+        "model_loss": model_loss.item(),
+        "cont_loss": -cont.mean().item(),
+        "return_scale": high - low,
+    }
+    for name, number in expected.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=1e-4, err_msg=name)
+    scales = {"model_loss": 1.0, "actor_loss": 1.0, "value_loss": 1.0, "replay_value_loss": 0.7}
+    np.testing.assert_allclose(total.detach(), sum(scale * expected[name] for name, scale in scales.items()), rtol=1e-4)
+
+
+def test_of_actor_and_critic_only_the_loss_on_replay_trains_the_world_model():
+    agent = make_agent(presets=GENERATIONS["2025"])
+    behavior, wm = agent._task_behavior, agent._wm
+    data = wm.preprocess(make_batch(agent))
+    _, post, _ = wm.loss(data)
+    losses = behavior.losses(wm, networks.detach(post), data["cont"])
+    replay_loss = behavior.replay_loss(wm.dynamics.get_feat(post), data, losses.returns[0].view(3, 4))
+    modules = {"model": wm, "encoder": wm.encoder, "heads": wm.heads, "actor": behavior.actor, "critic": behavior.value}
+
+    def reached(loss: torch.Tensor) -> set[str]:
+        grads = {
+            key: torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True) for key, net in modules.items()
+        }
+        return {key for key, found in grads.items() if any(grad is not None and grad.any() for grad in found)}
+
+    assert reached(losses.actor) == {"actor"}
+    assert reached(losses.critic) == {"critic"}
+    assert reached(replay_loss) == {"model", "encoder", "critic"}
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_one_step_moves_everything_and_the_slow_critic_follows_the_new_critic(hierarchical):
+    agent = make_agent(presets=GENERATIONS["2025"], hierarchical_mode=hierarchical, warmup=0, kl_free=0.0)
+    behavior = agent._task_behavior
+    agent.update(make_batch(agent))  # the first step moves the zeros that hide other gradients
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    metrics = agent.update(make_batch(agent))
+    assert [name for name, value in agent.state_dict().items() if torch.equal(value, before[name])] == []
+    slow, value = before["_task_behavior._slow_value.mean_layer.weight"], behavior.value.mean_layer.weight
+    torch.testing.assert_close(behavior._slow_value.mean_layer.weight, 0.98 * slow + 0.02 * value)
+    assert {"agent_loss", "agent_grad_norm", "agent_skipped", "model_loss", "actor_loss", "value_loss"} <= metrics.keys()
+
+
 def test_world_model_loss_weighs_its_terms_as_set():
     settings = {"reward_head.loss_scale": 3.0, "cont_head.loss_scale": 0.5, "dyn_scale": 0.7, "rep_scale": 0.2, "kl_free": 0.1}
     agent = make_agent(**settings)
@@ -357,11 +467,20 @@ def test_slow_critic_moves_by_its_fraction_of_the_way():
     agent = make_agent(**{"critic.slow_target_fraction": 0.25})
     behavior = agent._task_behavior
     slow, value = behavior._slow_value.mean_layer.weight.clone(), behavior.value.mean_layer.weight.clone()
-    behavior._update_slow_value(updates=0)
+    behavior.update_slow_value(updates=0)
     torch.testing.assert_close(behavior._slow_value.mean_layer.weight, 0.75 * slow + 0.25 * value)
 
 
-@pytest.mark.parametrize("settings", [{}, {"imag_gradient": "dynamics"}, {"hierarchical_mode": True, "expl_behavior": "plan2explore"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"imag_gradient": "dynamics"},
+        {"hierarchical_mode": True, "expl_behavior": "plan2explore"},
+        {"hierarchical_mode": True, "expl_behavior": "plan2explore", "presets": GENERATIONS["2025"]},
+    ],
+    ids=str,
+)
 def test_an_update_leaves_no_graph_behind(settings):
     agent = make_agent(**settings)
     for _ in range(2):
@@ -420,6 +539,13 @@ def test_every_head_distribution_trains(head, dist):
         {"critic.slow_target": False},
         {"reward_EMA": False},
         {"unimix_ratio": 0.0},
+        {"presets": GENERATIONS["2025"]},
+        {"presets": GENERATIONS["2025"], "dyn_discrete": 0, "replay_context": 0},
+        {"presets": GENERATIONS["2025"], "norm": "none", "encoder.norm": "layer", "decoder.norm": "none"},
+        {"presets": GENERATIONS["2025"], "dyn_rec_depth": 2, "dyn_blocks": 1, "dyn_obs_layers": 3, "initial": "learned"},
+        {"presets": GENERATIONS["2025"], "dyn_core": "gru", "reward_EMA": False, "critic.slow_target": False},
+        {"presets": GENERATIONS["2025"], "critic.replay_scale": 0.0, "cont_head.discounted": False, "weight_decay": 0.1},
+        {"dyn_core": "block_gru", "norm": "rms", "reward_head.dist": "symexp_twohot", "cont_head.discounted": True},
     ],
     ids=str,
 )
@@ -437,9 +563,10 @@ def test_heads_outside_grad_heads_leave_the_latent_alone():
     assert agent._wm.encoder._mlp.layers[0].weight.grad.norm() < 1e4
 
 
+@both_generations
 @pytest.mark.parametrize("hierarchical", [False, True])
-def test_open_loop_videos_show_truth_prediction_and_error(hierarchical):
-    config = tools.load_config(["defaults", "debug"], {"device": "cpu", "hierarchical_mode": hierarchical})
+def test_open_loop_videos_show_truth_prediction_and_error(hierarchical, presets):
+    config = tools.load_config(presets, {"device": "cpu", "precision": "32", "hierarchical_mode": hierarchical})
     agent = Dreamer(spaces.Dict({"image": spaces.Box(0, 255, (16, 32, 3), np.uint8)}), DISCRETE, config)
     rng = np.random.default_rng(0)
     batch = {
@@ -483,8 +610,9 @@ def test_open_loop_videos_of_short_sequences_predict_at_least_one_step(steps):
     np.testing.assert_array_equal(*predictions)
 
 
-def test_acting_never_trains_and_resets_where_an_episode_begins():
-    agent = make_agent(hierarchical_mode=True)
+@both_generations
+def test_acting_never_trains_and_resets_where_an_episode_begins(presets):
+    agent = make_agent(presets=presets, hierarchical_mode=True)
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     rng = np.random.default_rng(0)
     obs = {"vector": rng.normal(size=(2, 4)).astype(np.float32), "is_first": np.array([True, True])}

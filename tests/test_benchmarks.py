@@ -14,7 +14,7 @@ import torch
 
 import networks
 import tools
-from benchmarks import draw, exploring, learning, results, worldmodel
+from benchmarks import draw, exploring, learning, results, shapes, speed, worldmodel
 from envs import make_envs
 
 pytestmark = pytest.mark.slow
@@ -178,6 +178,56 @@ def test_planned_runs_differ_in_variant_and_seed_alone():
     assert [(run.variant, run.seed) for run in runs] == [(variant, seed) for seed in (1, 2, 3) for variant in ("flat", "hdreamer")]
     flat, two_levels = runs[:2]
     assert [word for word in two_levels.command if word not in flat.command] == ["hdreamer_split", "--kl_free", "0.5"]
+
+
+def test_a_plan_may_name_presets_of_2025():
+    task = {"presets": ["dreamerv3_2025", "size1m"], "flags": {"task": "gym_CartPole-v1", "steps": 9000}, "seeds": [1]}
+    variants = {"flat": {"presets": [], "flags": {}}, "hdreamer": {"presets": ["hdreamer_split"], "flags": {"kl_free": 0.5}}}
+    flat, two_levels = learning.planned_runs({"tasks": {"new": task}, "variants": variants}, ["new"])
+    assert (flat.config.optimizer, flat.config.dyn_deter, flat.config.hierarchical_mode) == ("laprop", 512, False)
+    assert two_levels.config.hierarchical_mode and two_levels.config.kl_free == 0.5
+    assert results.differing(flat.config)["dyn_core"] == "block_gru"
+
+
+@pytest.mark.parametrize("name, latents", [("size1m_vectors", 32 * 4), ("size1m_images", 32 * 4), ("size12m_images", 32 * 16)])
+def test_batches_of_2025_begin_with_stored_latents(name, latents):
+    shape = shapes.SHAPES[name]
+    assert list(shape.variants) == ["flat", "hdreamer_split"]
+    for presets in shape.variants.values():
+        config = shape.config(presets)
+        batch = shape.batch(config)
+        assert config.precision == "32" and batch["reward"].shape == (16, 64) and not batch["is_first"].any()
+        assert batch["replay.context"]["deter"].shape == (16, config.dyn_deter)
+        codes = [value for key, value in batch["replay.context"].items() if key != "deter"]
+        assert sum(code.shape[1] * config.dyn_discrete for code in codes) == latents
+
+
+def test_the_jax_original_needs_its_checkout_and_a_python_that_has_its_modules(tmp_path, monkeypatch, capfd):
+    batch = {"action": np.zeros((2, 4, 3), np.float32), "replay.context": {}}
+    with pytest.raises(SystemExit, match="does not start"), speed.jax_original(sys.executable, str(tmp_path), "size1m_vectors", batch):
+        pass
+    assert "give --jax a checkout of https://github.com/danijar/dreamerv3" in capfd.readouterr().err
+    (tmp_path / "dreamerv3").mkdir()
+    (tmp_path / "dreamerv3" / "configs.yaml").touch()
+    (tmp_path / "elements.py").write_text("import jax_of_no_python")
+    with pytest.raises(SystemExit, match="does not start"), speed.jax_original(sys.executable, str(tmp_path), "size1m_vectors", batch):
+        pass
+    assert "does not import jax_of_no_python" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="give the path of a Python"), speed.jax_original("./none", str(tmp_path), "size1m_vectors", batch):
+        pass
+    with speed.jax_original(sys.executable, None, "size1m_vectors", batch) as original:
+        assert original is None
+
+
+def test_the_jax_original_answers_with_the_seconds_of_one_train_step(tmp_path):
+    """With a program of a few lines in the place of the original."""
+    (tmp_path / "answers.py").write_text("print('ready', flush=True)\nfor line in iter(input, None): print(len(line), flush=True)")
+    command = [sys.executable, str(tmp_path / "answers.py")]
+    with speed.other_program(command, str(tmp_path), "size1m_vectors", {}) as other:
+        seconds = speed.by_turns({"ours": lambda: 3.0, "theirs": other("update")}, 2)
+    assert seconds == {"ours": [3.0, 3.0], "theirs": [6.0, 6.0]}
+    result = {name: {"seconds": [value], "operations": None, "bytes": None} for name, value in (("flat", 3.0), ("the JAX original", 6.0))}
+    assert speed.describe("flat", result, alternated=True).endswith("0.500 of the JAX original")
 
 
 def test_stored_results_are_those_of_the_plans():

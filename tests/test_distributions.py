@@ -79,7 +79,7 @@ def test_two_hot_puts_weight_on_the_two_nearest_bins_by_nearness():
         weights = np.maximum(0.0, 1.0 - abs(bins - target) / (bins[1] - bins[0]))  # a tent around the target
         assert abs(weights.sum() - 1) < 1e-9
         expected.append((weights * log_prob).sum())
-    np.testing.assert_allclose(dists.SymlogDisc(logits).log_prob(x), expected, rtol=1e-4)
+    np.testing.assert_allclose(dists.TwoHot(logits, "symlog_disc").log_prob(x), expected, rtol=1e-4)
 
 
 def test_two_hot_target_is_predicted_back():
@@ -89,7 +89,7 @@ def test_two_hot_target_is_predicted_back():
         probs = torch.full((255,), 1e-12)
         probs[math.floor(position)] += 1 - position % 1
         probs[min(math.floor(position) + 1, 254)] += position % 1
-        assert dists.SymlogDisc(probs.log()).mode.item() == pytest.approx(value, rel=1e-3, abs=1e-4)
+        assert dists.TwoHot(probs.log(), "symlog_disc").mode.item() == pytest.approx(value, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("probability, value, read", [(0.1, 2.0, 0.1161), (0.5, 100.0, 9.0499), (0.5, -100.0, -9.0499), (1.0, 2.0, 2.0)])
@@ -99,7 +99,7 @@ def test_an_uncertain_scalar_reads_as_less_than_its_expectation(probability, val
     bins = torch.linspace(-20, 20, 255, dtype=torch.float64)
     tent = lambda x: (1.0 - (bins - math.copysign(math.log1p(abs(x)), x)).abs() / (bins[1] - bins[0])).clamp(min=0.0)
     probs = probability * tent(value) + (1.0 - probability) * tent(0.0)
-    dist = dists.SymlogDisc(probs.clamp(min=1e-30).log().float())
+    dist = dists.TwoHot(probs.clamp(min=1e-30).log().float(), "symlog_disc")
     assert dist.mean.item() == dist.mode.item() == pytest.approx(read, rel=1e-3)
 
 
@@ -158,7 +158,7 @@ def test_joint_is_the_product_of_its_parts():
         dists.MSE(torch.randn(2, 3, 4)),
         dists.MSE(torch.randn(2, 3, 4), squash=True),
         dists.Bernoulli(torch.randn(2, 3, 4)),
-        dists.SymlogDisc(torch.randn(2, 3, 255)),
+        dists.TwoHot(torch.randn(2, 3, 255), "symlog_disc"),
         dists.Joint([dists.OneHot(torch.randn(2, 3, 4)), dists.OneHot(torch.randn(2, 3, 2))]),
     ],
     ids=lambda dist: type(dist).__name__,
@@ -174,7 +174,7 @@ def test_values_of_another_shape_are_refused_rather_than_broadcast():
         dists.OneHot(torch.randn(4, 3)),
         dists.MSE(torch.randn(4, 1)),
         dists.Bernoulli(torch.randn(4, 1)),
-        dists.SymlogDisc(torch.randn(4, 255)),
+        dists.TwoHot(torch.randn(4, 255), "symlog_disc"),
         dists.Normal(torch.randn(4, 1), 1.0),
     ):
         with pytest.raises(AssertionError):
@@ -183,9 +183,9 @@ def test_values_of_another_shape_are_refused_rather_than_broadcast():
 
 def test_scalar_predictions_stay_float32_where_products_are_bfloat16():
     logits = torch.randn(50, 255) * 3
-    expected = dists.SymlogDisc(logits.double().float()).mean
+    expected = dists.TwoHot(logits.double().float(), "symlog_disc").mean
     with torch.autocast("cpu", torch.bfloat16):
-        actual = dists.SymlogDisc(logits).mean
+        actual = dists.TwoHot(logits, "symlog_disc").mean
     assert actual.dtype == torch.float32 and torch.equal(actual, expected)
     probs = torch.softmax(logits.double(), -1)
     in_symlog = (probs * torch.linspace(-20, 20, 255, dtype=torch.float64)).sum(-1, keepdim=True)
@@ -291,7 +291,7 @@ def test_binary_values_have_their_log_probabilities_mode_and_entropy(logits):
 @EXAMPLES
 @given(arrays(np.float32, (2, 255), elements=LOGITS), arrays(np.float32, (2, 1), elements=st.floats(-1e8, 1e8, width=32)))
 def test_two_hot_scalars_are_normalised_and_weigh_the_two_nearest_bins(logits, x):
-    dist, log_p = dists.SymlogDisc(torch.tensor(logits)), np.log(softmax(logits.astype(np.float64)))
+    dist, log_p = dists.TwoHot(torch.tensor(logits), "symlog_disc"), np.log(softmax(logits.astype(np.float64)))
     bins = np.linspace(-20, 20, 255)
     at_bins = [dist.log_prob(torch.full((2, 1), math.copysign(math.expm1(abs(value)), value))).exp() for value in bins]
     np.testing.assert_allclose(torch.stack(at_bins).sum(0), 1.0, rtol=2e-3)  # float32 holds a bin's value to a part of its width

@@ -1,8 +1,10 @@
 """Environments: alignment of actions, rewards and flags, spaces, and Atari's settings."""
 
 import contextlib
+import copy
 import functools
 import itertools
+import pickle
 import random
 
 import gymnasium
@@ -16,7 +18,7 @@ import tools
 from collect import Collector, play_episodes
 from envs import make_envs
 from envs.gym import ActionRepeat
-from envs.spaces import ActionCodec, ObservationCodec
+from envs.spaces import ActionCodec, ObservationCodec, OneHot, describe_space, space_of
 from replay import Replay
 from storage.episodes import load_episode
 
@@ -200,6 +202,17 @@ def test_observation_spaces_become_images_and_vectors(name):
     assert codec.space.contains(codec(space.sample()))
 
 
+def test_only_the_one_hots_of_classes_are_marked_and_stay_so_when_copied_and_stored():
+    found = {name: ObservationCodec(space, (64, 64)).space for name, (space, _) in SPACES.items()}
+    marked = {key: part.classes for name in ("discrete", "dict", "tuple") for key, part in found[name].items() if isinstance(part, OneHot)}
+    assert marked == {"vector": (5,), "room": (4,), "0": (3,), "1": (2, 4)}
+    space = found["tuple"]
+    for again in (copy.deepcopy(space), pickle.loads(pickle.dumps(space)), space_of(describe_space(space))):
+        assert again == space and [part.classes for part in again.values()] == [(3,), (2, 4)]
+    numbers = spaces.Box(0.0, 1.0, (6,), np.float32)
+    assert OneHot([2, 4]) != numbers and numbers != OneHot([2, 4]) and OneHot([2, 4]) != OneHot([4, 2])
+
+
 def test_images_are_averaged_when_they_shrink_and_weighted_when_they_turn_gray():
     image = np.zeros((128, 128, 3), np.uint8)
     image[::2, :, 0] = 200
@@ -225,18 +238,19 @@ def test_action_vectors_decode_to_the_actions_they_stand_for():
     np.testing.assert_allclose(ActionCodec(ACTIONS["unbounded"]).decode(np.array([[-0.5, 1.0]])), [[-0.5, 1.0]])
     np.testing.assert_array_equal(ActionCodec(ACTIONS["shifted multi"]).decode(np.array([[0, 1, 0, 0, 1.0]])), [[6, 1]])
     integers = ActionCodec(ACTIONS["integers"])
-    assert integers.classes == (3, 2, 1, 6)
+    assert integers.parts == {"action": (12, (3, 2, 1, 6))}
     np.testing.assert_array_equal(integers.decode(np.array([[1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0.0]])), [[[-1, 1], [3, 254]]])
     for dtype in (np.int64, np.uint8):  # the first range exceeds the dtype
         limits = np.iinfo(dtype)
         space = spaces.Box(limits.min, limits.max, (2,), dtype)
         if dtype == np.uint8:
-            assert ActionCodec(space).classes == (256, 256)
+            assert ActionCodec(space).layout == (256, 256)
         else:
             with pytest.raises(ValueError, match="more than 256 values"):
                 ActionCodec(space)
-    with pytest.raises(ValueError, match="MultiDiscrete"):
-        ActionCodec(spaces.Text(3))
+    for space in (spaces.Text(3), spaces.Dict({"word": spaces.Text(3), "turn": spaces.Discrete(2)})):
+        with pytest.raises(ValueError, match="MultiDiscrete"):
+            ActionCodec(space)
 
 
 @pytest.mark.parametrize("name", list(ACTIONS))

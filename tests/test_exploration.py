@@ -18,14 +18,20 @@ from models import Rollout
 from training import run
 
 OBS_SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
+MIXED = spaces.Dict({"force": spaces.Box(-1.0, 1.0, (2,)), "grip": spaces.MultiDiscrete([2, 3])})
 
 
-def make_agent(act_space=spaces.Discrete(3), **settings) -> Dreamer:
+GENERATIONS = {"2023": ["debug"], "2025": ["dreamerv3_2025", "debug"]}
+both_generations = pytest.mark.parametrize("presets", GENERATIONS.values(), ids=GENERATIONS)
+
+
+def make_agent(act_space=spaces.Discrete(3), presets=("debug",), **settings) -> Dreamer:
     config = tools.load_config(
-        ["defaults", "debug"],
+        presets,
         {
             "task": "gym_CartPole-v1",
             "device": "cpu",
+            "precision": "32",
             "expl_behavior": "plan2explore",
             "disag_models": 3,
             "disag_layers": 1,
@@ -43,6 +49,7 @@ def make_batch(agent: Dreamer, batch: int = 3, time: int = 6) -> dict:
     return {
         "vector": rng.normal(size=(batch, time, 4)).astype(np.float32),
         "is_terminal": np.zeros((batch, time), bool),
+        "is_last": np.zeros((batch, time), bool),
         "action": agent.codec.random(rng, batch * time).reshape(batch, time, -1),
         "reward": rng.normal(size=(batch, time)).astype(np.float32),
         "is_first": first,
@@ -60,9 +67,10 @@ both_levels = pytest.mark.parametrize("hierarchical", [False, True], ids=["flat"
         (True, "stoch_bottom"),
     ],
 )
-@pytest.mark.parametrize("offset, action_cond", [(1, False), (1, True), (2, True)])
-def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical, target, offset, action_cond):
-    agent = make_agent(hierarchical_mode=hierarchical, disag_target=target, disag_offset=offset, disag_action_cond=action_cond)
+@pytest.mark.parametrize("offset, action_cond, generation", [(1, False, "2023"), (1, True, "2023"), (2, True, "2023"), (2, True, "2025")])
+def test_the_ensemble_predicts_what_comes_later_in_the_same_episode(hierarchical, target, offset, action_cond, generation):
+    settings = {"disag_target": target, "disag_offset": offset, "disag_action_cond": action_cond}
+    agent = make_agent(presets=GENERATIONS[generation], hierarchical_mode=hierarchical, **settings)
     wm, explorer = agent._wm, agent._expl_behavior
     data = wm.preprocess(make_batch(agent))
     with torch.no_grad():
@@ -125,11 +133,13 @@ def test_the_explorers_reward_is_about_actions_as_the_environment_takes_them():
 
 
 @both_levels
-@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
-def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hierarchical, act_space):
+@both_generations
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["discrete", "continuous"])
+def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hierarchical, act_space, presets):
     def updated(**settings) -> tuple[dict, dict]:
         torch.manual_seed(0)
-        agent = make_agent(act_space, hierarchical_mode=hierarchical, **settings)
+        warmth = {"warmup": 0} if len(presets) > 1 else {}  # otherwise the first step moves nothing
+        agent = make_agent(act_space, presets, hierarchical_mode=hierarchical, **warmth, **settings)
         before = {key: value.clone() for key, value in agent.state_dict().items()}
         torch.manual_seed(1)
         agent.update(make_batch(agent))
@@ -149,15 +159,45 @@ def test_an_update_trains_ensemble_and_explorer_and_nothing_else_through_them(hi
         assert torch.equal(after[key], alone[key]), key
 
 
-def test_the_ensemble_learns_to_predict():
-    agent = make_agent()
-    batch = make_batch(agent)
-    losses = [agent.update(batch)["explorer_loss"].item() for _ in range(100)]
+@both_generations
+def test_the_ensemble_learns_to_predict(presets):
+    agent = make_agent(presets=presets, **({"warmup": 10, "model_lr": 1e-3} if len(presets) > 1 else {}))
+    data = agent._wm.preprocess(make_batch(agent))
+    _, post, _ = agent._wm.loss(data)
+    post = {key: value.detach() for key, value in post.items()}
+    losses = []
+    for update in range(100):
+        losses.append(agent._expl_behavior.ensemble_loss(agent._wm, post, data).item())
+        agent._expl_behavior.update(agent._wm, post, data, update)
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
 
-def test_the_explorer_acts_in_training_while_it_is_to_explore():
-    agent = make_agent()
+@both_levels
+def test_with_one_optimizer_the_explorer_has_one_for_ensemble_actor_and_critic(hierarchical):
+    agent = make_agent(presets=GENERATIONS["2025"], hierarchical_mode=hierarchical)
+    explorer = agent._expl_behavior
+    assert set(agent.optimizers()) == {"_opt", "_expl_behavior._opt"}
+    trained = {id(parameter) for group in explorer._opt._opt.param_groups for parameter in group["params"]}
+    behavior = explorer._behavior
+    expected = [*explorer._networks.parameters(), *behavior.actor.parameters(), *behavior.value.parameters()]
+    assert trained == {id(parameter) for parameter in expected}
+    batch = make_batch(agent)
+    torch.manual_seed(1)
+    _, post, _ = agent._wm.loss(agent._wm.preprocess(batch))
+    loss = explorer.ensemble_loss(agent._wm, {key: value.detach() for key, value in post.items()}, agent._wm.preprocess(batch))
+    torch.manual_seed(1)
+    metrics = agent.update({**batch})
+    assert metrics["explorer_skipped"] == 0 and not {"expl_actor_skipped", "expl_value_grad_norm"} & metrics.keys()
+    torch.testing.assert_close(metrics["explorer_loss"], loss.detach())  # the ensemble's alone
+    slow, value = behavior._slow_value.mean_layer.weight.clone(), behavior.value.mean_layer.weight
+    torch.nn.init.normal_(value)
+    behavior.update_slow_value(0)
+    torch.testing.assert_close(behavior._slow_value.mean_layer.weight, 0.98 * slow + 0.02 * value)
+
+
+@both_generations
+def test_the_explorer_acts_in_training_while_it_is_to_explore(presets):
+    agent = make_agent(presets=presets)
     with torch.no_grad():  # policies that always do one thing
         for behavior, action in ((agent._task_behavior, 0), (agent._expl_behavior, 2)):
             behavior.actor.mean_layer.bias[action] += 1e3
@@ -168,15 +208,14 @@ def test_the_explorer_acts_in_training_while_it_is_to_explore():
     assert taken == [2, 0, 0]
 
 
-@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1.0, 1.0, (2,))])
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1.0, 1.0, (2,)), MIXED])
 def test_random_exploration_is_uniform(act_space):
     codec = ActionCodec(act_space)
     actions = exploration.Uniform(codec).actor(torch.zeros(4000, 5)).sample()
     assert actions.shape == (4000, codec.size)
-    if codec.classes is None:
-        np.testing.assert_allclose([actions.mean(), actions.std()], [0.0, 1 / math.sqrt(3)], atol=0.03)
-    else:
-        np.testing.assert_allclose(actions.mean(0), [1 / count for count in codec.classes for _ in range(count)], atol=0.03)
+    counts = [count for count in codec.layout for _ in range(count or 1)]
+    np.testing.assert_allclose(actions.mean(0), [1 / count if count else 0.0 for count in counts], atol=0.03)
+    np.testing.assert_allclose(actions.std(0), [math.sqrt(count - 1) / count if count else 1 / math.sqrt(3) for count in counts], atol=0.03)
     agent = make_agent(act_space, expl_behavior="random")
     assert len(agent.act({"vector": np.zeros((7, 4), np.float32), "is_first": np.ones(7, bool)}, training=True)[0]) == 7
 

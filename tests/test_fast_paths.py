@@ -214,7 +214,7 @@ def test_each_weight_gets_its_gradient_by_one_product():
         with Products() as products:
             value.backward()
         counts.append(products.count)
-    assert counts[1] - counts[0] == 4 * 5 - 3  # four products in each of five steps, three weights
+    assert counts[1] - counts[0] == 4 * 5 - 4  # four products in each of five steps, three weights, one with a bias and without
 
 
 def test_two_backward_passes_through_one_graph_give_the_gradient_twice():
@@ -290,15 +290,49 @@ KINDS = {
     "gaussian": dict(stoch=4, discrete=0),
     "hierarchical": dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5),
 }
+NEW = dict(core="block_gru", blocks=3, img_layers=2, obs_layers=2, style=layers.Style(norm="rms"), initial="zeros")  # as in 2025
+KINDS |= {f"{kind} 2025": {**settings, **NEW} for kind, settings in KINDS.items()}
+
+
+def make(kind: str, **changes) -> RSSM:
+    return (HierarchicalRSSM if kind.startswith("hierarchical") else RSSM)(**{**KINDS[kind], **SIZES, **changes})
 
 
 def plain_gru(cell: layers.GRUCell, x: torch.Tensor, deter: torch.Tensor) -> torch.Tensor:
     """A step of the recurrent core, written out."""
-    linear, norm = cell.layers
-    gates = F.layer_norm(torch.cat([x, deter], -1) @ linear.weight.T, norm.normalized_shape, norm.weight, norm.bias, 1e-3)
-    reset, candidate, update = gates.chunk(3, -1)
+    if isinstance(cell, layers.BlockGRUCell):
+        reset, candidate, update = plain_block_gates(cell, x, deter)
+    else:
+        linear, norm = cell.layers
+        gates = F.layer_norm(torch.cat([x, deter], -1) @ linear.weight.T, norm.normalized_shape, norm.weight, norm.bias, 1e-3)
+        reset, candidate, update = gates.chunk(3, -1)
     update = torch.sigmoid(update - 1.0)
     return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1.0 - update) * deter
+
+
+def plain_block_gates(cell: layers.BlockGRUCell, x: torch.Tensor, deter: torch.Tensor) -> list[torch.Tensor]:
+    """The gates of a block GRU, one block after the other."""
+    linear, norm = cell.deter_layer[0], cell.deter_layer[1]
+    shared = torch.cat([F.silu(plain_rms(deter @ linear.weight.T + linear.bias, norm)), x], -1)
+    hidden = []
+    for part, weight, bias in zip(deter.chunk(3, -1), cell.hidden.weight.chunk(3), cell.hidden.bias.chunk(3)):
+        hidden.append(torch.cat([part, shared], -1) @ weight.T + bias)
+    hidden = F.silu(plain_rms(torch.cat(hidden, -1), cell.hidden_norm))
+    rows = zip(hidden.chunk(3, -1), cell.gates.weight.chunk(3), cell.gates.bias.chunk(3))
+    parts = [(part @ weight.T + bias).chunk(3, -1) for part, weight, bias in rows]
+    return [torch.cat(gate, -1) for gate in zip(*parts)]
+
+
+def plain_input(rssm: RSSM, stoch: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """What the recurrent core reads: one layer on latents and action (2023), or one on each of them (2025)."""
+    block = rssm._img_in_layers
+    if isinstance(block, layers.BlockGRUInput):
+        return torch.cat([block["stoch"](stoch), block["action"](action)], -1)
+    return torch.nn.Sequential(*block)(torch.cat([stoch, action], -1))
+
+
+def plain_rms(x: torch.Tensor, norm: layers.RMSNorm) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt() * norm.weight
 
 
 def plain_observe(rssm: RSSM, embed, action, is_first, noise) -> tuple[list, list, list]:
@@ -315,7 +349,7 @@ def plain_observe(rssm: RSSM, embed, action, is_first, noise) -> tuple[list, lis
     for t in range(embed.shape[1]):
         reset = is_first[:, t, None] | (t == 0)
         deter, stoch = torch.where(reset, first["deter"], deter), torch.where(reset, rssm.flat_stoch(first), stoch)
-        x = rssm._img_in_layers(torch.cat([stoch, torch.where(reset, 0.0, action[:, t].clamp(-1.0, 1.0))], -1))
+        x = plain_input(rssm, stoch, torch.where(reset, 0.0, action[:, t].clamp(-1.0, 1.0)))
         for _ in range(rssm._rec_depth):
             deter = plain_gru(rssm._cell, x, deter)
         x = rssm._obs_out_layers(torch.cat([deter, embed[:, t]], -1))
@@ -341,7 +375,7 @@ def plain_observe(rssm: RSSM, embed, action, is_first, noise) -> tuple[list, lis
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_filtering_equals_the_formulas_written_out_with_all_gradients(kind, monkeypatch):
     torch.manual_seed(0)
-    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**KINDS[kind], **SIZES)
+    rssm = make(kind)
     with torch.no_grad():
         for parameter in rssm.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # biases and what else starts at zero
@@ -353,10 +387,10 @@ def test_filtering_equals_the_formulas_written_out_with_all_gradients(kind, monk
 
     def fast():
         post, _ = rssm.observe(embed, action, is_first)
-        if kind == "hierarchical":
+        if "top" in rssm.levels:
             out = torch.cat([post["logit_top"].flatten(2), post["logit_bottom"].flatten(2)], -1)
         else:
-            out = torch.cat([post["mean"], post["std"]], -1) if kind == "gaussian" else post["logit"].flatten(2)
+            out = torch.cat([post["mean"], post["std"]], -1) if "mean" in post else post["logit"].flatten(2)
         return post["deter"], out, rssm.flat_stoch(post)
 
     weights, results = None, []
@@ -371,9 +405,16 @@ def test_filtering_equals_the_formulas_written_out_with_all_gradients(kind, monk
     assert_same_gradients(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("kind, weights", [("flat", 4), ("deep", 4), ("gaussian", 4), ("hierarchical", 7)])
-def test_the_weights_of_the_recurrence_get_their_gradients_once(kind, weights, monkeypatch):
-    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**KINDS[kind], **SIZES)
+# By kind: products of weights in a step, and those of them that the second application of a deep core adds.
+PRODUCTS = {"flat": (4, 0), "deep": (4, 1), "gaussian": (4, 0), "hierarchical": (7, 0)}
+# A block GRU reads latents and action apart, all actions at once. It has a layer on deter, and two block layers, of which one is dense
+# in a part of its input. The posterior has two hidden layers here.
+PRODUCTS |= {"flat 2025": (8, 0), "deep 2025": (8, 4), "gaussian 2025": (8, 0), "hierarchical 2025": (11, 0)}
+
+
+@pytest.mark.parametrize("kind", list(PRODUCTS))
+def test_the_weights_of_the_recurrence_get_their_gradients_once(kind, monkeypatch):
+    rssm, (weights, again) = make(kind, initial="learned"), PRODUCTS[kind]
     steps, counts = 5, []
     for context in (networks.weight_gradients_once, contextlib.nullcontext):
         monkeypatch.setattr(networks, "weight_gradients_once", context)
@@ -383,16 +424,16 @@ def test_the_weights_of_the_recurrence_get_their_gradients_once(kind, weights, m
             loss.backward()
         counts.append(products.count)
     # A step forms a product for latents and action, for the gates (two if deep), for deter, and for each of the posterior's own layers.
-    used = weights + (kind == "deep")
-    assert counts[1] - counts[0] == used * steps - weights
+    assert counts[1] - counts[0] == (weights + again) * steps - weights
 
 
-def test_a_latent_that_uses_a_layer_twice_has_the_gradients_of_both(monkeypatch):
+@pytest.mark.parametrize("settings", [{}, NEW], ids=["2023", "2025"])
+def test_a_latent_that_uses_a_layer_twice_has_the_gradients_of_both(settings, monkeypatch):
     class Twice(HierarchicalRSSM):
         def level_logits(self, name, above, x_prior, x_post=None):
             return super().level_logits(name, above, x_prior, x_post) + super().level_logits(name, above, x_prior, x_post).tanh()
 
-    rssm = Twice(**KINDS["hierarchical"], **SIZES)
+    rssm = Twice(**KINDS["hierarchical"], **SIZES, **settings)
     embed, action, is_first = torch.randn(6, 4, 7), torch.randn(6, 4, 3), torch.zeros(6, 4)
     results = []
     for context in (networks.weight_gradients_once, contextlib.nullcontext):
@@ -407,9 +448,9 @@ def test_a_latent_that_uses_a_layer_twice_has_the_gradients_of_both(monkeypatch)
     assert_same_gradients(*results)
 
 
-@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+@pytest.mark.parametrize("kind", ["flat", "hierarchical", "flat 2025", "hierarchical 2025"])
 def test_a_step_that_starts_anew_takes_nothing_from_before(kind):
-    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**KINDS[kind], **SIZES)
+    rssm = make(kind)
     embed, action = torch.randn(2, 3, 7), torch.randn(2, 3, 3)
     broken = {key: torch.full_like(value, torch.nan) for key, value in rssm.initial(2).items()}
     from_broken = rssm.filter(embed, action, torch.tensor([[True, False, False]] * 2), broken, sample=False)
@@ -426,7 +467,7 @@ def make_agent_and_batch(
 ) -> tuple[Dreamer, dict[str, np.ndarray]]:
     """A small agent, and a batch of this shape (B, T)."""
     obs_space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9, 9, (4,), np.float32)})
-    config = tools.load_config(["defaults", "debug", *presets], {"task": "gym_CartPole-v1", "device": "cpu", **settings})
+    config = tools.load_config([*presets, "debug"], {"task": "gym_CartPole-v1", "device": "cpu", "precision": "32", **settings})
     torch.manual_seed(0)
     agent = Dreamer(obs_space, act_space, config)
     with torch.no_grad():  # heads that start at zero would hide gradients
@@ -439,33 +480,43 @@ def make_agent_and_batch(
         "action": agent.codec.random(rng, shape[0] * shape[1]).reshape(*shape, -1),
         "reward": rng.normal(size=shape).astype(np.float32),
         "is_first": np.zeros(shape, bool),
+        "is_last": np.zeros(shape, bool),
         "is_terminal": np.zeros(shape, bool),
     }
     return agent, batch
 
 
-both_levels = pytest.mark.parametrize("presets", [[], ["hdreamer"]], ids=["flat", "hierarchical"])
-both_gradients = pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
+PRESETS = {"flat": [], "hierarchical": ["hdreamer"]}
+PRESETS |= {f"{name} 2025": ["dreamerv3_2025", *presets] for name, presets in PRESETS.items()}
+every_preset = pytest.mark.parametrize("presets", PRESETS.values(), ids=PRESETS)
+both_actions = pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["discrete", "continuous"])
 
 
-@both_levels
-@both_gradients
+def losses_of(agent: Dreamer, data: dict) -> list[tuple[str, torch.Tensor, torch.nn.Module]]:
+    """Every loss that an optimizer descends, with its name and the module that it trains."""
+    wm, behavior = agent._wm, agent._task_behavior
+    if agent._opt is not None:
+        return [("agent", agent.joint_loss(data)[0], torch.nn.ModuleList([wm, behavior.actor, behavior.value]))]
+    loss, post, _ = wm.loss(data)
+    losses = behavior.losses(wm, networks.detach(post), data["cont"])
+    return [("model", loss, wm), ("actor", losses.actor, behavior.actor), ("value", losses.critic, behavior.value)]
+
+
+@every_preset
+@both_actions
 def test_an_update_has_the_same_gradients_with_both_libraries(presets, act_space, monkeypatch):
-    agent, batch = make_agent_and_batch(presets, act_space, shape=(16, 16), imag_horizon=5)
-    wm, behavior, found, taken = agent._wm, agent._task_behavior, [], []
+    agent, batch = make_agent_and_batch(presets, act_space, shape=(16, 16))
+    found, taken = [], []
     onednn_linear = layers._onednn_linear
     monkeypatch.setattr(layers, "_onednn_linear", lambda *args: taken.append(1) or onednn_linear(*args))
     for onednn in (False, True):
         monkeypatch.setattr(layers, "_onednn", onednn)
         torch.manual_seed(1)
-        behavior.ema_vals.zero_()
-        data = wm.preprocess(batch)
-        loss, post, _ = wm.loss(data)
-        policy_loss, value_loss, _ = behavior.losses(wm, post, data["cont"])
+        agent._task_behavior.ema_vals.zero_()
         gradients = {}
-        for part, value, module in (("model", loss, wm), ("actor", policy_loss, behavior.actor), ("value", value_loss, behavior.value)):
+        for part, value, module in losses_of(agent, agent._wm.preprocess(batch)):
             names, tensors = zip(*module.named_parameters())
-            values = torch.autograd.grad(value, tensors, retain_graph=True)
+            values = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
             gradients.update({f"{part} {name}": gradient for name, gradient in zip(names, values) if gradient.norm() > 1e-7})
         found.append(gradients)
         assert bool(taken) == onednn
@@ -483,14 +534,13 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@both_levels
-@both_gradients
+@every_preset
+@both_actions
 def test_an_update_waits_for_no_value(presets, act_space):
     agent, batch = make_agent_and_batch(presets, act_space, expl_behavior="plan2explore")
     data = agent._wm.preprocess(batch)
     with Waits():
-        post, _ = agent._wm.update(data)
-        agent._task_behavior.update(agent._wm, post, data["cont"], 0)
+        post, _ = agent._update_apart(data) if agent._opt is None else agent._update_together(data)
         agent._expl_behavior.update(agent._wm, post, data, 0)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), Waits():
         data["reward"].sum().item()

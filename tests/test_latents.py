@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import networks
+from layers import Style
 from networks import RSSM, HierarchicalRSSM
 
 COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
+NEW = dict(core="block_gru", blocks=5, img_layers=2, style=Style(norm="rms"), initial="zeros")  # as in 2025
 
 
 def onehot_logits(index: torch.Tensor, classes: int) -> torch.Tensor:
@@ -53,8 +55,9 @@ def test_gaussian_latents_have_kl_and_entropies_only():
     torch.testing.assert_close(found["kl_flat"], rssm.kl_per_level(post, prior)["flat"].mean())
 
 
-def test_observing_with_the_top_alone_hides_the_observation_from_the_bottom():
-    rssm = HierarchicalRSSM(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5, **COMMON)
+@pytest.mark.parametrize("settings", [{}, NEW], ids=["2023", "2025"])
+def test_observing_with_the_top_alone_hides_the_observation_from_the_bottom(settings):
+    rssm = HierarchicalRSSM(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5, **COMMON, **settings)
     with torch.no_grad():
         rssm._top_to_prior.weight.normal_()
         rssm._obs_stat_layer["top"].weight.zero_()  # now the top code does not depend on what is seen either

@@ -29,6 +29,8 @@ RUNS = {
     "two levels": {"presets": "hdreamer_split", "debug_hierarchical": True},
     "continuous actions": {"continuous": True},
     "plan2explore": {"expl_behavior": "plan2explore"},
+    "2025": {"generation": "dreamerv3_2025", "presets": "hdreamer_split", "debug_hierarchical": True},
+    "2025, plan2explore": {"generation": "dreamerv3_2025", "expl_behavior": "plan2explore"},
     "recorded, flat": {"offline_traindir": "flat", "offline_evaldir": "two levels", "debug_hierarchical": True},
     "recorded, two levels": {
         "presets": "hdreamer_split", "offline_traindir": "flat", "offline_evaldir": "two levels", "debug_hierarchical": True,
@@ -80,10 +82,10 @@ def logged(folder) -> dict[str, list[dict]]:
     lines = {}
     for name, chosen in RUNS.items():
         flags = {**DREAMER, "size": [16, 16], "log_every": 30, "steps": 125, **(OFFLINE if "offline_traindir" in chosen else {})}
-        flags |= {key: value for key, value in chosen.items() if key not in ("presets", "continuous")}
+        flags |= {key: value for key, value in chosen.items() if key not in ("generation", "presets", "continuous")}
         flags |= {key: str(folder / value / "train_eps") for key, value in flags.items() if key.startswith("offline")}
         flags |= {"logdir": str(folder / name), "disag_models": 2, "disag_layers": 1, "disag_units": 8}
-        words = ["--configs", "defaults", "small", *chosen.get("presets", "").split(), "--task", "gym_coins"]
+        words = ["--configs", "defaults", chosen.get("generation", "small"), *chosen.get("presets", "").split(), "--task", "gym_coins"]
         for key, value in flags.items():
             words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
         assert dreamer.main(words, make_env=ContinuousCoins if chosen.get("continuous") else Coins) == 0
@@ -146,6 +148,11 @@ def test_what_the_page_says_of_values_holds(logged):
     first = [next(line for line in logged[name] if "train/reward_loss" in line) for name in RUNS]
     assert [line["train/reward_loss"] for line in first] == pytest.approx([np.log(255)] * len(first), abs=0.3)
     assert max(values("train/value_loss")) <= 2 * np.log(255) + 0.1
+    assert max(values("train/replay_value_loss")) <= 2 * np.log(255) + 0.1
+    for line in logged["2025"]:
+        if "train/agent_loss" in line:
+            parts = [line[f"train/{name}_loss"] for name in ("model", "actor", "value")]
+            assert line["train/agent_loss"] == pytest.approx(sum(parts) + 0.3 * line["train/replay_value_loss"], rel=1e-4)
     assert min(values("train/return_scale")) == 1.0
     for name, levels in (("flat", 1), ("two levels", 2)):
         for line in logged[name]:

@@ -8,7 +8,8 @@ import pytest
 import dreamer
 from checkpoints import __main__ as export
 from pages import curves
-from settings.files import flatten, sections, show
+from settings import load_config
+from settings.files import flatten, plain, sections, show
 from settings.names import IGNORED, RENAMED
 from test_documented_commands import shortened
 
@@ -57,11 +58,18 @@ def test_the_defaults_on_the_page_are_those_of_the_program():
                 assert names(here)[0] == show(defaults[name]), name
 
 
+def test_booleans_that_became_words_are_read_as_the_page_says():
+    for cell, yes, no in rows("words here"):
+        for name in names(cell):
+            for value, word in ((True, yes), (False, no)):
+                assert f"`{flatten(plain(load_config([], {name: value})))[name]}`" == word
+
+
 def test_the_new_settings_of_the_page_exist():
     known = sections()
     every = {*flatten(known["defaults"]), *(name for values in known["suites"].values() for name in flatten(values))}
     new = names(PAGE.split("### New")[1].split("[configuration.md]")[0])
-    assert len(new) == 14
+    assert len(new) == 29
     assert set(new) <= every and not set(new) & {*RENAMED, *IGNORED}
 
 

@@ -11,7 +11,8 @@ import checkpoints
 import dreamer
 import tools
 from dreamer import Dreamer
-from models import Optimizer, update_return_range
+from models import update_return_range
+from optim import LaPropOptimizer, Optimizer
 from replay import Replay
 from storage import disk
 from training import logs, nonfinite
@@ -19,8 +20,11 @@ from training import logs, nonfinite
 BATCH = 10
 
 
-def make_agent(**settings) -> Dreamer:
-    config = tools.load_config(["defaults", "debug"], {"task": "gym_CartPole-v1", "device": "cpu", **settings})
+NEW = ("dreamerv3_2025", "debug")
+
+
+def make_agent(presets=("debug",), **settings) -> Dreamer:
+    config = tools.load_config(presets, {"task": "gym_CartPole-v1", "device": "cpu", "precision": "32", **settings})
     return Dreamer(spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (4,), np.float32)}), spaces.Discrete(2), config)
 
 
@@ -30,8 +34,7 @@ def make_batch() -> dict[str, np.ndarray]:
         "vector": rng.normal(size=(2, BATCH, 4)).astype(np.float32),
         "action": np.eye(2, dtype=np.float32)[rng.integers(2, size=(2, BATCH))],
         "reward": rng.normal(size=(2, BATCH)).astype(np.float32),
-        "is_first": np.zeros((2, BATCH), bool),
-        "is_terminal": np.zeros((2, BATCH), bool),
+        **{key: np.zeros((2, BATCH), bool) for key in ("is_first", "is_last", "is_terminal")},
     }  # fmt: skip
 
 
@@ -68,6 +71,45 @@ def test_an_observation_that_is_not_finite_leaves_the_whole_agent_as_it_was():
     assert all(torch.equal(old, new) for old, new in zip(before, snapshot(agent), strict=True))
 
 
+@pytest.mark.parametrize("key", ["vector", "reward"])
+@pytest.mark.parametrize("settings", [{}, {"hierarchical_mode": True, "expl_behavior": "plan2explore"}], ids=str)
+def test_one_optimizer_skips_the_whole_update_and_counts_it(settings, key):
+    agent, batch = make_agent(NEW, **settings, **{"critic.slow_target": False}), make_batch()
+    for _ in range(2):
+        agent.update(batch)
+    trained = {f"_task_behavior.{name}" for name, _ in agent._task_behavior.named_parameters()}
+    before = snapshot(agent)
+    broken = batch[key].copy()
+    broken[0, 2] = np.nan
+    torch.manual_seed(3)
+    metrics = agent.update({**batch, key: broken})
+    assert metrics["agent_skipped"] == 1
+    after = snapshot(agent)
+    if key == "vector":
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    else:  # imagination does not read it: the range of imagined returns moves, and so does an explorer
+        changed = {key.split(".")[0] for key, old, new in zip(agent.state_dict(), before, after) if not torch.equal(old, new)}
+        assert changed <= {"_task_behavior", "_expl_behavior"} and metrics.get("explorer_skipped", 0) == 0
+        assert all(torch.equal(old, new) for key, old, new in zip(agent.state_dict(), before, after) if key in trained)
+    assert agent.update(batch)["agent_skipped"] == 0 and int(agent._opt.skipped_in_a_row) == 0
+    assert all(value.isfinite().all() for value in snapshot(agent) if value.is_floating_point())
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_skipped_step_leaves_the_later_steps_of_laprop_as_they_would_have_been(after):
+    config = tools.load_config(NEW, {"task": "gym_X-v0", "warmup": 3, "model_lr": 0.1})
+    grads, found = torch.randn(4, 3), []
+    for skips in (False, True):
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        optimizer = LaPropOptimizer("test", [weight], config)
+        for step, grad in enumerate(grads):
+            if skips and step == after:
+                assert optimizer.step((weight * torch.nan).sum())["test_skipped"] == 1
+            optimizer.step((weight * grad).sum())
+        found.append(weight.data)
+    assert torch.equal(*found) and not torch.equal(found[0], torch.tensor([1.0, -2.0, 3.0]))
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
     weight = torch.nn.Parameter(torch.tensor([0.0, 1.0]))
     optimizer = Optimizer("test", [weight], lr=0.1, eps=1e-8, clip=1.0)
@@ -86,8 +128,9 @@ def test_returns_that_are_not_finite_do_not_enter_their_running_range():
     assert torch.equal(ema, torch.tensor([1.0, 3.0]))
 
 
-def test_after_many_updates_in_a_row_the_error_names_input_and_losses():
-    agent, batch = make_agent(), make_batch()
+@pytest.mark.parametrize("presets", [("debug",), NEW], ids=["2023", "2025"])
+def test_after_many_updates_in_a_row_the_error_names_input_and_losses(presets):
+    agent, batch = make_agent(presets), make_batch()
     batch["reward"][1, 4:6] = np.nan
     with pytest.raises(nonfinite.NonFinite) as caught:
         for _ in range(2 * nonfinite.LIMIT):

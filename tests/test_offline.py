@@ -277,6 +277,8 @@ def test_without_an_environment_observations_and_discrete_actions_follow_from_th
         ([[0.0, 1.0], [-1.0, 0.0]], {}, spaces.Box(-1, 1, (2,))),
         ([[0.2, 0.8], [0.8, 0.2]], {}, spaces.Box(-1, 1, (2,))),
         ([[0, 1], [1, 0]], {"actor.dist": "normal"}, spaces.Box(-1, 1, (2,))),
+        ([[0.5, 0, 1], [-0.1, 1, 0]], {"actor.dist": "normal"}, spaces.Box(-1, 1, (3,))),
+        ([[0.5, 0, 0], [-0.1, 1, 0]], {}, spaces.Box(-1, 1, (3,))),  # no one-hot beside the first number
         ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0]], {}, spaces.MultiDiscrete([2, 3])),
     ],
 )
@@ -292,6 +294,7 @@ def test_what_actions_are_follows_from_their_numbers(actions, settings, expected
         ([[1, 1], [1, 1]], {}),
         ([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]], {}),  # parts, but where the fourth number belongs is open
         ([[0.5, 0.5], [0.1, 0.2]], {"actor.dist": "onehot"}),
+        ([[0.5, 0, 1], [-0.1, 1, 0]], {}),  # a number and a one-hot
     ],
 )
 def test_actions_that_could_be_several_things_are_asked_about(actions, settings, tmp_path):

@@ -18,17 +18,23 @@ from dreamer import Dreamer
 OBS_SPACE = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "vector": spaces.Box(-9.0, 9.0, (4,), np.float32)})
 
 
-def test_layer_norm_has_the_parameter_gradients_of_float64_for_bfloat16_inputs():
+PRESETS = {"flat": [], "hierarchical": ["hdreamer"]}
+PRESETS |= {f"{name} 2025": ["dreamerv3_2025", *presets] for name, presets in PRESETS.items()}
+every_preset = pytest.mark.parametrize("presets", PRESETS.values(), ids=PRESETS)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_norms_have_the_parameter_gradients_of_float64_for_bfloat16_inputs(name):
     rows, size = 20_000, 64
     x, upstream = torch.randn(rows, size).bfloat16(), torch.randn(rows, size).bfloat16()
     gradients = {}
     for dtype in (torch.bfloat16, torch.float64):
-        norm = layers.LayerNorm(size, eps=layers.NORM_EPS)
+        (norm,) = layers.Style(norm=name).norms(size)
         norm = norm.double() if dtype == torch.float64 else norm
         out = norm(x.to(dtype))
         assert out.dtype == dtype
         out.backward(upstream.to(dtype))
-        gradients[dtype] = torch.stack([norm.weight.grad, norm.bias.grad]).double()
+        gradients[dtype] = torch.stack([parameter.grad for parameter in norm.parameters()]).double()
     error = (gradients[torch.bfloat16] - gradients[torch.float64]).norm() / gradients[torch.float64].norm()
     assert error < 1e-3, error
 
@@ -47,20 +53,36 @@ def test_a_weight_that_is_used_many_times_adds_up_its_gradients_in_float32():
     torch.testing.assert_close(gradient(256), 256 * gradient(1), rtol=1e-5, atol=0.0)
 
 
-def test_gru_gates_and_state_are_float32():
-    cell = layers.GRUCell(6, 5)
+@pytest.mark.parametrize("cell", [layers.GRUCell(6, 8), layers.BlockGRUCell(6, 8, 4, 2, layers.Style(norm="rms"))])
+def test_gru_gates_and_state_are_float32(cell):
     with torch.autocast("cpu", torch.bfloat16):
-        state = cell(torch.randn(3, 6), torch.randn(3, 5))
+        state = cell(torch.randn(3, 6), torch.randn(3, 8))
     assert state.dtype == torch.float32
 
 
-@pytest.mark.parametrize("presets", [["debug"], ["debug", "hdreamer"]], ids=["flat", "hierarchical"])
-@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["reinforce", "dynamics"])
+@pytest.mark.parametrize("shared", [0, 5])
+def test_block_layers_in_bfloat16_are_near_those_in_float32_and_their_weights_get_float32_gradients(shared):
+    layer = layers.BlockLinear(16, 12, 4, shared)
+    torch.nn.init.normal_(layer.weight, std=0.3)
+    x, more, upstream = torch.randn(9, 16, requires_grad=True), torch.randn(9, shared) if shared else None, torch.randn(9, 12)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), layers.weight_gradients_once():
+            y = layer(x, more)
+        assert y.dtype == (torch.bfloat16 if enabled else torch.float32)
+        results.append([y.float(), *torch.autograd.grad((y.float() * upstream).sum(), [x, layer.weight, layer.bias])])
+    for exact, rounded in zip(*results):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.01 * exact.norm()
+
+
+@every_preset
+@pytest.mark.parametrize("act_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))], ids=["discrete", "continuous"])
 def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act_space):
     results = {}
     for precision in ("32", "bf16"):
         torch.manual_seed(0)
-        config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "device": "cpu", "precision": precision})
+        config = tools.load_config([*presets, "debug"], {"task": "gym_CartPole-v1", "device": "cpu", "precision": precision})
         agent = Dreamer(OBS_SPACE, act_space, config)
         rng = np.random.default_rng(0)
         batch = {
@@ -68,8 +90,7 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act
             "vector": rng.normal(size=(4, 8, 4)).astype(np.float32),
             "action": agent.codec.random(rng, 32).reshape(4, 8, -1),
             "reward": rng.normal(size=(4, 8)).astype(np.float32),
-            "is_first": np.zeros((4, 8), bool),
-            "is_terminal": np.zeros((4, 8), bool),
+            **{key: np.zeros((4, 8), bool) for key in ("is_first", "is_last", "is_terminal")},
         }
         loss, _, metrics = agent._wm.loss(agent._wm.preprocess(batch), sample=False)
         assert all(value.dtype == torch.float32 for value in metrics.values())
@@ -91,7 +112,7 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(presets, act
     assert torch.cosine_similarity(gradient, gradient16, dim=0) > 0.999
 
 
-@pytest.mark.parametrize("presets", [["debug"], ["debug", "hdreamer"]], ids=["flat", "hierarchical"])
+@every_preset
 def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkeypatch):
     calls = collections.Counter()
 
@@ -105,7 +126,8 @@ def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkey
         return call
 
     monkeypatch.setattr(torch, "compile", counting)
-    config = tools.load_config(["defaults", *presets], {"task": "gym_CartPole-v1", "device": "cpu", "compile": True, "imag_horizon": 6})
+    overrides = {"task": "gym_CartPole-v1", "device": "cpu", "precision": "32", "compile": True, "imag_horizon": 6}
+    config = tools.load_config([*presets, "debug"], overrides)
     with torch._functorch.config.patch(donated_buffer=True):  # undoes what building changes
         agent = Dreamer(OBS_SPACE, spaces.Discrete(3), config)
     batch = {
@@ -113,8 +135,7 @@ def test_an_update_and_a_policy_step_go_through_what_is_compiled(presets, monkey
         "vector": np.zeros((2, 4, 4), np.float32),
         "action": np.zeros((2, 4, 3), np.float32),
         "reward": np.zeros((2, 4), np.float32),
-        "is_first": np.zeros((2, 4), bool),
-        "is_terminal": np.zeros((2, 4), bool),
+        **{key: np.zeros((2, 4), bool) for key in ("is_first", "is_last", "is_terminal")},
     }
     calls.clear()
     agent.update(batch)

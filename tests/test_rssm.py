@@ -4,26 +4,33 @@ import numpy as np
 import pytest
 import torch
 
+from layers import Style
 from networks import RSSM, HierarchicalRSSM
 
 COMMON = dict(deter=10, hidden=12, num_actions=3, embed=7)
 FLAT = dict(stoch=4, discrete=5)
 HIER = dict(stoch_top=2, discrete_top=3, stoch_bottom=4, discrete_bottom=5)
+NEW = dict(core="block_gru", blocks=5, img_layers=2, style=Style(norm="rms"), initial="zeros")  # as in 2025
 SHAPES = {
     "flat": {"deter": (10,), "stoch": (4, 5), "logit": (4, 5)},
     "gaussian": {"deter": (10,), "stoch": (4,), "mean": (4,), "std": (4,)},
     "hierarchical": {"deter": (10,), "stoch_top": (2, 3), "logit_top": (2, 3), "stoch_bottom": (4, 5), "logit_bottom": (4, 5)},
 }
+SHAPES |= {f"{kind} 2025": shapes for kind, shapes in SHAPES.items()}
 
 
-def make(kind: str) -> RSSM:
-    if kind == "hierarchical":
-        rssm = HierarchicalRSSM(**HIER, **COMMON)
-        with torch.no_grad():  # leave the neutral start, so that every term of the formulas counts
-            for parameter in (rssm._top_to_prior.weight, rssm._top_to_post.weight, rssm._prior_weight, rssm.W):
+def make(kind: str, **changes) -> RSSM:
+    """A model of a kind; a hierarchical one has left its neutral start, so that every term of the formulas counts."""
+    latent, _, generation = kind.partition(" ")
+    settings = {**COMMON, **(NEW if generation else {}), **changes}
+    if latent != "hierarchical":
+        return RSSM(stoch=4, discrete=5 if latent == "flat" else 0, **settings)
+    rssm = HierarchicalRSSM(**HIER, **settings)
+    with torch.no_grad():
+        for parameter in (rssm._top_to_prior.weight, rssm._top_to_post.weight, rssm._prior_weight, rssm.W):
+            if parameter is not None:
                 parameter.normal_()
-        return rssm
-    return RSSM(stoch=4, discrete=5 if kind == "flat" else 0, **COMMON)
+    return rssm
 
 
 def inputs(batch: int = 6, time: int = 5):
@@ -33,6 +40,8 @@ def inputs(batch: int = 6, time: int = 5):
 
 
 every_kind = pytest.mark.parametrize("kind", list(SHAPES))
+hierarchical_kinds = pytest.mark.parametrize("kind", ["hierarchical", "hierarchical 2025"])
+discrete_kinds = pytest.mark.parametrize("kind", [kind for kind in SHAPES if not kind.startswith("gaussian")])
 
 
 @every_kind
@@ -128,8 +137,9 @@ def test_arguments_are_never_written_to(kind):
     assert all(torch.equal(a, b) for a, b in zip(given, before))
 
 
-def test_hierarchical_logits_follow_the_formulas_in_float64():
-    rssm = make("hierarchical")
+@hierarchical_kinds
+def test_hierarchical_logits_follow_the_formulas_in_float64(kind):
+    rssm = make(kind)
     embed, action, is_first = inputs()
     post, prior = rssm.observe(embed, action, is_first)
     rssm = rssm.double()
@@ -165,8 +175,9 @@ def test_a_weight_of_minus_one_takes_the_prior_out_of_the_posterior_exactly():
     assert torch.equal(large, none)
 
 
-def test_only_the_dynamics_loss_trains_the_bottom_prior():
-    rssm = make("hierarchical")
+@hierarchical_kinds
+def test_only_the_dynamics_loss_trains_the_bottom_prior(kind):
+    rssm = make(kind)
     embed, action, is_first = inputs()
     # The initial latents are the prior's mode; a given state keeps the prior out of what precedes the posterior.
     start = {key: x.detach() for key, x in rssm.initial(6).items()}
@@ -181,15 +192,17 @@ def test_only_the_dynamics_loss_trains_the_bottom_prior():
     assert reaches(dyn.sum()) == [True, True]
 
 
-def test_the_summary_passes_gradients_back_into_the_top_latent():
-    rssm = make("hierarchical")
+@hierarchical_kinds
+def test_the_summary_passes_gradients_back_into_the_top_latent(kind):
+    rssm = make(kind)
     _, prior = rssm.observe(*inputs())
     (grad,) = torch.autograd.grad(prior["logit_bottom"].square().sum(), rssm._obs_stat_layer["top"].weight)
     assert grad.abs().sum() > 0
 
 
-def test_every_parameter_of_a_fresh_hierarchical_model_learns_within_two_steps():
-    rssm = HierarchicalRSSM(**HIER, **COMMON)
+@pytest.mark.parametrize("settings", [{}, NEW], ids=["2023", "2025"])
+def test_every_parameter_of_a_fresh_hierarchical_model_learns_within_two_steps(settings):
+    rssm = HierarchicalRSSM(**HIER, **COMMON, **settings)
     readout = torch.nn.Linear(rssm.feat_size, 5)
     optimizer = torch.optim.SGD([*rssm.parameters(), *readout.parameters()], lr=0.1)
     target = torch.randn(6, 5, 5)
@@ -203,7 +216,7 @@ def test_every_parameter_of_a_fresh_hierarchical_model_learns_within_two_steps()
     assert [name for name, p in rssm.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+@discrete_kinds
 def test_kl_per_level_and_its_clipping_match_float64_by_hand(kind):
     rssm = make(kind)
     post, prior = rssm.observe(*inputs())
@@ -249,14 +262,14 @@ def test_top_and_bottom_latents_are_drawn_independently_given_their_distribution
             assert (abs(joint - expected) < 5 * (expected * (1 - expected) / count).sqrt()).all()
 
 
-@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+@discrete_kinds
 def test_draws_of_different_steps_and_sequences_are_independent(kind):
     rssm = make(kind)
     with torch.no_grad():
         for name, parameter in rssm.named_parameters():
             if "obs_stat_layer" in name:
                 parameter.zero_()  # the posterior is then nearly the same at every step, so draws differ by their noise alone
-        if kind == "hierarchical":
+        if "top" in rssm.levels:
             rssm._prior_weight.fill_(-1.0)
             rssm._top_to_post.weight.zero_()
     embed, action, is_first = torch.randn(4000, 3, 7), torch.randn(4000, 3, 3).tanh(), torch.zeros(4000, 3, dtype=torch.bool)
@@ -268,10 +281,9 @@ def test_draws_of_different_steps_and_sequences_are_independent(kind):
             assert abs(same - 1 / level.discrete) < 5 * (0.25 / a.numel()) ** 0.5
 
 
-@pytest.mark.parametrize("kind", list(SHAPES))
+@every_kind
 def test_zeros_start_with_nothing_but_zeros(kind):
-    sizes = HIER if kind == "hierarchical" else dict(stoch=4, discrete=5 if kind == "flat" else 0)
-    rssm = (HierarchicalRSSM if kind == "hierarchical" else RSSM)(**sizes, **COMMON, initial="zeros")
+    rssm = make(kind, initial="zeros")
     with torch.no_grad():
         for parameter in rssm.parameters():  # so that a prior's latents and statistics would not be zero
             parameter.add_(torch.randn_like(parameter))
@@ -280,10 +292,74 @@ def test_zeros_start_with_nothing_but_zeros(kind):
     assert not any(value.any() for value in start.values())
     embed, action, is_first = inputs()
     post = rssm.filter(embed, action, is_first, sample=False)
-    x = rssm._img_in_layers(torch.zeros(1, rssm.stoch_size + 3))
+    x = rssm._img_in_layers(torch.zeros(1, rssm.stoch_size), rssm._prepare(torch.zeros(1, 3)))
     expected = rssm._cell(x, torch.zeros(1, 10)).expand(6, 10)
     torch.testing.assert_close(post["deter"][:, 0], expected)
     torch.testing.assert_close(post["deter"][0, 2], expected[0])  # an episode that begins within the sequence
+
+
+@discrete_kinds
+def test_a_packed_state_is_unpacked_as_what_the_recurrence_reads(kind):
+    rssm = make(kind)
+    embed, action, is_first = inputs()
+    post = rssm.filter(embed, action, is_first)
+    for state in (post, rssm.initial(6)):
+        packed = rssm.pack(state)
+        assert {key: value.dtype.name for key, value in packed.items()} == {
+            "deter": "float32",
+            **{"stoch" + level.suffix: "uint8" for level in rssm.levels.values()},
+        }
+        unpacked = rssm.unpack(packed)
+        torch.testing.assert_close({key: state[key].detach() for key in unpacked}, unpacked, atol=1e-6, rtol=0.0)
+    last = {key: value[:, -1] for key, value in post.items()}
+    again = rssm.unpack(rssm.pack(last))
+    following = rssm.filter(embed, action, is_first, last, sample=False)
+    torch.testing.assert_close(rssm.filter(embed, action, is_first, again, sample=False), following)
+
+
+def test_codes_of_many_classes_are_stored_in_two_bytes():
+    rssm = RSSM(stoch=2, discrete=256, **COMMON)
+    state = {"deter": torch.zeros(3, 10), "stoch": torch.eye(256)[torch.tensor([[0, 255], [7, 1], [254, 0]])]}
+    packed = rssm.pack(state)
+    assert packed["stoch"].dtype == np.uint16 and packed["stoch"].tolist() == [[1, 256], [8, 2], [255, 1]]
+    assert torch.equal(rssm.unpack(packed)["stoch"], state["stoch"])
+
+
+def test_the_three_inputs_of_a_block_gru_are_normalised_apart():
+    rssm = make("flat 2025")
+    stoch, action = torch.randn(6, 20), torch.randn(6, 3)
+    block = rssm._img_in_layers
+    x = block(stoch, block.prepare(action))
+    silu, rms = torch.nn.functional.silu, lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt()
+    parts = [silu(rms(part @ block[key][0].weight.T + block[key][0].bias)) for key, part in (("stoch", stoch), ("action", action))]
+    torch.testing.assert_close(x, torch.cat(parts, -1))
+    assert block.latent_reader.in_features == rssm.stoch_size
+
+
+@pytest.mark.parametrize("img_layers, obs_layers", [(1, 1), (2, 1), (3, 2)])
+def test_prior_and_posterior_have_as_many_hidden_layers_as_asked_for(img_layers, obs_layers):
+    rssm = make("flat 2025", img_layers=img_layers, obs_layers=obs_layers)
+    linear = lambda block: [layer.in_features for layer in block if isinstance(layer, torch.nn.Linear)]
+    assert linear(rssm._img_out_layers) == [10] + [12] * (img_layers - 1)
+    assert linear(rssm._obs_out_layers) == [17] + [12] * (obs_layers - 1)
+    embed, action, is_first = inputs()
+    post, prior = rssm.observe(embed, action, is_first, sample=False)
+    expected = rssm._obs_stat_layer(rssm._obs_out_layers(torch.cat([post["deter"], embed], -1)))
+    torch.testing.assert_close(post["logit"].flatten(2), expected)
+    torch.testing.assert_close(prior["logit"].flatten(2), rssm._imgs_stat_layer(rssm._img_out_layers(post["deter"])))
+
+
+def test_a_tensor_that_two_levels_split_is_listed_as_one():
+    assert make("flat").split_tensors() == []
+    rssm = make("hierarchical")
+    names = {id(parameter): name for name, parameter in rssm.named_parameters()}
+    found = [[names[id(parameter)] for parameter in group] for group in rssm.split_tensors()]
+    layers = [
+        [f"{layer}.{level}.{part}" for level in ("top", "bottom")]
+        for layer in ("_imgs_stat_layer", "_obs_stat_layer")
+        for part in ("weight", "bias")
+    ]
+    assert found == layers
 
 
 @every_kind
@@ -329,10 +405,10 @@ def log_prob(logit: torch.Tensor, code: torch.Tensor) -> float:
     return (probs.log() * code.double().round()).sum().item()
 
 
-@pytest.mark.parametrize("kind", [RSSM, HierarchicalRSSM, Changed])
+@pytest.mark.parametrize("kind", [RSSM, HierarchicalRSSM, Changed, "flat 2025", "hierarchical 2025"])
 @torch.no_grad()
 def test_codes_are_as_likely_as_the_posterior_of_another_step_says(kind, monkeypatch):
-    rssm = make("flat") if kind is RSSM else with_all_terms(kind)
+    rssm = make(kind) if isinstance(kind, str) else make("flat") if kind is RSSM else with_all_terms(kind)
     steps = 5
     embed, action, first = torch.randn(steps, 7), torch.randn(steps, 3).tanh(), torch.zeros(1, dtype=torch.bool)
     states = [rssm.initial(1)]  # before each step
@@ -382,5 +458,11 @@ def test_wrong_sizes_and_keywords_are_refused():
         RSSM(stoch=4, discrete=4, units=3, **COMMON)
     with pytest.raises(ValueError, match="'zeros'"):
         RSSM(**FLAT, **COMMON, initial="zero")
+    with pytest.raises(ValueError, match="'gru' and 'block_gru'"):
+        RSSM(**FLAT, **COMMON, core="lstm")
+    with pytest.raises(ValueError, match="3 blocks do not divide"):
+        RSSM(**FLAT, **COMMON, core="block_gru", blocks=3)
+    with pytest.raises(ValueError, match="layer, rms, none"):
+        RSSM(**FLAT, **COMMON, style=Style(norm="batch"))
     with pytest.raises(ValueError, match="top, bottom"):
         make("hierarchical").get_dist({}, "middle")

@@ -28,7 +28,7 @@ TASK = {"task": "gym_X-v0", "device": "cpu"}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_that_is_read_off_a_real_file_is_what_it_was_trained_with(name):
-    trained_with = settings.flatten(json.loads((DATA / name / "config.json").read_text()))
+    trained_with = settings.completed(json.loads((DATA / name / "config.json").read_text()))
     found = checkpoints.sizes_of(checkpoint(name))
     wrong = {key: (value, trained_with[key]) for key, value in found.items() if value != trained_with[key]}
     assert not wrong and found["units"] == 16 and {"dyn_stoch", "dyn_discrete"} < found.keys()
@@ -55,6 +55,7 @@ def test_every_rule_names_a_setting_that_a_resumed_run_keeps():
     assert set(sizes.RULES) <= known.keys()
     assert [name for name in sizes.RULES if not KEPT.fullmatch(name)] == ["size", "grayscale"]  # of the environment
     told = {"dyn_rec_depth", "kl_free", *settings.SIZES}  # by stored settings, or in another way
+    told |= {"replay_context", *sizes.NOT_IN_TENSORS}
     assert {name for name in known if KEPT.fullmatch(name)} == set(sizes.RULES) - {"size", "grayscale"} | told
 
 
@@ -115,8 +116,8 @@ def steps(agent: Dreamer, seed: int) -> dict:
         for key, space in agent.obs_space.spaces.items()
         if key not in ("is_first", "is_terminal")
     }
-    size, classes = agent.codec.size, agent.codec.classes
-    action = np.eye(size)[rng.integers(size, size=(2, 4))] if classes else rng.uniform(-1, 1, (2, 4, size))
+    size, discrete = agent.codec.size, agent.codec.parts["action"].classes
+    action = np.eye(size)[rng.integers(size, size=(2, 4))] if discrete else rng.uniform(-1, 1, (2, 4, size))
     flags = {"is_first": np.zeros((2, 4), bool), "is_terminal": np.zeros((2, 4), bool), "reward": rng.normal(size=(2, 4))}
     return {**observed, **flags, "action": action.astype(np.float32)}
 

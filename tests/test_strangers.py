@@ -196,6 +196,8 @@ def test_settings_of_an_agent_far_larger_than_its_weights_are_refused_before_it_
         {"kind": "Box", "low": 0, "high": 1, "shape": [10**10], "dtype": "float32"},
         {"kind": "Box", "low": 0, "high": 1, "shape": [3], "dtype": "O"},
         {"kind": "MultiBinary", "n": [10**5, 10**5]},
+        {"kind": "OneHot", "classes": [10**10]},
+        {"kind": "OneHot", "classes": [2, -1]},
     ],
     ids=lambda description: str(description["kind"]),
 )

@@ -1,7 +1,7 @@
 """What a run learns from: `Environments` that it steps, or `Recordings`.
 
 `Run` uses of either: `obs_space`, `act_space`, `replay`, `eval_envs` and `episodes`; `about`, `counters`, `restore`, `begin`, `end` and
-`held_out_batches`.
+`held_out_batches`. `open_replay` comes before, once the sizes of the agent are known: they decide what is stored with a step.
 """
 
 import contextlib
@@ -31,6 +31,11 @@ def describe_spaces(obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space
     """Observations and actions, for the summary."""
     observations = ", ".join(f"{key} {space.shape} {space.dtype}" for key, space in obs_space.spaces.items())
     return f"observations {observations}; actions {act_space}"
+
+
+def describe_memory(replay: Replay) -> str:
+    """Size of the memory, for the summary."""
+    return f"{replay.nbytes:,} bytes{f', of which latents {replay.latent_nbytes:,}' if replay.stores_latents else ''}"
 
 
 class EpisodeFolder:
@@ -88,6 +93,7 @@ class Environments:
         config: settings.
         opened: closes the environments.
     Attributes:
+        replay: the memory; there is none before `open_replay`.
         collector: steps the environments; there is none before `begin`.
         budget: how many updates are due.
         missing_steps: agent steps to collect before training.
@@ -98,6 +104,19 @@ class Environments:
         self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
         self.eval_envs = open_eval_envs(config, opened)
         self.obs_space, self.act_space = self.envs.obs_space, self.envs.act_space
+        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
+        self.episodes: EpisodeFolder | None = None
+        self._removed: tuple[int, dict[str, int]] = (0, {})
+
+    def open_replay(self, latents: dict | None) -> None:
+        """Takes the memory.
+
+        Args:
+            latents: shape and dtype of the latents that are stored with every step, by key; None to store none.
+        Raises:
+            ValueError: if there is not enough.
+        """
+        config = self._config
         # What the run can collect, with a tenth for the first observations of episodes, but no more than dataset_size.
         capacity = min(config.dataset_size, int(1.1 * config.steps / config.action_repeat) + config.prefill)
         self.replay = Replay(
@@ -108,10 +127,9 @@ class Environments:
             batch_size=config.batch_size,
             batch_length=config.batch_length,
             seed=config.seed,
+            online=config.replay_online,
+            latents=latents,
         )
-        self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
-        self.episodes: EpisodeFolder | None = None
-        self._removed: tuple[int, dict[str, int]] = (0, {})
 
     def about(self) -> list[tuple[str, str]]:
         """Where the data comes from and how it is used, for the summary."""
@@ -120,7 +138,7 @@ class Environments:
         spaces = describe_spaces(self.obs_space, self.act_space)
         return [
             ("environments", f"{self.envs.count} to train, {count} to evaluate; {spaces}"),
-            ("replay", f"{self.replay.capacity:,} steps, {self.replay.nbytes:,} bytes"),
+            ("replay", f"{self.replay.capacity:,} steps, {describe_memory(self.replay)}"),
             ("updates", f"{config.batch_size} x {config.batch_length} steps, one every {per_update:g} agent steps"),
         ]
 
@@ -202,12 +220,21 @@ class Recordings:
         wanted = (self.eval_envs.obs_space, self.eval_envs.act_space) if self.eval_envs else None
         self.recording = offline.survey("offline_traindir", config.offline_traindir, wanted, config.task, config)
         self.obs_space, self.act_space = self.recording.obs_space, self.recording.act_space
-        self.replay = offline.fill(self.recording, config)
         self.held_out = None
         if config.offline_evaldir:
             wanted = self.obs_space, self.act_space
             self.held_out = offline.survey("offline_evaldir", config.offline_evaldir, wanted, config.offline_traindir, config)
             self._held_out_memory = offline.fill(self.held_out, config)
+
+    def open_replay(self, latents: dict | None) -> None:
+        """Loads the episodes. Held-out ones have no latents: their sequences start from the initial state.
+
+        Args:
+            latents: as in `Environments.open_replay`.
+        Raises:
+            ValueError: if there is not enough memory.
+        """
+        self.replay = offline.fill(self.recording, self._config, latents)
 
     def about(self) -> list[tuple[str, str]]:
         """Where the data comes from and how it is used, for the summary."""
@@ -218,7 +245,7 @@ class Recordings:
             ("recorded", f"{self.recording}; {describe_spaces(self.obs_space, self.act_space)}"),
             *held_out,
             ("environments", f"none to train, {count} to evaluate"),
-            ("replay", f"{len(self.replay):,} of {steps:,} steps, {self.replay.nbytes:,} bytes"),
+            ("replay", f"{len(self.replay):,} of {steps:,} steps, {describe_memory(self.replay)}"),
             ("updates", f"{config.batch_size} x {config.batch_length} steps, {config.steps:,} updates"),
         ]
 

@@ -110,7 +110,7 @@ def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> st
 
 def _losses(means: dict[str, float], prefix: str, levels: list[str]) -> dict[str, float]:
     """Losses by short names, without those that others sum up, and those of the levels that have a line of their own."""
-    hidden = ("model_loss", "dyn_loss", "rep_loss", *(f"kl_{level}" for level in levels))
+    hidden = ("agent_loss", "model_loss", "dyn_loss", "rep_loss", *(f"kl_{level}" for level in levels))
     found = {key.removeprefix(prefix): value for key, value in means.items() if key.startswith(prefix)}
     return {
         key.removesuffix("_loss"): value

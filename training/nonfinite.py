@@ -48,7 +48,7 @@ def check(agent: nn.Module, batch: dict[str, np.ndarray]) -> None:
 
 def _findings(agent: nn.Module, batch: dict[str, np.ndarray]) -> str:
     """Which inputs, losses and weights are not finite; if no input is, their ranges."""
-    arrays = {key: np.asarray(value, np.float32) for key, value in batch.items()}
+    arrays = {key: np.asarray(value, np.float32) for key, value in _flat(batch).items() if key != "replay.steps"}
     inputs = {key: int((~np.isfinite(value)).sum()) for key, value in arrays.items()}
     inputs = {key: count for key, count in inputs.items() if count}
     losses = [name for name, value in agent.model_losses(batch).items() if not value.isfinite()]
@@ -69,9 +69,15 @@ def weights_not_finite(agent: nn.Module) -> list[str]:
 def write_batch(batch: dict[str, np.ndarray], logdir: pathlib.Path, updates: int, disk: Disk) -> pathlib.Path:
     """Keeps a batch for inspection; returns where."""
     path, content = logdir / f"nonfinite_{updates}.npz", io.BytesIO()
-    np.savez_compressed(content, **batch)
+    np.savez_compressed(content, **_flat(batch))
     disk.write("the last batch", path, content.getvalue())
     return path
+
+
+def _flat(batch: dict) -> dict[str, np.ndarray]:
+    """The arrays of a batch, with the stored latents that it starts from as "context_deter" and so on."""
+    context = {f"context_{key}": value for key, value in batch.get("replay.context", {}).items()}
+    return {**{key: value for key, value in batch.items() if key != "replay.context"}, **context}
 
 
 def _list(counts: dict[str, int], unit: str) -> str:

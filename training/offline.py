@@ -112,8 +112,8 @@ def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space
     return Recording(path, obs_space, act_space or _actions(np.concatenate(actions), config.actor.dist, path), lengths, returns)
 
 
-def fill(recording: Recording, config) -> Replay:
-    """A memory with the newest episodes of a folder, as many steps as `dataset_size` allows."""
+def fill(recording: Recording, config, latents: dict | None = None) -> Replay:
+    """A memory with the newest episodes of a folder, as many steps as `dataset_size` allows; `latents` as in `Replay`."""
     steps = min(config.dataset_size, sum(recording.lengths.values()))
     memory = Replay(
         recording.obs_space,
@@ -123,6 +123,7 @@ def fill(recording: Recording, config) -> Replay:
         batch_size=config.batch_size,
         batch_length=config.batch_length,
         seed=config.seed,
+        latents=latents,
     )
     newest, room = [], steps
     for file, length in reversed(recording.lengths.items()):
@@ -131,7 +132,7 @@ def fill(recording: Recording, config) -> Replay:
         newest.append(file)
         room -= length
     for file in reversed(newest):
-        memory.add_episode(_read(file))
+        memory.add_episode(_read(file), file.name)
     return memory
 
 
@@ -210,11 +211,12 @@ def _actions(actions: np.ndarray, dist: str, folder: pathlib.Path) -> gymnasium.
     """The action space that follows from recorded actions (M, A) and the setting `actor.dist`.
 
     Actions of two or more numbers that are always one-hot are discrete; those that are always several one-hot vectors behind each other
-    have so many discrete parts; all others that are not just zeros and ones are continuous.
+    have so many discrete parts; all others are continuous, unless one-hot vectors seem to be among them.
     """
     size = actions.shape[1]
-    binary = bool(np.isin(actions, (0, 1)).all()) and size > 1
-    if dist == "normal" or (dist == "auto" and not binary):
+    flags = np.isin(actions, (0, 1)).all(0)  # (A,)
+    binary = bool(flags.all()) and size > 1
+    if dist == "normal" or (dist == "auto" and not binary and not _mixed(actions, flags)):
         return spaces.Box(-1.0, 1.0, (size,), np.float32)
     if binary and (actions.sum(1) == 1).all():
         return spaces.Discrete(size)
@@ -222,10 +224,21 @@ def _actions(actions: np.ndarray, dist: str, folder: pathlib.Path) -> gymnasium.
     if classes is None:
         raise ValueError(
             f"the actions in {folder}, vectors of {size} numbers, are not one-hot, nor several one-hot parts of which every "
-            "class occurs, so it cannot be told what they mean. Give --actor.dist normal if they are continuous, or let "
-            "an environment of the task tell, with --eval_every and --eval_episode_num above 0"
+            "class occurs, or they have discrete and continuous parts, so it cannot be told what they mean. Give --actor.dist "
+            "normal if they are continuous, or let an environment of the task tell, with --eval_every and --eval_episode_num above 0"
         )
     return spaces.MultiDiscrete(classes)
+
+
+def _mixed(actions: np.ndarray, flags: np.ndarray) -> bool:
+    """Whether actions (M, A) seem to have one-hots beside numbers: neighbouring columns of zeros and ones have a constant sum.
+
+    `flags` (A,) marks the columns of zeros and ones.
+    """
+    runs = np.split(np.arange(len(flags)), np.flatnonzero(np.diff(flags)) + 1)
+    sums = [actions[:, columns].sum(1) for columns in runs if flags[columns[0]]]
+    sizes = [len(columns) for columns in runs if flags[columns[0]]]
+    return any(0 < total[0] < size and (total == total[0]).all() for total, size in zip(sums, sizes))
 
 
 def _parts(actions: np.ndarray) -> list[int] | None:
@@ -258,6 +271,7 @@ def _check_actions(
             f"{file}: action has {actions.shape[1]} numbers; {source} has {act_space}, which takes {codec.size}. Give "
             "episodes of the same task"
         )
-    parts = np.split(actions, np.cumsum(codec.classes)[:-1], 1) if codec.classes else []
-    if not all(np.isin(part, (0, 1)).all() and (part.sum(1) == 1).all() for part in parts):
+    pieces = np.split(actions, np.cumsum([count or 1 for count in codec.layout])[:-1], 1)
+    onehots = [piece for piece, count in zip(pieces, codec.layout) if count]
+    if not all(np.isin(onehot, (0, 1)).all() and (onehot.sum(1) == 1).all() for onehot in onehots):
         raise ValueError(f"{file}: action is not one-hot; {source} has {act_space}. Give episodes of the same task")

@@ -20,7 +20,7 @@ from play import camera
 from storage import files
 from storage.disk import Disk
 from storage.lock import Lock
-from training import folder, logs, nonfinite, offline, stop, writers
+from training import folder, latents, logs, nonfinite, offline, stop, writers
 from training.forecast import Forecast
 
 
@@ -122,6 +122,9 @@ class Run:
         if self.origin:
             self._report(checkpoint, found)
         data.begin(self, checkpoint)
+        self._latents = latents.LatentFile(data.replay, self.logdir, self.disk)
+        if checkpoint and not self.origin:
+            self._latents.load(config)
         self._set_exploring()
         if self.origin or not checkpoint:
             self.last_eval = self.clock  # evaluations of another run do not count
@@ -144,12 +147,13 @@ class Run:
         """What runs where, and the settings that are not the defaults, for the console."""
         config, counts = self.config, self.agent.parameter_counts()
         device = tools.describe_device(self.agent.device)
+        precision, reason = tools.pick_precision(config.precision, self.agent.device)
         about = console.table(
             "hDreamer",
             [
                 ("task", config.task),
                 ("run", str(self.logdir)),
-                ("device", f"{device}, precision {config.precision}{', compiled' if config.compile else ''}"),
+                ("device", f"{device}, precision {precision}{reason and f' ({reason})'}{', compiled' if config.compile else ''}"),
                 *self.data.about(),
                 ("evaluation", _describe_evaluation(config, self.unit)),
                 ("videos", _describe_videos(config, self.agent._wm.heads["decoder"].image_keys)),
@@ -246,7 +250,7 @@ class Run:
             self.last_eval = self.clock
             if self.config.video_pred_log:
                 rng = np.random.default_rng(tools.video_seed(self.config.seed, self.clock))
-                batch = {key: value[:6] for key, value in self.data.replay.sample(rng).items()}
+                batch = _first_rows(self.data.replay.sample(rng), 6)
                 for key, video in self.agent.video_pred(batch).items():
                     self.logger.video(f"openl_{key}", video, self.clock)
         self._write_metrics()
@@ -284,7 +288,7 @@ class Run:
     def save(self) -> bool:
         """Writes latest.pt, unless nothing has changed since the last time; if that fails, it is due again.
 
-        Then removes episodes that memory has no room for, if that is asked for.
+        Then removes episodes that memory has no room for, if that is asked for, and writes the memory's latents if that is due.
 
         Returns:
             whether it was written.
@@ -297,6 +301,7 @@ class Run:
         written = self._write_checkpoint()
         if episodes and episodes.remove_old() and not written:  # now there may be room for it
             written = self._write_checkpoint()
+        self._latents.save()
         return written
 
     def _write_checkpoint(self) -> bool:
@@ -329,6 +334,7 @@ class Run:
             if error is None:
                 self._log_episodes(self.data.end())
                 self.save()
+                self._latents.save(last=True)
             else:
                 self._rescue(error)
 
@@ -340,6 +346,7 @@ class Run:
             self._log_episodes(self.data.end())
             if not nonfinite.weights_not_finite(self.agent):
                 self.save()
+                self._latents.save(last=True)
         except Exception as another:  # the first error is the one to be seen
             console.warn(f"not everything could be saved: {another}")
 
@@ -408,6 +415,11 @@ class Run:
         differing = settings.changes_of_model(checkpoint.get("config"), self.config)
         if differing:
             console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
+
+
+def _first_rows(batch: dict, count: int) -> dict:
+    """The first sequences of a batch."""
+    return {key: _first_rows(value, count) if isinstance(value, dict) else value[:count] for key, value in batch.items()}
 
 
 def _arrows(changes: list[tuple[str, str, str]]) -> list[tuple[str, str]]:

@@ -153,7 +153,7 @@ class Fuzz:
             return settings.changes_of_run(folder.stored_config(run), self.config, run)
 
         def load():
-            return settings.load_config(overrides=settings.read_yaml(run / "config.yaml"))
+            return settings.load_config(stored=settings.read_yaml(run / "config.yaml"))
 
         def page():
             return run_page.write(run, run_page.read_settings(run)), curves.read(run)

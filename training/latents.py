@@ -1,0 +1,52 @@
+"""The latents in the replay memory across the end of a run: `latents.npz` in its folder."""
+
+import pathlib
+import time
+
+import console
+import settings
+from replay import Replay
+from storage.disk import Disk
+
+KIND = "the latents of replay"
+REST = 20  # times the seconds that the last writing took pass before the next one, so that it takes at most 5% of the time
+
+
+class LatentFile:
+    """Saves the latents of a memory and loads them. They are as old as the last saving that was due, and exact after `save(last=True)`.
+
+    Args:
+        replay: the memory; if it stores none, nothing is done.
+        logdir: folder of the run.
+        disk: what writes.
+    """
+
+    def __init__(self, replay: Replay, logdir: pathlib.Path, disk: Disk):
+        self._replay, self._path, self._disk = replay, logdir / "latents.npz", disk
+        self._next = 0.0  # when the next writing is due
+
+    def load(self, config: settings.Config) -> None:
+        """Gives the loaded steps the latents that they had; warns if that fails, and leaves zeros."""
+        if not self._replay.stores_latents or not len(self._replay):
+            return
+        levels = settings.level_sizes(config)
+        # A code is 1 + class index, or 0 for zero latents, see `RSSM.pack`.
+        codes = {"stoch" if level == "flat" else f"stoch_{level}": classes + 1 for level, (_, classes) in levels.items()}
+        try:
+            loaded = self._replay.load_latents(self._path, codes)
+        except Exception as error:  # damaged files cause errors of nearly any kind
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+            console.warn(
+                f"latents of replayed steps cannot be read from {self._path} ({reason}); they begin with zeros, which updates replace"
+            )
+        else:
+            console.say(f"{loaded:,} of the steps in memory have the latents that they had.")
+
+    def save(self, last: bool = False) -> None:
+        """Writes the latents if they have changed; before the `last` time only if the last writing was long enough ago."""
+        begun = time.monotonic()
+        if not self._replay.latents_changed or (begun < self._next and not last):
+            return
+        self._disk.attempt(KIND, self._path.parent, lambda: self._replay.save_latents(self._path))
+        ended = time.monotonic()
+        self._next = ended + REST * (ended - begun)
