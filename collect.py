@@ -38,7 +38,8 @@ class Collector:
     """Steps N environments with a policy, one step at a time.
 
     A policy has a method `act(obs, state, training) -> (actions, state)`, see `Dreamer.act`. state["action"] holds the
-    action vectors (N, A) that are stored. It may have a method `stored_latents(state)`, the latents that are stored.
+    action vectors (N, A) that are stored. It may have a method `stored_latents(state)` that returns the latents to store,
+    (N, ...) by key.
 
     Args:
         envs: the environments.
@@ -81,12 +82,10 @@ class Collector:
         self._begin(None)
 
     def send(self, policy) -> None:
-        """Lets the policy act, and starts the environments' step. Stores the policy's latents, if it has some and memory stores them."""
+        """Lets the policy act, stores its latents if both it and the memory have them, and starts the environments' step."""
         actions, self._state = policy.act(self._obs, self._state, self._training)
         if self._replay is not None and self._replay.stores_latents and hasattr(policy, "stored_latents"):
-            latents = policy.stored_latents(self._state)
-            if latents is not None:
-                self._replay.set_newest_latents(latents)
+            self._replay.set_newest_latents(policy.stored_latents(self._state))
         self._action_vectors = self._state["action"].cpu().numpy()
         self._envs.send(actions)
 

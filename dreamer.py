@@ -80,7 +80,7 @@ class Dreamer(nn.Module):
         self._config = config = copy.deepcopy(config)
         config.device = self.device = tools.pick_device(config.device)
         self._asked_precision = config.precision
-        config.precision, _ = tools.pick_precision(config.precision, self.device)
+        config.precision, _ = tools.pick_precision(config.precision, self.device, config.dyn_hidden)
         choose_library()
         self._dataset = dataset
         self.obs_space = gymnasium.spaces.Dict({key: space for key, space in obs_space.spaces.items() if not key.startswith("log_")})

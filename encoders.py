@@ -207,7 +207,7 @@ class MaxPool(torch.autograd.Function):
     whole gradient to one.
     """
 
-    CHUNK = 2**19  # numbers
+    CHUNK = 2**19  # numbers that the backward pass treats at a time on a CPU, so that they stay in its cache
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -221,7 +221,9 @@ class MaxPool(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         x, y = ctx.saved_tensors
         result = torch.empty_like(x)
-        images = max(1, MaxPool.CHUNK // x[0].numel())  # images at a time stay in the processor's cache
+        # A GPU and the compiler take all images at once: many small steps cost them time.
+        in_parts = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        images = max(1, MaxPool.CHUNK // x[0].numel()) if in_parts else len(x)
         for part, largest, share, out in zip(*(tensor.split(images) for tensor in (x, y, grad, result))):
             is_largest = [(corner == largest).to(share.dtype) for corner in _corners(part)]
             share = share / (is_largest[0] + is_largest[1] + is_largest[2] + is_largest[3])
@@ -254,7 +256,8 @@ class Upsample(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, 2 H, 2 W, out)."""
-        kernels = torch.einsum("ayk,bxl,oikl->aboiyx", self._taps, self._taps, self.weight).flatten(0, 2)  # (4 out, C, ...)
+        with torch.autocast(x.device.type, enabled=False):  # the convolution rounds the sums once
+            kernels = torch.einsum("ayk,bxl,oikl->aboiyx", self._taps, self._taps, self.weight).flatten(0, 2)  # (4 out, C, ...)
         y = F.conv2d(x.permute(0, 3, 1, 2), kernels, self.bias.repeat(4), padding=kernels.shape[-1] // 2)
         y = y.permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.out_channels))  # (N, H, W, 2, 2, out)
         return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)

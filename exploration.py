@@ -16,7 +16,7 @@ from heads import MLP
 from layers import Style
 from models import ImagBehavior, Rollout, WorldModel
 from networks import State
-from optim import LaPropOptimizer, Metrics, Optimizer
+from optim import AdamOptimizer, LaPropOptimizer, Metrics
 from tools import autocast
 
 BEHAVIORS = ("greedy", "random", "plan2explore")
@@ -124,7 +124,7 @@ class Plan2Explore(nn.Module):
             self._opt = LaPropOptimizer("explorer", trained, config)
         else:
             options = dict(lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay)
-            self._expl_opt = Optimizer("explorer", self._networks.parameters(), **options)
+            self._expl_opt = AdamOptimizer("explorer", self._networks.parameters(), **options)
 
     @property
     def actor(self) -> nn.Module:
@@ -155,16 +155,23 @@ class Plan2Explore(nn.Module):
         reward_of = functools.partial(self.reward, world_model)
         with autocast(self._config):
             loss = self.ensemble_loss(world_model, post, data)
-        if self._config.optimizer == "laprop":
-            with autocast(self._config):
-                losses = self._behavior.losses(world_model, post, data["cont"], reward_of)
-            metrics = self._opt.step(loss + losses.actor + losses.critic) | {"explorer_loss": loss.detach()}  # the ensemble's alone
-            self._behavior.update_slow_value(updates)
-            behavior = {"actor_loss": losses.actor.detach(), "value_loss": losses.critic.detach(), **losses.metrics}
-        else:
-            metrics = self._expl_opt.step(loss)
-            behavior = self._behavior.update(world_model, post, data["cont"], updates, reward_of)
+        step = self._step_apart if self._config.optimizer == "adam" else self._step_together
+        metrics, behavior = step(loss, world_model, post, data["cont"], updates, reward_of)
         return {**metrics, **{f"expl_{key}": value for key, value in behavior.items()}}
+
+    def _step_apart(self, loss: Tensor, *behavior) -> tuple[Metrics, Metrics]:
+        """One step of the ensemble, then one of actor and critic; `behavior` as in `ImagBehavior.update`."""
+        return self._expl_opt.step(loss), self._behavior.update(*behavior)
+
+    def _step_together(
+        self, loss: Tensor, world_model: WorldModel, post: State, cont: Tensor, updates: int, reward_of
+    ) -> tuple[Metrics, Metrics]:
+        """One step of all three. The critic learns in imagination alone: there is no replayed intrinsic reward."""
+        with autocast(self._config):
+            losses = self._behavior.losses(world_model, post, cont, reward_of)
+        metrics = self._opt.step(loss + losses.actor + losses.critic) | {"explorer_loss": loss.detach()}  # the ensemble's alone
+        self._behavior.update_slow_value(updates)
+        return metrics, {"actor_loss": losses.actor.detach(), "value_loss": losses.critic.detach(), **losses.metrics}
 
     def ensemble_loss(self, world_model: WorldModel, post: State, data: dict[str, Tensor]) -> Tensor:
         """Negative log-likelihood of the target `disag_offset` steps later, averaged over ensemble members and steps.

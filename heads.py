@@ -39,7 +39,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         if dist not in self.DISTS:
-            raise ValueError(f"a {name.lower()} head cannot use dist {dist!r}; allowed are {', '.join(self.DISTS)}")
+            raise ValueError(f"dist is {dist!r} in a head named {name}; allowed are {', '.join(self.DISTS)}")
         self._dist = dist
         self._shape = shape
         self._style = style

@@ -20,7 +20,7 @@ import settings
 from envs.spaces import RESERVED, ActionPart, OneHot
 from layers import Style
 from networks import State
-from optim import Metrics, Optimizer
+from optim import AdamOptimizer, Metrics
 from tools import autocast
 
 GRADIENTS = ("reinforce", "dynamics")  # estimators of the policy gradient
@@ -83,7 +83,7 @@ class WorldModel(nn.Module):
         self.to(config.device)
         if config.optimizer == "adam":
             options = dict(lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay)
-            self._model_opt = Optimizer("model", self.parameters(), **options)
+            self._model_opt = AdamOptimizer("model", self.parameters(), **options)
 
     def preprocess(self, obs: dict) -> dict[str, Tensor]:
         """Converts a batch of observations to model inputs: float32 on the device, images in [0, 1].
@@ -91,9 +91,9 @@ class WorldModel(nn.Module):
         Args:
             obs: arrays or tensors with any leading dimensions, by key.
         Returns:
-            tensors by key, without keys that start with `log_`. Reward gets a last dimension of 1. From `is_terminal`
-            comes the continue flag `cont` = 1 - is_terminal, with a last dimension of 1 too. The stored latents in
-            `replay.context` become a state.
+            tensors by key, without `replay.steps` and keys that start with `log_`. Reward gets a last dimension of 1.
+            From `is_terminal` comes the continue flag `cont` = 1 - is_terminal, with a last dimension of 1 too. The
+            stored latents in `replay.context` become a state.
         """
         data = {}
         device = torch.device(self._config.device)
@@ -211,7 +211,7 @@ class WorldModel(nn.Module):
             data = self.preprocess(batch)
             predictions = [self._decode_images(self._open_loop(data, context))]
             if "top" in self.dynamics.levels:
-                state = self.dynamics.observe_top(self.encoder(data), data["action"], data["is_first"])
+                state = self.dynamics.observe_top(self.encoder(data), data["action"], data["is_first"], data.get("replay.context"))
                 predictions.append(self._decode_images(state))
         videos = {}
         for key in self.heads["decoder"].image_keys:
@@ -452,7 +452,7 @@ class ImagBehavior(nn.Module):
         self.to(config.device)
         if config.optimizer == "adam":
             self._actor_opt, self._value_opt = (
-                Optimizer(name, net.parameters(), lr=part.lr, eps=part.eps, clip=part.grad_clip, weight_decay=config.weight_decay)
+                AdamOptimizer(name, net.parameters(), lr=part.lr, eps=part.eps, clip=part.grad_clip, weight_decay=config.weight_decay)
                 for name, net, part in (("actor", self.actor, actor), ("value", self.value, critic))
             )
 

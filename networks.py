@@ -333,10 +333,13 @@ class RSSM(nn.Module):
         Returns:
             a state of (batch_size, ...).
         """
-        deter = torch.zeros(1, self.deter_size, device=self.device) if self.W is None else torch.tanh(self.W)
-        state = {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise=None)}
         if self.W is None:
-            state = {key: torch.zeros_like(value) for key, value in state.items()}
+            sizes = {"deter": (self.deter_size,)}
+            for level in self.levels.values():
+                sizes |= dict.fromkeys(level.keys, (level.stoch, level.discrete) if level.discrete else (level.stoch,))
+            return {key: torch.zeros(batch_size, *size, device=self.device) for key, size in sizes.items()}
+        deter = torch.tanh(self.W)
+        state = {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise=None)}
         return {key: value.expand(batch_size, *value.shape[1:]) for key, value in state.items()}
 
     def observe(
@@ -637,17 +640,18 @@ class HierarchicalRSSM(RSSM):
         layers = (self._imgs_stat_layer, self._obs_stat_layer)
         return [[getattr(level, part) for level in layer.values()] for layer in layers for part in ("weight", "bias")]
 
-    def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
+    def observe_top(self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None) -> State:
         """`observe` with an observation of the top level only: the bottom is drawn from its prior, given the top.
 
         Args:
             embed: (B, T, E).
             action: (B, T, A).
             is_first: (B, T).
+            state: the state before the first step, (B, ...); None for the initial state.
         Returns:
             states of (B, T, ...).
         """
-        state, steps = None, []
+        steps = []
         for t in range(action.shape[1]):
             post = self.filter(embed[:, t : t + 1], action[:, t : t + 1], is_first[:, t : t + 1], state)
             state = self.resample({key: value[:, 0] for key, value in post.items()}, ["bottom"])

@@ -9,30 +9,21 @@ Metrics = dict[str, Tensor]  # scalars by name
 
 
 class Optimizer:
-    """Adam with gradient norm clipping, for a given set of parameters.
+    """Takes steps on losses. A step with a non-finite loss or gradient norm is skipped and counted.
 
-    A step with a non-finite loss or gradient norm is skipped and counted: parameters and moments stay unchanged.
+    A skipped step leaves parameters and moments unchanged. Subclasses clip the gradients.
 
     Args:
         name: prefix of the metrics.
         params: the parameters to train.
-        lr: learning rate.
-        eps: Adam's epsilon.
-        clip: largest global gradient norm.
-        weight_decay: decoupled weight decay, scaled by the learning rate as in AdamW.
+        opt: the optimizer of these parameters.
     Attributes:
         skipped_in_a_row: consecutive skipped steps up to now, a scalar tensor.
     """
 
-    def __init__(self, name: str, params: Iterable[Tensor], *, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
-        self._begin(name, params)
-        self._clip = clip
-        self._fused = self._params[0].device.type in ("cpu", "cuda")
-        self._opt = torch.optim.AdamW(self._params, lr=lr, eps=eps, weight_decay=weight_decay, fused=self._fused)
-
-    def _begin(self, name: str, params: Iterable[Tensor]) -> None:
-        self._name, self._params = name, list(params)
-        self.skipped_in_a_row = torch.zeros((), device=self._params[0].device)
+    def __init__(self, name: str, params: list[Tensor], opt: torch.optim.Optimizer):
+        self._name, self._params, self._opt = name, params, opt
+        self.skipped_in_a_row = torch.zeros((), device=params[0].device)
 
     def step(self, loss: Tensor, retain_graph: bool = False) -> Metrics:
         """Takes one step on a scalar loss. Only this optimizer's parameters receive gradients.
@@ -54,14 +45,11 @@ class Optimizer:
 
     def _clipped_norm(self) -> Tensor:
         """Clips the gradients; returns their norm before."""
-        return nn.utils.clip_grad_norm_(self._params, self._clip)
+        raise NotImplementedError
 
     def _step_unless(self, skip: Tensor) -> None:
-        if self._fused:  # the kernel reads `found_inf` itself, as with `torch.amp.GradScaler`: no GPU sync
-            self._opt.found_inf = skip
-            self._opt.step()
-        elif not skip:
-            self._opt.step()
+        """Takes the step, unless the scalar `skip` is 1."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict:
         """State of the wrapped `torch.optim` optimizer."""
@@ -84,22 +72,47 @@ class Optimizer:
         self._opt.load_state_dict({"state": state, "param_groups": self._opt.state_dict()["param_groups"]})
 
 
-class LaPropOptimizer(Optimizer):
-    """LaProp with adaptive gradient clipping, see `LaProp`. Steps are skipped and counted as in `Optimizer`.
+class AdamOptimizer(Optimizer):
+    """Adam with gradient norm clipping.
 
     Args:
-        name: prefix of the metrics.
-        params: the parameters to train.
+        name, params: as in `Optimizer`.
+        lr: learning rate.
+        eps: Adam's epsilon.
+        clip: largest global gradient norm.
+        weight_decay: decoupled weight decay, scaled by the learning rate as in AdamW.
+    """
+
+    def __init__(self, name: str, params: Iterable[Tensor], *, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
+        params = list(params)
+        self._clip, self._fused = clip, params[0].device.type in ("cpu", "cuda")
+        super().__init__(name, params, torch.optim.AdamW(params, lr=lr, eps=eps, weight_decay=weight_decay, fused=self._fused))
+
+    def _clipped_norm(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self._params, self._clip)
+
+    def _step_unless(self, skip: Tensor) -> None:
+        if self._fused:  # the kernel reads `found_inf` itself, as with `torch.amp.GradScaler`: no GPU sync
+            self._opt.found_inf = skip
+            self._opt.step()
+        elif not skip:
+            self._opt.step()
+
+
+class LaPropOptimizer(Optimizer):
+    """LaProp with adaptive gradient clipping, see `LaProp`.
+
+    Args:
+        name, params: as in `Optimizer`.
         config: the settings; `model_lr`, `opt_eps`, `agc`, `warmup` and `weight_decay` are read.
         shared: lists of parameters that are clipped as if each list were one tensor.
     """
 
     def __init__(self, name: str, params: Iterable[Tensor], config, shared: Iterable[list[Tensor]] = ()):
-        self._begin(name, params)
-        self._opt = LaProp(
-            self._params, lr=config.model_lr, eps=config.opt_eps, agc=config.agc, warmup=config.warmup, weight_decay=config.weight_decay
-        )
-        self._groups = clipping_groups(self._params, shared)
+        params = list(params)
+        options = dict(lr=config.model_lr, eps=config.opt_eps, agc=config.agc, warmup=config.warmup, weight_decay=config.weight_decay)
+        super().__init__(name, params, LaProp(params, **options))
+        self._groups = clipping_groups(params, shared)
 
     def _clipped_norm(self) -> Tensor:
         for parameter in self._params:

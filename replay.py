@@ -46,7 +46,13 @@ class Drawn(NamedTuple):
 
 
 class Named(NamedTuple):
-    """The steps of a stream that an episode on disk holds: number of its first step (which may be gone), length, name of the file."""
+    """The steps of a stream that an episode on disk holds.
+
+    Attributes:
+        first: number of the first step, which may be overwritten by now.
+        length: number of steps.
+        name: of the file.
+    """
 
     first: int
     length: int
@@ -64,9 +70,9 @@ class Replay:
     therefore lacks the steps that were added after the previous call.
 
     With `latents` the memory stores the agent's latents with every step, at first zeros. A batch then has two more
-    entries: "replay.context", the latents of the step before each sequence, (B, ...) by key, and "replay.steps" (B, T, 2) int64, the
-    stream and the running number of each step, for `write_latents`. A context is as new as the call that returns it.
-    Where a sequence begins with the oldest step of a stream, the context is zeros.
+    entries: "replay.context", the latents of the step before each sequence, (B, ...) by key, and "replay.steps"
+    (B, T, 2) int64, the stream and the running number of each step, for `write_latents`. The context is read when the
+    batch is handed out. Where a sequence begins with the oldest step of a stream, it is zeros.
 
     Shapes: B batch, T time, N environments, L length of an episode, A action.
 
@@ -303,7 +309,7 @@ class Replay:
         self.write_latents(np.stack([np.arange(len(self._count)), self._count - 1], -1), latents)
 
     def save_latents(self, path: pathlib.Path) -> None:
-        """Writes the latents of all steps that episodes on disk hold, see `name_newest`; takes no memory beside them.
+        """Writes the latents of all steps that episodes on disk hold, see `name_newest`, without copying them.
 
         Raises:
             OSError: if the file cannot be written; an older one stays as it was.
@@ -331,7 +337,7 @@ class Replay:
 
         Args:
             path: the file.
-            codes: how many different numbers codes of classes have, by key.
+            codes: how many values the codes of `RSSM.pack` have, by key.
         Returns:
             how many stored steps got their latents; the others keep theirs.
         Raises:

@@ -117,9 +117,16 @@ def pick_device(name: str) -> str:
     return name
 
 
-def pick_precision(name: str, device: str) -> tuple[str, str]:
-    """The precision for a value of the setting `precision`, on a device from `pick_device`.
+NARROW = 256  # hidden units below which a CPU loses more by converting to bfloat16 than its products gain
 
+
+def pick_precision(name: str, device: str, hidden: int) -> tuple[str, str]:
+    """The precision for a value of the setting `precision`.
+
+    Args:
+        name: the setting.
+        device: from `pick_device`.
+        hidden: hidden units of the networks (`dyn_hidden`).
     Returns:
         "32" or "bf16", and why; the reason is empty unless the setting is "auto".
     """
@@ -127,6 +134,8 @@ def pick_precision(name: str, device: str) -> tuple[str, str]:
         return name, ""
     capable = torch.cpu.get_capabilities()
     unit = "AMX" if capable.get("amx_bf16") else "AVX-512" if capable.get("avx512_bf16") else None
+    if device == "cpu" and unit and hidden < NARROW:
+        return "32", f"layers of {hidden} units are faster in float32 on a CPU"
     if device == "cpu" and unit:
         return "bf16", f"the processor computes in bfloat16, with {unit}"
     if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):

@@ -117,10 +117,11 @@ def _layers(pattern: str) -> Rule:
 
 
 def _blocks(layer: str) -> Rule:
-    """The blocks of a block-diagonal layer that reads deter, of which every block has its columns."""
+    """The blocks of a block-diagonal layer that reads deter: deter / columns, since all blocks share the columns of the weight."""
 
     def rule(shapes: Shapes) -> int | None:
-        return RULES["dyn_deter"](shapes) // shapes[layer][1] if layer in shapes and RULES["dyn_deter"](shapes) else None
+        deter, shape = RULES["dyn_deter"](shapes), shapes.get(layer, ())
+        return deter // shape[1] if deter and len(shape) == 2 and shape[1] else None
 
     return rule
 
@@ -165,7 +166,7 @@ def conv_stacks(shapes: Shapes, net: str) -> list[list[tuple[int, int]]]:
     stacks = []
     for index in itertools.count():
         prefix = rf"{net}\._cnn{index or ''}\.(layers|convs)\.(\d+)\.weight"
-        matches = {re.fullmatch(prefix, name): shape for name, shape in shapes.items() if len(shape) == 4}
+        matches = {re.fullmatch(prefix, name): shape for name, shape in shapes.items() if len(shape) == 4 and all(shape)}
         # Weights are (written, read, ...), those of transposed convolutions, which are the strided decoder's, (read, written, ...).
         layers = {int(m[2]): shape[:2] if net == DECODER and m[1] == "layers" else shape[1::-1] for m, shape in matches.items() if m}
         if not layers:
@@ -192,7 +193,8 @@ def _smallest_areas(shapes: Shapes, net: str) -> list[int]:
     stacks = conv_stacks(shapes, net)
     if net == DECODER:
         nets = [f"_wm.heads.decoder._cnn{index or ''}" for index in range(len(stacks))]
-        rows = [shapes.get(f"{cnn}._linear_layer.weight", shapes.get(f"{cnn}.deter_layer.weight", (0,)))[0] for cnn in nets]
+        weights = [shapes.get(f"{cnn}._linear_layer.weight") or shapes.get(f"{cnn}.deter_layer.weight") for cnn in nets]
+        rows = [shape[0] if shape else 0 for shape in weights]
         return [count // stack[0][0] for count, stack in zip(rows, stacks)]
     embed = shapes.get("_wm.dynamics._obs_out_layers.0.weight", (0, 0))[-1]
     pixels = embed - (RULES["dyn_deter"](shapes) or 0) - (RULES["encoder.mlp_units"](shapes) or 0)
@@ -263,8 +265,8 @@ def _ensemble_action(shapes: Shapes) -> bool | None:
 
 def _latent_entries(shapes: Shapes) -> int | None:
     """The size of the latents of all levels together."""
-    if f"{DYNAMICS}_img_in_layers.stoch.0.weight" in shapes:
-        return shapes[f"{DYNAMICS}_img_in_layers.stoch.0.weight"][-1]
+    if latents := shapes.get(f"{DYNAMICS}_img_in_layers.stoch.0.weight"):
+        return latents[-1]
     inputs, actions = shapes.get(f"{DYNAMICS}_img_in_layers.0.weight"), _action_entries(shapes)
     return inputs[-1] - actions if inputs and actions else None
 

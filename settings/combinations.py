@@ -1,4 +1,4 @@
-"""Refuses presets in an order, and settings in a combination, that mean nothing."""
+"""Refuses orders of presets and combinations of settings that have no meaning."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,9 @@ def check_presets(presets: Iterable[str]) -> None:
     before = set()
     for name in presets:
         if SIZE.fullmatch(name) and GENERATION not in before:
-            raise ValueError(f"preset {name!r} has sizes for {GENERATION!r} and stands after it: --configs defaults {GENERATION} {name}")
+            raise ValueError(
+                f"preset {name!r} has sizes for {GENERATION!r} and must stand after it: --configs defaults {GENERATION} {name}"
+            )
         if name in OF_2023 and GENERATION in before:
             way_out = "use size1m" if name == "small" else f"give {name} before it"
             raise ValueError(f"preset {name!r} has sizes of 2023's networks and cannot follow {GENERATION!r}; {way_out}")
@@ -61,7 +63,7 @@ def _wrong(config) -> Iterator[str]:
 
 
 def _wrong_with_adam(config) -> Iterator[str]:
-    # Both need one loss and one optimizer: gradients of the critic reach the world model, whose update knows the latents it stores.
+    # The replay loss sends one gradient to critic and world model, which have an Adam each. With stored latents only 2025 is defined.
     for name, value in (("critic.replay_scale", config.critic.replay_scale), ("replay_context", config.replay_context)):
         if value:
             yield f"{name} {value} needs optimizer laprop, and it is adam; use --{name} 0 or --optimizer laprop"

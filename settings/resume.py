@@ -123,14 +123,19 @@ def keep_stored(config: Config, stored: dict | None) -> str | None:
     """
     if not holds_settings(stored) or stored.get("hierarchical_mode") != config.hierarchical_mode:
         return None
-    before, unread = completed(stored), () if config.hierarchical_mode else (*COUNTS, *CLASSES)
-    generation = flatten(sections()[GENERATION]) if before["optimizer"] != config.optimizer else ()
-    names = [name for name in flatten(config) if (KEPT.fullmatch(name) or name in generation) and name not in unread]
-    differing = take(config, {name: before[name] for name in names})
+    before = completed(stored)
+    differing = take(config, {name: before[name] for name in _kept_names(config, before)})
     if not differing:
         return None
     told = ", ".join(f"{name} {old} (now {new})" for name, new, old in differing)
     return f"Kept from the stored run, where presets and defaults say otherwise: {told}"
+
+
+def _kept_names(config: Config, before: dict) -> list[str]:
+    """The settings that a run keeps, whose settings were `before`: those of `KEPT`, and of another generation all that its preset sets."""
+    unread = () if config.hierarchical_mode else (*COUNTS, *CLASSES)
+    generation = flatten(sections()[GENERATION]) if before["optimizer"] != config.optimizer else ()
+    return [name for name in flatten(config) if (KEPT.fullmatch(name) or name in generation) and name not in unread]
 
 
 def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:

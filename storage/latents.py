@@ -33,7 +33,8 @@ def write(path: pathlib.Path, layout: Layout, stretches: list[Stretch], rows: Ca
 
     Args:
         stretches: which steps they are of.
-        rows: makes the contiguous arrays (length, ...) of a key, one for each stretch. They are not copied.
+        layout: see `Layout`.
+        rows: yields the contiguous arrays (length, ...) of a key, one for each stretch. They are not copied.
     Raises:
         OSError: if that fails; an older file stays as it was.
     """
@@ -83,7 +84,7 @@ def read_rows(path: pathlib.Path, key: str, stretches: list[Stretch], codes: int
 
     Args:
         stretches: all of the file, from `read_index`.
-        codes: below what number integers must be.
+        codes: integers must be below this number; None for floats.
     Raises:
         ValueError: for numbers that no latent has.
         Exception: of nearly any kind, for a damaged file; a wrong checksum only shows at the end.

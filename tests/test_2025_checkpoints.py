@@ -51,7 +51,7 @@ def make_old(**overrides) -> Dreamer:
 
 
 def steps(agent: Dreamer, seed: int) -> dict:
-    """Random arrays (2, 4, ...) to learn from, with stored latents if the agent wants them."""
+    """Random arrays (2, 4, ...) to learn from."""
     rng, shape = np.random.default_rng(seed), (2, 4)
     observed = {
         key: rng.integers(0, 255, (*shape, *space.shape)).astype(np.uint8)
@@ -606,3 +606,21 @@ def test_a_checkpoint_that_is_loaded_trains_on_as_if_it_had_not_been(tmp_path):
             each.update(steps(each, 9))
         assert same(dict(agent.state_dict()), dict(other.state_dict()))
         assert same(agent.checkpoint()["optims_state_dict"], other.checkpoint()["optims_state_dict"])
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("_wm.dynamics._cell.gates.weight", (5,)),
+        ("_wm.dynamics._cell.gates.weight", (48, 0)),
+        ("_wm.dynamics._img_in_layers.stoch.0.weight", ()),
+        ("_wm.heads.decoder._cnn.deter_layer.weight", ()),
+        ("_wm.heads.decoder._cnn.convs.0.weight", (0, 0, 5, 5)),
+    ],
+)
+def test_a_tensor_with_a_shape_that_no_layer_has_is_refused(name, shape):
+    agent = make_agent()
+    stored = agent.checkpoint()
+    stored["agent_state_dict"][name] = torch.zeros(shape)
+    with pytest.raises(ValueError, match="does not fit this agent|holds no agent"):
+        agent.load_checkpoint(stored)

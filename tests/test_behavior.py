@@ -491,7 +491,7 @@ def test_an_update_leaves_no_graph_behind(settings):
 def test_optimizer_is_adam_with_clipping_of_the_whole_gradient():
     parameters = [torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.tensor([[3.0]]))]
     other = torch.nn.Parameter(torch.tensor(1.0))
-    optimizer = models.Optimizer("x", parameters, lr=0.1, eps=1e-8, clip=1.0)
+    optimizer = models.AdamOptimizer("x", parameters, lr=0.1, eps=1e-8, clip=1.0)
     values = np.array([1.0, -2.0, 3.0])
     first, second = np.zeros(3), np.zeros(3)
     for step in range(1, 4):

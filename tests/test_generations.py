@@ -13,7 +13,6 @@ from settings import files, loading, resume
 NEW = "dreamerv3_2025"
 # (value of the defaults, value of the preset), without the sizes.
 TABLE = {
-    "precision": ("32", "auto"),
     "eval_sample": (False, True),
     "prefill": (2500, 1024),
     "prefill_policy": ("random", "policy"),
@@ -152,7 +151,7 @@ def test_debug_sizes_work_in_the_new_generation():
 @pytest.mark.parametrize("presets", [["size1m"], ["size1m", NEW], ["hdreamer", "size400m"], ["size12m", NEW, "size1m"]])
 def test_a_size_preset_without_its_generation_before_it_is_refused(presets):
     size = next(name for name in presets if name.startswith("size"))
-    with pytest.raises(ValueError, match=f"preset '{size}' .* stands after it: --configs defaults {NEW} {size}"):
+    with pytest.raises(ValueError, match=f"preset '{size}' .* must stand after it: --configs defaults {NEW} {size}"):
         load(*presets)
 
 
@@ -310,13 +309,18 @@ def test_a_stored_run_of_2025_is_loaded_without_presets(tmp_path):
 )
 def test_precision_auto_is_what_the_processor_computes_in(flags, precision, reason, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert tools.pick_precision("auto", "cpu") == (precision, reason)
-    assert tools.pick_precision("auto", "mps") == ("32", "no bfloat16 units are known on mps")
+    assert tools.pick_precision("auto", "cpu", 256) == (precision, reason)
+    assert tools.pick_precision("auto", "mps", 256) == ("32", "no bfloat16 units are known on mps")
     for given in ("32", "bf16"):
-        assert tools.pick_precision(given, "cpu") == (given, "")
+        assert tools.pick_precision(given, "cpu", 64) == (given, "")
+
+
+def test_precision_auto_is_float32_for_narrow_layers_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert tools.pick_precision("auto", "cpu", 64) == ("32", "layers of 64 units are faster in float32 on a CPU")
 
 
 def test_precision_auto_is_what_the_gpu_computes_in(monkeypatch):
     for native, expected in ((True, ("bf16", "the GPU computes in bfloat16")), (False, ("32", "no bfloat16 units are known on cuda:1"))):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
-        assert tools.pick_precision("auto", "cuda:1") == expected
+        assert tools.pick_precision("auto", "cuda:1", 64) == expected

@@ -215,7 +215,7 @@ def test_observation_keys_that_cannot_name_a_layer_are_refused():
 
 
 def test_heads_refuse_what_they_cannot_predict():
-    with pytest.raises(ValueError, match="cannot use dist 'onehot'"):  # of actions alone
+    with pytest.raises(ValueError, match="dist is 'onehot' in a head named Head"):  # of actions alone
         heads.MLP(6, (3,), 2, 8, name="Head", dist="onehot")
     with pytest.raises(ValueError, match="symlog_mse"):
         heads.MLP(6, (1,), 2, 8, name="Head", dist="huber")

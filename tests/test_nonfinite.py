@@ -12,7 +12,7 @@ import dreamer
 import tools
 from dreamer import Dreamer
 from models import update_return_range
-from optim import LaPropOptimizer, Optimizer
+from optim import AdamOptimizer, LaPropOptimizer
 from replay import Replay
 from storage import disk
 from training import logs, nonfinite
@@ -112,7 +112,7 @@ def test_a_skipped_step_leaves_the_later_steps_of_laprop_as_they_would_have_been
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
     weight = torch.nn.Parameter(torch.tensor([0.0, 1.0]))
-    optimizer = Optimizer("test", [weight], lr=0.1, eps=1e-8, clip=1.0)
+    optimizer = AdamOptimizer("test", [weight], lr=0.1, eps=1e-8, clip=1.0)
     metrics = optimizer.step(weight.abs().sqrt().sum())  # the slope of a root at 0
     assert metrics["test_loss"] == 1 and metrics["test_skipped"] == 1
     assert torch.equal(weight.data, torch.tensor([0.0, 1.0]))

@@ -93,7 +93,7 @@ class Environments:
         config: settings.
         opened: closes the environments.
     Attributes:
-        replay: the memory; there is none before `open_replay`.
+        replay: the replay memory; there is none before `open_replay`.
         collector: steps the environments; there is none before `begin`.
         budget: how many updates are due.
         missing_steps: agent steps to collect before training.
@@ -109,12 +109,12 @@ class Environments:
         self._removed: tuple[int, dict[str, int]] = (0, {})
 
     def open_replay(self, latents: dict | None) -> None:
-        """Takes the memory.
+        """Allocates the replay memory.
 
         Args:
             latents: shape and dtype of the latents that are stored with every step, by key; None to store none.
         Raises:
-            ValueError: if there is not enough.
+            ValueError: if there is not enough memory.
         """
         config = self._config
         # What the run can collect, with a tenth for the first observations of episodes, but no more than dataset_size.

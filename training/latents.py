@@ -9,16 +9,18 @@ from replay import Replay
 from storage.disk import Disk
 
 KIND = "the latents of replay"
-REST = 20  # times the seconds that the last writing took pass before the next one, so that it takes at most 5% of the time
+PAUSE = 20  # the next write waits for this many times the duration of the last one, so that writing takes at most 5% of the time
 
 
 class LatentFile:
-    """Saves the latents of a memory and loads them. They are as old as the last saving that was due, and exact after `save(last=True)`.
+    """Saves and loads the latents of a replay memory.
+
+    The file is up to date after `save(last=True)`; before that it is as old as the last write.
 
     Args:
         replay: the memory; if it stores none, nothing is done.
         logdir: folder of the run.
-        disk: what writes.
+        disk: performs the writes.
     """
 
     def __init__(self, replay: Replay, logdir: pathlib.Path, disk: Disk):
@@ -26,7 +28,7 @@ class LatentFile:
         self._next = 0.0  # when the next writing is due
 
     def load(self, config: settings.Config) -> None:
-        """Gives the loaded steps the latents that they had; warns if that fails, and leaves zeros."""
+        """Restores the latents of the loaded steps; if that fails, warns and leaves zeros."""
         if not self._replay.stores_latents or not len(self._replay):
             return
         levels = settings.level_sizes(config)
@@ -43,10 +45,10 @@ class LatentFile:
             console.say(f"{loaded:,} of the steps in memory have the latents that they had.")
 
     def save(self, last: bool = False) -> None:
-        """Writes the latents if they have changed; before the `last` time only if the last writing was long enough ago."""
+        """Writes the latents if they have changed and the last write was long enough ago; with `last`, whenever it was."""
         begun = time.monotonic()
         if not self._replay.latents_changed or (begun < self._next and not last):
             return
         self._disk.attempt(KIND, self._path.parent, lambda: self._replay.save_latents(self._path))
         ended = time.monotonic()
-        self._next = ended + REST * (ended - begun)
+        self._next = ended + PAUSE * (ended - begun)

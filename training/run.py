@@ -147,7 +147,7 @@ class Run:
         """What runs where, and the settings that are not the defaults, for the console."""
         config, counts = self.config, self.agent.parameter_counts()
         device = tools.describe_device(self.agent.device)
-        precision, reason = tools.pick_precision(config.precision, self.agent.device)
+        precision, reason = tools.pick_precision(config.precision, self.agent.device, config.dyn_hidden)
         about = console.table(
             "hDreamer",
             [
