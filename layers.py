@@ -206,14 +206,19 @@ def block_product(x: Tensor, shared: Tensor | None, weight: Tensor, bias: Tensor
         bias: (out,).
         blocks: number of parts.
     Returns:
-        (B, out).
+        (blocks, B, out / blocks).
     """
     own = x.shape[-1] // blocks
-    parts = x.unflatten(-1, (blocks, own)).transpose(0, 1)  # (blocks, B, in / blocks)
+    parts = _parts(x, blocks)  # (blocks, B, in / blocks)
     kernel = weight[:, :own].unflatten(0, (blocks, -1)).transpose(1, 2)  # (blocks, in / blocks, out / blocks)
-    added = bias if shared is None else F.linear(shared, weight[:, own:], bias)  # (out,) or (B, out)
-    added = added.expand(len(x), -1).unflatten(-1, (blocks, -1)).transpose(0, 1)  # (blocks, B, out / blocks)
-    return torch.baddbmm(added, parts, kernel).transpose(0, 1).flatten(1)
+    if shared is None:
+        return torch.bmm(parts, kernel).add_(bias.view(blocks, 1, -1))
+    return torch.baddbmm(_parts(F.linear(shared, weight[:, own:], bias), blocks), parts, kernel)
+
+
+def _parts(x: Tensor, blocks: int) -> Tensor:
+    """(B, size) -> (blocks, B, size / blocks), a view."""
+    return x.unflatten(-1, (blocks, -1)).transpose(0, 1)
 
 
 class BlockLinear(nn.Module):
@@ -236,14 +241,15 @@ class BlockLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, size // blocks + shared))
         self.bias = nn.Parameter(torch.zeros(out_features))
 
-    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
-        """(..., size) and (..., shared) -> (..., out_features)."""
-        rows = [None if part is None else part.flatten(0, -2) for part in (x, shared)]
+    def parts(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        """The output by block: (B, size) and (B, shared) -> (blocks, B, out_features / blocks)."""
         if _weights is not None and torch.is_grad_enabled():
-            y = _weights.block_product(*rows, self.weight, self.bias, self.blocks)
-        else:
-            y = block_product(*rows, self.weight, self.bias, self.blocks)
-        return y.unflatten(0, x.shape[:-1])
+            return _weights.block_product(x, shared, self.weight, self.bias, self.blocks)
+        return block_product(x, shared, self.weight, self.bias, self.blocks)
+
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        """(B, size) and (B, shared) -> (B, out_features)."""
+        return self.parts(x, shared).transpose(0, 1).flatten(1)
 
 
 _weights = None  # state of the active `weight_gradients_once`, None outside
@@ -313,8 +319,7 @@ class _Constant(torch.autograd.Function):
         bias = grads.sum(0, dtype=ctx.dtype) if ctx.has_bias else None
         if not ctx.blocks:
             return (grads.t() @ x).to(ctx.dtype), bias, None, None, None
-        parts = [rows.unflatten(-1, (ctx.blocks, -1)).transpose(0, 1) for rows in (grads, x)]  # (blocks, T B, ...)
-        columns = [torch.bmm(parts[0].transpose(1, 2), parts[1]).flatten(0, 1)]  # (out, in / blocks)
+        columns = [torch.bmm(_parts(grads, ctx.blocks).transpose(1, 2), _parts(x, ctx.blocks)).flatten(0, 1)]  # (out, in / blocks)
         columns += [] if shared is None else [grads.t() @ shared]
         return torch.cat(columns, 1).to(ctx.dtype), bias, None, None, None
 
@@ -358,12 +363,11 @@ class _StepBlockProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shared, weight = ctx.saved_tensors
+        rows, own = grad.transpose(0, 1).flatten(1), x.shape[-1] // ctx.blocks  # (B, out)
         if ctx.needs_input_grad[2] and _is_executed(weight):
-            ctx.steps.append((grad, x, shared))
-        own = x.shape[-1] // ctx.blocks
-        parts = grad.unflatten(-1, (ctx.blocks, -1)).transpose(0, 1)  # (blocks, B, out / blocks)
-        grad_x = torch.bmm(parts, weight[:, :own].unflatten(0, (ctx.blocks, -1))).transpose(0, 1).flatten(1)
-        return grad_x, None if shared is None else grad @ weight[:, own:], None, None, None, None
+            ctx.steps.append((rows, x, shared))
+        grad_x = torch.bmm(grad, weight[:, :own].unflatten(0, (ctx.blocks, -1))).transpose(0, 1).flatten(1)
+        return grad_x, None if shared is None else rows @ weight[:, own:], None, None, None, None
 
 
 # Blocks
@@ -560,9 +564,8 @@ class BlockGRUCell(nn.Module):
         """One step, (B, inp_size) and (B, D) -> (B, D). Gates and new state are float32."""
         shared = torch.cat([self.deter_layer(deter), x], -1)
         hidden = self.act(self.hidden_norm(self.hidden(deter, shared)))
-        gates = full_precision(self.gates(hidden)).unflatten(-1, (self.blocks, 3, -1))
-        reset, candidate, update = gates.unbind(-2)  # (B, blocks, D / blocks) each
-        return _gated(deter.unflatten(-1, (self.blocks, -1)), reset, candidate, update).flatten(-2)
+        gates = full_precision(self.gates.parts(hidden))  # (blocks, B, 3 D / blocks)
+        return _gated(_parts(deter, self.blocks), *gates.chunk(3, -1)).transpose(0, 1).flatten(1)
 
 
 def _gated(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
