@@ -337,6 +337,7 @@ class Dreamer(nn.Module):
             raise ValueError(
                 f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; {' and '.join(missing)} is none"
             )
+        fitting.check_observations(self, checkpoint)
         found = fitting.load_into(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"], checkpoint.get("config"))
         self.updates = fitting.updates_of(self)
         return found

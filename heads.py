@@ -111,7 +111,7 @@ class MLP(nn.Module):
 
 def _positive(name: str, value, allowed: str) -> float:
     try:
-        if float(value) > 0.0:
+        if 0.0 < float(value) < math.inf:
             return float(value)
     except ValueError:
         pass

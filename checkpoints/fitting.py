@@ -16,6 +16,7 @@ import settings
 from checkpoints import dreamerv3_torch, sizes
 from checkpoints.sizes import Levels, Shapes
 from console import first, warn
+from envs.spaces import OneHot, space_of
 from settings.combinations import GENERATION
 from settings.files import flatten, sections, show
 
@@ -169,11 +170,12 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
 
 
 def _of_generation(stored: dreamerv3_torch.Stored, config: settings.Config) -> dict:
-    """What a checkpoint of another optimizer was trained with: all that `dreamerv3_2025` sets, but for the sizes of the latent."""
+    """What a checkpoint of another optimizer was trained with: all that `dreamerv3_2025` sets, but for sizes of latent and memory."""
     trained_with = settings.completed(stored.settings)
     if trained_with["optimizer"] == config.optimizer:
         return {}
-    names = [name for name in flatten(sections()[GENERATION]) if name not in settings.SIZES]
+    others = (*settings.SIZES, "dataset_size", "prefill", "pretrain")
+    names = [name for name in flatten(sections()[GENERATION]) if name not in others]
     return {name: trained_with[name] for name in names}
 
 
@@ -185,6 +187,31 @@ def check(agent: nn.Module, checkpoint: dict) -> None:
     """
     stored = sizes.read_checkpoint(checkpoint)
     fitting_sources(agent, stored, _levels(stored, agent))
+    check_observations(agent, checkpoint)
+
+
+def check_observations(agent: nn.Module, checkpoint: dict) -> None:
+    """Checks that observations are one-hots to the agent if and only if they were when the checkpoint was trained.
+
+    Recorded episodes alone do not tell that numbers are one-hots; an environment does.
+
+    Raises:
+        DoesNotFit: if an observation differs and the agent treats one-hots in a special way.
+    """
+    config, stored = agent._config, checkpoint.get("spaces")
+    if not isinstance(stored, dict) or (config.encoder.symlog_inputs != "numbers" and config.decoder.vector_dist != "auto"):
+        return
+    before = space_of(stored.get("observation"))
+    for key, space in agent.obs_space.spaces.items():
+        if key in before.spaces and isinstance(before[key], OneHot) != isinstance(space, OneHot):
+            kinds = ("one-hots", "numbers") if isinstance(space, OneHot) else ("numbers", "one-hots")
+            flags = "--encoder.symlog_inputs all --decoder.vector_dist symlog_mse"
+            way_out = f"use {flags}" if isinstance(space, OneHot) else "give the environment that it was trained in"
+            raise DoesNotFit(
+                f"the observation {key!r} is {kinds[0]} here and was {kinds[1]} in the checkpoint, which the networks treat in another "
+                f"way (encoder.symlog_inputs, decoder.vector_dist); {way_out}",
+                flags if isinstance(space, OneHot) else "",
+            )
 
 
 def outline(build: Callable[[settings.Config], nn.Module], config: settings.Config) -> nn.Module:

@@ -24,6 +24,8 @@ def check_presets(presets: Iterable[str]) -> None:
         if name in OF_2023 and GENERATION in before:
             way_out = "use size1m" if name == "small" else f"give {name} before it"
             raise ValueError(f"preset {name!r} has sizes of 2023's networks and cannot follow {GENERATION!r}; {way_out}")
+        if name == GENERATION and "debug" in before:
+            raise ValueError(f"preset {name!r} overrides the sizes of 'debug'; give debug after it")
         if name == GENERATION and "small" in before:
             raise ValueError(f"preset 'small' belongs to 2023's networks, not to {GENERATION!r}; use size1m after it instead")
         before.add(name)

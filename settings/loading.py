@@ -49,6 +49,7 @@ AT_LEAST = {
     ),
     **{f"{net}.{key}": 1 for net in ("encoder", "decoder") for key in ("cnn_depth", "minres", "mlp_layers", "mlp_units")},
     "decoder.blocks": 1,
+    "opt_eps": 1e-37,  # below, it is 0 in float32
     "batch_length": 2,
     "imag_horizon": 2,
     "disag_models": 2,
@@ -61,7 +62,6 @@ ABOVE_ZERO = (
     "model_lr",
     "actor.lr",
     "critic.lr",
-    "opt_eps",
     "actor.eps",
     "critic.eps",
     "grad_clip",

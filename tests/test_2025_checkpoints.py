@@ -18,6 +18,7 @@ import settings
 import tools
 from checkpoints import dreamerv3_torch, fitting, sizes
 from dreamer import Dreamer
+from envs.spaces import OneHot
 from jax_cases import GRADIENTS, VALUES, close, load, make_batch, modes_as_samples
 from jax_cases import make_agent as recorded_agent
 from old_files import checkpoint, levels, same, spaces_of
@@ -520,9 +521,10 @@ def test_a_run_that_begins_with_2025_is_one_whatever_presets_say(presets):
     config = tools.load_config(["defaults", *presets], {**TASK, "seed": 3})
     told = fitting.take_sizes(config, flat.checkpoint(), lambda config: Dreamer(OBSERVED, ACTIONS["continuous"], config))
     found, stored = settings.flatten(config), settings.flatten(flat._config)
-    names = settings.flatten(settings.files.sections()[NEW]).keys() - set(settings.SIZES)
+    names = settings.flatten(settings.files.sections()[NEW]).keys() - {*settings.SIZES, "dataset_size", "prefill", "pretrain"}
+    assert all(found[name] == tools.load_config(["defaults", *presets], TASK)[name] for name in ("dataset_size", "prefill", "pretrain"))
     if NEW in presets:  # of the same generation only what the weights depend on
-        names -= {"model_lr", "warmup", "dataset_size"}
+        names -= {"model_lr", "warmup"}
     assert {name: found[name] for name in names} == {name: stored[name] for name in names}
     assert ("optimizer adam -> laprop" in told) == (NEW not in presets) and "dyn_deter" in told
     agent = Dreamer(OBSERVED, ACTIONS["continuous"], config)
@@ -624,3 +626,19 @@ def test_a_tensor_with_a_shape_that_no_layer_has_is_refused(name, shape):
     stored["agent_state_dict"][name] = torch.zeros(shape)
     with pytest.raises(ValueError, match="does not fit this agent|holds no agent"):
         agent.load_checkpoint(stored)
+
+
+def test_numbers_are_never_taken_for_one_hots_nor_the_other_way_round():
+    numbers, onehots = (spaces.Dict({"place": space}) for space in (spaces.Box(-np.inf, np.inf, (5,)), OneHot([2, 3])))
+
+    def agent_of(observed: spaces.Dict, **flags) -> Dreamer:
+        return Dreamer(observed, ACTIONS["discrete"], tools.load_config([NEW], {**TASK, **TINY, **flags}))
+
+    for before, here in ((numbers, onehots), (onehots, numbers)):
+        with pytest.raises(ValueError, match="the observation 'place' is .* here and was .* in the checkpoint"):
+            agent_of(here).load_checkpoint(agent_of(before).checkpoint())
+    with pytest.raises(ValueError, match="use (?P<flags>--encoder.symlog_inputs all --decoder.vector_dist symlog_mse)"):
+        fitting.check(agent_of(onehots), agent_of(numbers).checkpoint())
+    flags = {"encoder.symlog_inputs": "all", "decoder.vector_dist": "symlog_mse"}
+    agent_of(onehots, **flags).load_state_dict(agent_of(numbers).checkpoint()["agent_state_dict"])
+    fitting.check_observations(agent_of(onehots, **flags), agent_of(numbers).checkpoint())

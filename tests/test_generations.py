@@ -169,6 +169,12 @@ def test_presets_with_sizes_of_2023_are_refused_after_the_new_generation(presets
         tools.load_config(presets)
 
 
+def test_debug_stands_after_the_new_generation():
+    with pytest.raises(ValueError, match="overrides the sizes of 'debug'; give debug after it"):
+        tools.load_config(["debug", "dreamerv3_2025"])
+    assert tools.load_config(["dreamerv3_2025", "debug"]).dyn_deter == 16
+
+
 def test_presets_of_tasks_go_with_the_new_generation():
     for presets in (["crafter", NEW, "size1m"], ["minecraft", NEW], [NEW, "atari100k"], [NEW, "dmc_proprio"], ["memorymaze", NEW]):
         config = tools.load_config(presets)
@@ -324,3 +330,8 @@ def test_precision_auto_is_what_the_gpu_computes_in(monkeypatch):
     for native, expected in ((True, ("bf16", "the GPU computes in bfloat16")), (False, ("32", "no bfloat16 units are known on cuda:1"))):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
         assert tools.pick_precision("auto", "cuda:1", 64) == expected
+
+
+def test_an_epsilon_that_float32_rounds_to_zero_is_refused():
+    with pytest.raises(ValueError, match="setting 'opt_eps' is 1e-50; it must be at least 1e-37"):
+        tools.load_config(["dreamerv3_2025"], {"opt_eps": "1e-50"})
