@@ -158,7 +158,7 @@ class Collector:
         if episode and self.written[env]:
             path = save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]}, self._disk)
             if self._replay is not None:
-                self._replay.name_newest(env, len(episode), path.name)
+                self._replay.note_episode(env, len(episode), path.name)
 
 
 def play_episodes(

@@ -113,7 +113,7 @@ class Plan2Explore(nn.Module):
         self._behavior = ImagBehavior(dynamics.feat_size, codec.parts, config)
         inputs = dynamics.feat_size + (codec.size if config.disag_action_cond else 0)
         size = (sizes[config.disag_target],)
-        style = Style(config.act, "rms" if config.norm == "rms" else "layer")
+        style = Style(config.act, "rms" if config.norm == "rms" else "layer")  # never none, as in dreamerv3-torch
         self._networks = nn.ModuleList(
             MLP(inputs, size, config.disag_layers, config.disag_units, name="NoName", style=style, dist="normal")
             for _ in range(config.disag_models)

@@ -138,7 +138,7 @@ class ActionHead(MLP):
     def __init__(self, inp_dim: int, parts: Mapping[str, ActionPart], config, *, units: int, style: Style):
         self._parts, self._config = dict(parts), config
         shapes = {key: (part.size,) for key, part in parts.items()}
-        single = len(shapes) == 1
+        single = len(shapes) == 1  # then layers have the names of dreamerv3-torch, without a key
         shape = next(iter(shapes.values())) if single else shapes
         super().__init__(inp_dim, shape, config.layers, units, name="Actor", style=style, dist=config.dist, outscale=config.outscale)
         self._check_dist(config.dist)

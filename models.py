@@ -298,7 +298,7 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: floa
 
 
 def replay_return(reward: Tensor, boot: Tensor, is_last: Tensor, is_terminal: Tensor, discount: float, lambda_: float) -> Tensor:
-    """Lambda returns along replayed sequences, bootstrapped with imagined ones; 2025 reference, "Critic Learning".
+    """Lambda returns along replayed sequences, bootstrapped with imagined ones (Hafner et al. 2025, "Critic learning").
 
     R_t = r_{t+1} + d_{t+1} ((1 - c_{t+1}) b_{t+1} + c_{t+1} R_{t+1}), and R_{T-1} = b_{T-1}, where d is `discount`, or 0
     at a terminal step, and c is `lambda_`, or 0 at the last step of an episode.
@@ -559,7 +559,9 @@ class ImagBehavior(nn.Module):
         return BehaviorLosses(policy_loss, value_loss.mean(), returns.detach(), metrics)
 
     def replay_loss(self, feat: Tensor, data: dict[str, Tensor], boot: Tensor) -> Tensor:
-        """The critic's loss on replayed states (2025 reference). It also trains the world model, through the features.
+        """The critic's loss on replayed states (Hafner et al. 2025, "Critic learning").
+
+        It also trains the world model, through the features.
 
         Args:
             feat: features of the posterior, (B, T, F), with gradient.

@@ -1,5 +1,6 @@
 """The optimizers: Adam for world model, actor and critic each (2023), or LaProp for all of them (2025)."""
 
+import abc
 from collections.abc import Iterable
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 Metrics = dict[str, Tensor]  # scalars by name
 
 
-class Optimizer:
+class Optimizer(abc.ABC):
     """Takes steps on losses. A step with a non-finite loss or gradient norm is skipped and counted.
 
     A skipped step leaves parameters and moments unchanged. Subclasses clip the gradients.
@@ -43,13 +44,13 @@ class Optimizer:
         self._opt.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
         return {f"{self._name}_loss": loss.detach(), f"{self._name}_grad_norm": norm.detach(), f"{self._name}_skipped": skip}
 
+    @abc.abstractmethod
     def _clipped_norm(self) -> Tensor:
         """Clips the gradients; returns their norm before."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _step_unless(self, skip: Tensor) -> None:
         """Takes the step, unless the scalar `skip` is 1."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict:
         """State of the wrapped `torch.optim` optimizer."""

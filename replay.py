@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
     context: dict[str, np.ndarray]
 
 
-class Named(NamedTuple):
+class StoredEpisode(NamedTuple):
     """The steps of a stream that an episode on disk holds.
 
     Attributes:
@@ -132,7 +132,7 @@ class Replay:
         self._arrays = self._allocate(layout)
         self._latents = self._allocate(self._latent_layout)  # only the caller's thread reads and writes them
         self.latents_changed = False
-        self._named = [collections.deque() for _ in range(streams)]  # `Named` of each stream, the oldest first
+        self._stored_episodes = [collections.deque() for _ in range(streams)]  # `StoredEpisode` of each stream, the oldest first
         self._stretch = batch_length + bool(latents)
         self._unqueued = np.zeros(streams, np.int64)  # (N,), steps since the last queued stretch
         # The stream and the first replayed number of stretches that wait; no more than the memory holds.
@@ -201,16 +201,16 @@ class Replay:
         self._count[stream] += length
         self._unqueued[stream] = 0
         if name:
-            self.name_newest(stream, len(episode["reward"]), name)
+            self.note_episode(stream, len(episode["reward"]), name)
 
-    def name_newest(self, stream: int, length: int, name: str) -> None:
+    def note_episode(self, stream: int, length: int, name: str) -> None:
         """Notes that the newest `length` steps of a stream are the episode in the file `name`; see `save_latents`."""
         if not self._latents:
             return
-        named, oldest = self._named[stream], self._oldest[stream]
+        named, oldest = self._stored_episodes[stream], self._oldest[stream]
         while named and named[0].first + named[0].length <= oldest:
             named.popleft()
-        named.append(Named(int(self._count[stream]) - length, length, name))
+        named.append(StoredEpisode(int(self._count[stream]) - length, length, name))
         self.latents_changed = True
 
     def end_episodes(self, streams: np.ndarray | None = None) -> None:
@@ -309,26 +309,26 @@ class Replay:
         self.write_latents(np.stack([np.arange(len(self._count)), self._count - 1], -1), latents)
 
     def save_latents(self, path: pathlib.Path) -> None:
-        """Writes the latents of all steps that episodes on disk hold, see `name_newest`, without copying them.
+        """Writes the latents of all steps that episodes on disk hold, see `note_episode`, without copying them.
 
         Raises:
             OSError: if the file cannot be written; an older one stays as it was.
         """
-        places = []  # stream, index in it, and stretch of an episode
-        for stream, named in enumerate(self._named):
+        places = []  # stream, index in it, and piece of an episode
+        for stream, named in enumerate(self._stored_episodes):
             oldest = int(self._oldest[stream])
             for first, length, name in named:
                 number = max(first, oldest)
                 while number < first + length:
                     index = number % self._stream_capacity
                     count = min(first + length - number, self._stream_capacity - index, PIECE)
-                    places.append((stream, index, latent_files.Stretch(name, number - first, count)))
+                    places.append((stream, index, latent_files.Piece(name, number - first, count)))
                     number += count
         latent_files.write(
             path,
             self._latent_layout,
-            [stretch for *_, stretch in places],
-            lambda key: (self._latents[key][stream, index : index + stretch.length] for stream, index, stretch in places),
+            [piece for *_, piece in places],
+            lambda key: (self._latents[key][stream, index : index + piece.length] for stream, index, piece in places),
         )
         self.latents_changed = False
 
@@ -343,16 +343,16 @@ class Replay:
         Raises:
             Exception: of nearly any kind, for a damaged file, or one of another layout; all latents are zeros then.
         """
-        named = {episode.name: (stream, episode) for stream, found in enumerate(self._named) for episode in found}
+        named = {episode.name: (stream, episode) for stream, found in enumerate(self._stored_episodes) for episode in found}
         places, oldest = [], self._oldest
-        stretches = latent_files.read_index(path, self._latent_layout)
-        for name, start, length in stretches:
-            stream, episode = named.get(name, (0, Named(0, 0, "")))
+        pieces = latent_files.read_index(path, self._latent_layout)
+        for name, start, length in pieces:
+            stream, episode = named.get(name, (0, StoredEpisode(0, 0, "")))
             number = episode.first + start + np.arange(min(length, max(0, episode.length - start)))
             places.append((stream, number, number >= oldest[stream]))
         try:
             for key, array in self._latents.items():
-                rows = latent_files.read_rows(path, key, stretches, (codes or {}).get(key))
+                rows = latent_files.read_rows(path, key, pieces, (codes or {}).get(key))
                 for (stream, number, kept), values in zip(places, rows):
                     array[stream, number[kept] % self._stream_capacity] = values[: len(number)][kept]
         except Exception:

@@ -20,7 +20,7 @@ INDEX = ("names", "starts", "lengths")
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and dtype of one step, by key
 
 
-class Stretch(NamedTuple):
+class Piece(NamedTuple):
     """Consecutive steps of an episode: the name of its file, the index of the first one in it, and how many."""
 
     name: str
@@ -28,17 +28,17 @@ class Stretch(NamedTuple):
     length: int
 
 
-def write(path: pathlib.Path, layout: Layout, stretches: list[Stretch], rows: Callable[[str], Iterator[np.ndarray]]) -> None:
+def write(path: pathlib.Path, layout: Layout, pieces: list[Piece], rows: Callable[[str], Iterator[np.ndarray]]) -> None:
     """Writes latents; the file appears under its name only when complete.
 
     Args:
-        stretches: which steps they are of.
+        pieces: which steps they are of.
         layout: see `Layout`.
-        rows: yields the contiguous arrays (length, ...) of a key, one for each stretch. They are not copied.
+        rows: yields the contiguous arrays (length, ...) of a key, one for each piece. They are not copied.
     Raises:
         OSError: if that fails; an older file stays as it was.
     """
-    names, starts, lengths = zip(*stretches) if stretches else ((), (), ())
+    names, starts, lengths = zip(*pieces) if pieces else ((), (), ())
     index = np.array([os.fsencode(name) for name in names], "S"), np.array(starts, np.int64), np.array(lengths, np.int64)
     with files.replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, array in zip(INDEX, index):
@@ -52,7 +52,7 @@ def write(path: pathlib.Path, layout: Layout, stretches: list[Stretch], rows: Ca
                     member.write(array.data)
 
 
-def read_index(path: pathlib.Path, layout: Layout) -> list[Stretch]:
+def read_index(path: pathlib.Path, layout: Layout) -> list[Piece]:
     """Which steps a file holds latents of.
 
     Raises:
@@ -76,14 +76,14 @@ def read_index(path: pathlib.Path, layout: Layout) -> list[Stretch]:
             raise ValueError(f"{key} is {found}; expected is {np.dtype(dtype)} of shape {(sum(lengths), *shape)}")
     if min([0, *starts]) < 0 or min([1, *lengths]) < 1:
         raise ValueError("its index is damaged")
-    return [Stretch(os.fsdecode(name), start, length) for name, start, length in zip(names, starts, lengths)]
+    return [Piece(os.fsdecode(name), start, length) for name, start, length in zip(names, starts, lengths)]
 
 
-def read_rows(path: pathlib.Path, key: str, stretches: list[Stretch], codes: int | None = None) -> Iterator[np.ndarray]:
-    """Reads a latent stretch by stretch, arrays (length, ...).
+def read_rows(path: pathlib.Path, key: str, pieces: list[Piece], codes: int | None = None) -> Iterator[np.ndarray]:
+    """Reads a latent piece by piece, arrays (length, ...).
 
     Args:
-        stretches: all of the file, from `read_index`.
+        pieces: all of the file, from `read_index`.
         codes: integers must be below this number; None for floats.
     Raises:
         ValueError: for numbers that no latent has.
@@ -93,9 +93,9 @@ def read_rows(path: pathlib.Path, key: str, stretches: list[Stretch], codes: int
         shape, by_columns, dtype = archives.read_npy_header(member)
         if by_columns:
             raise ValueError(f"{key} is not stored step by step")
-        for stretch in stretches:
-            content = member.read(stretch.length * math.prod(shape[1:]) * dtype.itemsize)
-            rows = np.frombuffer(content, dtype).reshape(stretch.length, *shape[1:])
+        for piece in pieces:
+            content = member.read(piece.length * math.prod(shape[1:]) * dtype.itemsize)
+            rows = np.frombuffer(content, dtype).reshape(piece.length, *shape[1:])
             if not np.isfinite(rows).all() or (codes is not None and rows.max() >= codes):
                 raise ValueError(f"{key} has numbers that no latent has")
             yield rows

@@ -544,7 +544,7 @@ def test_writing_and_reading_take_no_second_copy_of_the_latents(tmp_path):
 def test_the_index_of_a_file_is_read_without_its_latents(saved):
     path, _ = saved
     names = [f"2026000{index}T000000-x-10.npz" for index in range(2)]
-    assert latent_files.read_index(path, LAYOUT) == [latent_files.Stretch(name, 0, 10) for name in names]
+    assert latent_files.read_index(path, LAYOUT) == [latent_files.Piece(name, 0, 10) for name in names]
 
 
 # Runs
