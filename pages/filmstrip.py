@@ -49,14 +49,16 @@ def draw(video: np.ndarray) -> Figure:
     names = [name for name in ROWS[: video.shape[1]] if name != "error"]
     steps = np.linspace(0, len(video) - 1, min(COLUMNS, len(video))).round().astype(int)
     height, width = video.shape[2:4]
-    figure = Figure((1.25 * len(steps) + 0.6, 1.25 * len(names) * height / width + 0.3), dpi=160, layout="constrained")
+    row_height = 1.25 * height / width  # inches
+    figure = Figure((1.25 * len(steps) + 0.6, row_height * len(names) + 0.3), dpi=160, layout="constrained")
     axes = figure.subplots(len(names), len(steps), squeeze=False)
     for row, name in enumerate(names):
         for column, step in enumerate(steps):
             place = axes[row, column]
             place.imshow(video[step, ROWS.index(name)], interpolation="nearest")
             place.set(xticks=[], yticks=[])
-        axes[row, 0].set_ylabel(name)
+        upright = {"rotation": 0, "ha": "right", "va": "center"} if row_height < 0.8 else {}
+        axes[row, 0].set_ylabel(name, **upright)
     for column, step in enumerate(steps):
         observed = f"step {step + 1}, observed" if step < CONTEXT else f"{step + 1 - CONTEXT} ahead"
         axes[0, column].set_title(observed, fontsize="medium")

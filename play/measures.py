@@ -29,24 +29,25 @@ UNTRAINED = 3  # networks beside which probes are shown
 
 
 def variance_of(truth: np.ndarray) -> np.ndarray | None:
-    """Variances of observations (M, *shape): of each number of a vector (V,), NaN where it never changes, and (1,) of all pixels.
+    """Variances of observations (M, *shape): of each number of a vector (V,), NaN where it never changes, or one for all (1,).
 
-    None if nothing ever changes.
+    There is one for all pixels of an image, and for a vector of zeros and ones, such as one-hots, whose rare classes would
+    count as much as the others. None if nothing ever changes.
     """
     variance = truth.var(0, dtype=np.float64)
     still = variance <= 1e-10 * np.square(truth, dtype=np.float64).mean(0)
-    if truth.ndim > 2:
+    if truth.ndim > 2 or np.isin(truth, (0, 1)).all():
         return None if still.all() else variance.mean().reshape(1)
     return None if still.all() else np.where(still, np.nan, variance)
 
 
 def share_of_variance(error: np.ndarray, variance: np.ndarray) -> float:
-    """Mean squared error (M, *shape) over the variance: 0 is perfect, 1 as good as the mean.
+    """Mean squared error (M, *shape) over what `variance_of` returns: 0 is perfect, 1 as good as the mean.
 
-    Of a vector it is the median of its numbers that change, whatever their scales. Pixels are taken together.
+    Of a vector with a variance for each number it is the median of those that change, whatever their scales.
     """
     error = np.square(error, dtype=np.float64).mean(0)
-    return float(np.nanmedian(np.atleast_1d(error.mean() if error.ndim > 1 else error) / variance))
+    return float(np.nanmedian((error.mean() if len(variance) == 1 else error) / variance))
 
 
 def subsets(levels: Collection[str]) -> Iterator[tuple[str, ...]]:

@@ -196,6 +196,12 @@ def test_the_share_of_an_image_is_that_of_all_pixels():
     assert measures.variance_of(np.full((50, 4, 4, 3), 0.3, np.float32)) is None
 
 
+def test_the_share_of_onehots_is_that_of_all_classes():
+    truth = np.zeros((100, 3))
+    truth[np.arange(100), [0] * 50 + [1] * 50] = 1.0  # the last class never comes; the others have a variance of 1/4
+    assert share(np.tile([0.5, 0.5, 0.1], (100, 1)), truth) == pytest.approx((0.25 + 0.25 + 0.01) / (0.25 + 0.25))
+
+
 def test_error_and_spread_of_known_dreams():
     rng = np.random.default_rng(0)
     came = rng.normal(size=(400, measures.HORIZON, 2))
