@@ -57,8 +57,9 @@ def draw(video: np.ndarray) -> Figure:
             place = axes[row, column]
             place.imshow(video[step, ROWS.index(name)], interpolation="nearest")
             place.set(xticks=[], yticks=[])
-        upright = {"rotation": 0, "ha": "right", "va": "center"} if row_height < 0.8 else {}
-        axes[row, 0].set_ylabel(name, **upright)
+        # A name that runs upwards is longer than a low row is high.
+        beside = {"rotation": 0, "ha": "right", "va": "center"} if row_height < 0.8 else {}
+        axes[row, 0].set_ylabel(name, **beside)
     for column, step in enumerate(steps):
         observed = f"step {step + 1}, observed" if step < CONTEXT else f"{step + 1 - CONTEXT} ahead"
         axes[0, column].set_title(observed, fontsize="medium")

@@ -31,8 +31,8 @@ UNTRAINED = 3  # networks beside which probes are shown
 def variance_of(truth: np.ndarray) -> np.ndarray | None:
     """Variances of observations (M, *shape): of each number of a vector (V,), NaN where it never changes, or one for all (1,).
 
-    There is one for all pixels of an image, and for a vector of zeros and ones, such as one-hots, whose rare classes would
-    count as much as the others. None if nothing ever changes.
+    There is one for all pixels of an image. A vector of zeros and ones, such as a one-hot, also has one for all: a median over
+    classes would depend on how many are rare. None if nothing ever changes.
     """
     variance = truth.var(0, dtype=np.float64)
     still = variance <= 1e-10 * np.square(truth, dtype=np.float64).mean(0)

@@ -1,5 +1,7 @@
 """Filmstrips of open-loop videos, for papers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +39,14 @@ def test_a_filmstrip_has_a_named_row_for_each_view_and_a_column_for_each_step(ru
     steps = [0, 2, 3, 5, 6, 8, 9, 11]  # 8 of 12, evenly
     for line, row in zip(shown, (0, 1, 3)):
         np.testing.assert_allclose(line, [60 * row + 20 + step for step in steps], atol=2)  # a GIF has 256 colors
+
+
+@pytest.mark.parametrize("height", [16, 64, 96])
+def test_the_names_of_rows_do_not_overlap_however_low_images_are(height):
+    figure = filmstrip.draw(np.zeros((STEPS, 3, height, 96, 3), np.uint8))
+    figure.canvas.draw()
+    names = [axes.yaxis.label.get_window_extent() for axes in figure.axes[::8]]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(names))
 
 
 def test_the_command_draws_the_latest_video(run, tmp_path, capsys):
