@@ -318,7 +318,7 @@ class Dreamer(nn.Module):
         """
         if not strict or assign:
             raise ValueError("an agent's weights are loaded whole and copied: leave strict and assign out")
-        fitting.load_into(self, state_dict)
+        fitting.load_into(self, {"agent_state_dict": state_dict})
         return _IncompatibleKeys([], [])
 
     def load_checkpoint(self, checkpoint: dict) -> dict[str, str]:
@@ -338,7 +338,7 @@ class Dreamer(nn.Module):
                 f"a checkpoint is a dict whose entries {' and '.join(sorted(checkpoints.AGENT))} are dicts; {' and '.join(missing)} is none"
             )
         fitting.check_observations(self, checkpoint)
-        found = fitting.load_into(self, checkpoint["agent_state_dict"], checkpoint["optims_state_dict"], checkpoint.get("config"))
+        found = fitting.load_into(self, checkpoint)
         self.updates = fitting.updates_of(self)
         return found
 
@@ -357,12 +357,12 @@ def load_agent(path: str | os.PathLike, device: str = "auto") -> Dreamer:
 
 def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, dict]:
     """Loads an agent as `load_agent` does; returns it with its checkpoint."""
-    file = checkpoints.locate(os.fspath(path))
+    file = checkpoints.locate(path)
     checkpoint = checkpoints.load(file, "Give the folder of a run that dreamer.py has trained, or a checkpoint in it")
     stored = checkpoint.get("config")
-    if not settings.holds_settings(stored):
+    if not settings.holds_settings(stored) or "task" not in stored:
         raise ValueError(
-            f"{file} holds no settings, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
+            f"{file} holds no settings and task, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
             f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}"
         )
     config = settings.load_config(overrides={"device": device, "compile": False}, stored=stored)

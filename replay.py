@@ -87,6 +87,7 @@ class Replay:
         online: replay every stretch of T new steps (T + 1 with latents) once before steps are drawn at random.
         latents: shape and dtype of a step's latents by key; None to store none.
     Attributes:
+        latent_layout: shape and dtype of a step's latents by key; empty if none are stored.
         nbytes: size of the arrays.
         latent_nbytes: size of the latents alone.
         latents_changed: whether latents of episodes on disk differ from those that were last saved or loaded.
@@ -116,8 +117,8 @@ class Replay:
         layout = {key: (space.shape, space.dtype) for key, space in obs_space.spaces.items() if not key.startswith("log_")}
         layout.update({"action": ((action_size,), np.dtype(np.float32)), "reward": ((), np.dtype(np.float32))})
         layout.update({flag: ((), np.dtype(bool)) for flag in FLAGS})
-        self._latent_layout = latents or {}
-        latent_bytes = _step_bytes(self._latent_layout)
+        self.latent_layout = latents or {}
+        latent_bytes = _step_bytes(self.latent_layout)
         step_bytes = _step_bytes(layout) + latent_bytes
         self.nbytes, self.latent_nbytes = step_bytes * self.capacity, latent_bytes * self.capacity
         free = available_memory()
@@ -130,7 +131,7 @@ class Replay:
         self._next: Future | None = None  # the batch that the thread copies
         self._drawn: Drawn | None = None  # its positions
         self._arrays = self._allocate(layout)
-        self._latents = self._allocate(self._latent_layout)  # only the caller's thread reads and writes them
+        self._latents = self._allocate(self.latent_layout)  # only the caller's thread reads and writes them
         self.latents_changed = False
         self._stored_episodes = [collections.deque() for _ in range(streams)]  # `StoredEpisode` of each stream, the oldest first
         self._stretch = batch_length + bool(latents)
@@ -326,7 +327,7 @@ class Replay:
                     number += count
         latent_files.write(
             path,
-            self._latent_layout,
+            self.latent_layout,
             [piece for *_, piece in places],
             lambda key: (self._latents[key][stream, index : index + piece.length] for stream, index, piece in places),
         )
@@ -345,7 +346,7 @@ class Replay:
         """
         named = {episode.name: (stream, episode) for stream, found in enumerate(self._stored_episodes) for episode in found}
         places, oldest = [], self._oldest
-        pieces = latent_files.read_index(path, self._latent_layout)
+        pieces = latent_files.read_index(path, self.latent_layout)
         for name, start, length in pieces:
             stream, episode = named.get(name, (0, StoredEpisode(0, 0, "")))
             number = episode.first + start + np.arange(min(length, max(0, episode.length - start)))

@@ -1,5 +1,6 @@
 """Checkpoints on disk. A write replaces the old file only when it is complete; reading runs no code from the file."""
 
+import os
 import pathlib
 import random
 import shlex
@@ -7,6 +8,8 @@ import shlex
 import numpy as np
 import torch
 
+from checkpoints.jax_original import convert, read_files
+from checkpoints.jax_original import locate as locate_in_run
 from storage import archives, files
 
 VERSION = 1
@@ -40,29 +43,40 @@ def previous(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"previous{path.suffix}")
 
 
-def locate(path: str) -> pathlib.Path:
-    """Finds the checkpoint that a user names: a file, or latest.pt in a folder.
+def locate(path: str | os.PathLike) -> pathlib.Path:
+    """Finds the checkpoint that a user names: a file, latest.pt in a folder, or the newest agent.pkl of a run of the JAX original.
 
     Raises:
-        ValueError: if the file does not exist.
+        ValueError: if there is none.
     """
+    path = os.fspath(path)
     found = pathlib.Path(path).expanduser()
-    found = found / "latest.pt" if found.is_dir() and path else found
+    if found.is_dir() and path:
+        own = found / "latest.pt"
+        found = own if own.is_file() else locate_in_run(found) or own
+        if found == own and (early := next(own.parent.glob("*.ckpt"), None)):
+            raise ValueError(
+                f"{early} is of an earlier version of DreamerV3 in JAX; only those of 2025 can be read, which write ckpt/*/agent.pkl"
+            )
     if not found.is_file():
-        raise ValueError(f"there is no checkpoint {str(found)!r}; give a file, or a folder with a latest.pt")
+        raise ValueError(f"there is no checkpoint {str(found)!r}; give a file, or a folder with a latest.pt or with a ckpt/*/agent.pkl")
     return found
 
 
-def load(path: pathlib.Path, way_out: str | None = None) -> dict:
-    """Reads a checkpoint of this program or of dreamerv3-torch onto the CPU, without running code from it.
+def load(path: str | os.PathLike, way_out: str | None = None) -> dict:
+    """Reads a checkpoint of this program, of dreamerv3-torch or of the JAX original onto the CPU, without running code from it.
 
     Args:
+        path: as for `locate`.
         way_out: advice for the error message if the file cannot be read; None for advice to a run that reads its own checkpoint.
     Returns:
-        a dict with the entries `RUN`; with the entries `AGENT` and no "version" if dreamerv3-torch wrote the file.
+        a dict with the entries `RUN`; with the entries `AGENT` and no "version" if another program wrote the file, see also
+        `jax_original.convert`.
     Raises:
         ValueError: if the file is damaged, lacks these entries, or has a newer format.
     """
+    path = locate(path)
+    from_jax = path.suffix == ".pkl"
     try:
         with open(path, "rb"):
             pass
@@ -70,14 +84,17 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
         raise ValueError(f"the checkpoint {path} cannot be opened: {error.strerror}. Make it readable, or give another one") from error
     way_out = way_out or _way_back(path)
     try:
-        archives.check_checkpoint(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        archives.check_values(checkpoint)
+        checkpoint = read_files(path) if from_jax else _read_archive(path)
     except archives.Unsafe as error:
         raise ValueError(f"the checkpoint {path} is damaged or no checkpoint at all: {error}. {way_out}") from error
     except Exception as error:  # reading a damaged file may raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read and is probably damaged ({reason}). {way_out}") from error
+    if from_jax:
+        try:
+            return convert(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"the checkpoint {path} cannot be taken over: {error}. {way_out}") from error
     entries = set(checkpoint) if isinstance(checkpoint, dict) else set()
     missing = (RUN if "version" in entries else AGENT) - entries
     if missing:
@@ -85,6 +102,14 @@ def load(path: pathlib.Path, way_out: str | None = None) -> dict:
     version = checkpoint.get("version", VERSION)
     if type(version) is not int or version != VERSION:
         raise ValueError(f"{path} has format version {' '.join(str(version).split()):.50}, this program reads {VERSION}; update hDreamer")
+    return checkpoint
+
+
+def _read_archive(path: pathlib.Path):
+    """What `torch.save` wrote, if that is safe to read."""
+    archives.check_checkpoint(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    archives.check_values(checkpoint)
     return checkpoint
 
 
@@ -99,6 +124,8 @@ def _way_back(path: pathlib.Path) -> str:
             return f"The one before it is {origin}; to resume from there: {shlex.join(['mv', str(last_good), str(path)])}"
         except (ValueError, TypeError, OverflowError, RuntimeError):
             pass  # damaged too
+    if path.suffix == ".pkl":
+        return "Give another one"
     return f"Move it away to train a new agent from the episodes in {path.parent}, or give another --logdir"
 
 

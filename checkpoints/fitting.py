@@ -4,7 +4,7 @@ import collections
 import copy
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ from checkpoints import dreamerv3_torch, sizes
 from checkpoints.sizes import Levels, Shapes
 from console import first, warn
 from envs.spaces import OneHot, space_of
-from settings.combinations import GENERATION
+from settings.combinations import GENERATION, SIZE
 from settings.files import flatten, sections, show
 
 
@@ -33,29 +33,29 @@ class DoesNotFit(ValueError):
         self.flags = flags
 
 
-def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None, config: dict | None = None) -> dict[str, str]:
-    """Loads weights, and optimizer states if they are given. Those of a flat agent are converted for an agent with two levels.
+def load_into(agent: nn.Module, checkpoint: dict) -> dict[str, str]:
+    """Loads weights, and optimizer states if there are any. Those of a flat agent are converted for an agent with two levels.
 
     The agent changes only after everything has been checked and converted.
 
     Args:
         agent: a `Dreamer`.
-        state_dict, optimizers, config: the entries "agent_state_dict", "optims_state_dict" and "config" of a checkpoint of either
-            program. With optimizers, settings that decide what the weights mean are checked too.
+        checkpoint: of any program, or its entry "agent_state_dict" alone. With the entry "optims_state_dict", settings that decide what
+            the weights mean are checked too.
     Returns:
         what the checkpoint holds and how it was loaded, texts by topic.
     Raises:
         DoesNotFit: if names or shapes differ; the message names every setting that differs.
         ValueError: if something else is wrong.
     """
-    stored = dreamerv3_torch.read(state_dict)
-    if optimizers is not None:
-        stored = sizes.read_checkpoint({"agent_state_dict": state_dict, "optims_state_dict": optimizers, "config": config})
+    whole = "optims_state_dict" in checkpoint
+    stored = sizes.read_checkpoint(checkpoint) if whole else dreamerv3_torch.read(checkpoint["agent_state_dict"])
+    stored = _with_own_key(agent, stored)
     levels = _levels(stored, agent)
     sources = fitting_sources(agent, stored, levels)
     weights, ignored = _used_weights(agent, stored)
     check_finite(weights)
-    moments = _moments(agent, stored, sources) if optimizers is not None else {}
+    moments = _moments(agent, stored, sources) if whole else {}
     if sizes.latent_sizes(stored, agent._config) != levels:
         warn(
             f"the weights do not say how the entries of their latent are grouped, and dyn_stoch, dyn_discrete have another product; "
@@ -78,6 +78,7 @@ def load_into(agent: nn.Module, state_dict: dict, optimizers: dict | None = None
         if moments
         else "",
         "ignored": "; ".join(ignored),
+        "notes": "; ".join(checkpoint.get("notes", [])),
     }
     return {topic: text for topic, text in report.items() if text}
 
@@ -86,6 +87,25 @@ def updates_of(agent: nn.Module) -> int:
     """Returns the number of updates that an agent has seen, from its optimizers' step counts."""
     states = [slots for optimizer in agent.optimizers().values() for slots in optimizer.state_dict()["state"].values()]
     return max((int(slots["step"]) for slots in states), default=0)
+
+
+VECTOR_LAYER = re.compile(r"(_wm\.heads\.decoder\._mlp\.mean_layer)\.(.+)\.(weight|bias)")
+
+
+def vector_keys(names: Iterable[str]) -> set[str]:
+    """The keys of decoded vectors."""
+    return {match[2] for name in names if (match := VECTOR_LAYER.fullmatch(name))}
+
+
+def rename_vector(stored: dreamerv3_torch.Stored, key: str) -> dreamerv3_torch.Stored:
+    """Gives the only vector of a checkpoint another key. Tensors keep their order, by which the optimizer's state is numbered."""
+    return stored._replace(weights={VECTOR_LAYER.sub(rf"\1.{key}.\3", name): tensor for name, tensor in stored.weights.items()})
+
+
+def _with_own_key(agent: nn.Module, stored: dreamerv3_torch.Stored) -> dreamerv3_torch.Stored:
+    """Renames the only vector if it has no name in the agent's environment; other programs have other names then."""
+    nameless = vector_keys(agent.state_dict()) == {"vector"} and len(vector_keys(stored.weights)) == 1
+    return rename_vector(stored, "vector") if nameless else stored
 
 
 def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -136,6 +156,8 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[settings.Config], nn.Module]) -> str | None:
     """Sets the sizes in `config` to those of a checkpoint, except where they were given one by one (`config.given`).
 
+    A preset that stands for sizes, such as `size12m`, must name those of the checkpoint.
+
     If the checkpoint's optimizer is another one, so are all settings that `dreamerv3_2025` sets, since their values go together.
     For two levels, `dyn_stoch` and `dyn_discrete` become those of the flat latent; the levels follow where they are shares of them.
 
@@ -146,12 +168,14 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     Returns:
         a line that names the changes; None if nothing changed.
     Raises:
+        DoesNotFit: if a preset names other sizes.
         ValueError: if the checkpoint holds no agent, or impossible sizes.
     """
     stored = sizes.read_checkpoint(checkpoint)
     there = sizes.read(sizes.shapes_of(stored.weights)) | sizes.not_in_tensors(stored)
     levels = sizes.latent_sizes(stored, stored.settings, config)
     latent = sizes.latent_settings(levels)
+    _check_size_preset(config, there | latent)
     if config.hierarchical_mode and levels[0][1] == 0:
         latent = {}  # two levels cannot be Gaussian
     elif len(levels) == 2 and (not config.hierarchical_mode or levels == list(settings.level_sizes(config).values())):
@@ -167,6 +191,27 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
         values, changes = {}, changes + taken
     told = ", ".join(f"{name} {before} -> {after}" for name, before, after in changes)
     return f"Taken from the checkpoint: {told}" if told else None
+
+
+def _check_size_preset(config: settings.Config, there: dict) -> None:
+    """Raises DoesNotFit if a preset that stands for sizes names others than those of a checkpoint."""
+    here, known = flatten(config), sections()
+    for preset in filter(SIZE.fullmatch, config.presets):
+        named = {name: value for name, value in flatten(known[preset]).items() if here[name] == value and not config.was_given(name)}
+        other = [f"{name} {show(there[name])}, not {show(value)}" for name, value in named.items() if there.get(name, value) != value]
+        if other:
+            fitting_preset = _size_preset(there)
+            way_out = f"give {fitting_preset} in place of {preset}" if fitting_preset else f"leave {preset} out to take its sizes"
+            raise DoesNotFit(f"the checkpoint does not have the sizes of the preset {preset}: it has {'; '.join(other)}; {way_out}", "")
+
+
+def _size_preset(there: dict) -> str | None:
+    """The preset of `dreamerv3_2025` that has the sizes of a checkpoint."""
+    for preset, section in sections().items():
+        named = {name: value for name, value in flatten(section).items() if name in there} if SIZE.fullmatch(preset) else {}
+        if named and all(there[name] == value for name, value in named.items()):
+            return preset
+    return None
 
 
 def _of_generation(stored: dreamerv3_torch.Stored, config: settings.Config) -> dict:
@@ -185,7 +230,7 @@ def check(agent: nn.Module, checkpoint: dict) -> None:
     Raises:
         ValueError: as `load_into`, which also checks values.
     """
-    stored = sizes.read_checkpoint(checkpoint)
+    stored = _with_own_key(agent, sizes.read_checkpoint(checkpoint))
     fitting_sources(agent, stored, _levels(stored, agent))
     check_observations(agent, checkpoint)
 
@@ -212,6 +257,16 @@ def check_observations(agent: nn.Module, checkpoint: dict) -> None:
                 f"way (encoder.symlog_inputs, decoder.vector_dist); {way_out}",
                 flags if isinstance(space, OneHot) else "",
             )
+
+
+def changes_of_model(agent: nn.Module, checkpoint: dict) -> list[tuple[str, str, str]]:
+    """Settings of an agent that say what its weights mean and differ from those of a checkpoint, see `settings.changes_of_model`.
+
+    Settings of parts that the agent lacks, such as those of images, are left out.
+    """
+    here = sizes.read(sizes.shapes_of(agent.state_dict()))
+    changes = settings.changes_of_model(checkpoint.get("config"), agent._config)
+    return [change for change in changes if change[0] in here or change[0] not in sizes.RULES]
 
 
 def outline(build: Callable[[settings.Config], nn.Module], config: settings.Config) -> nn.Module:
@@ -345,6 +400,8 @@ def _refusal(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Levels) -
     flags = " ".join(words)
     if flags:
         text += f". Flags that {'change the other differences' if remaining else 'fit'}: {flags}"
+        preset = _size_preset(sizes.read(there) | sizes.latent_settings(levels))
+        text += f" (the preset {preset} has these sizes)" if preset else ""
     return DoesNotFit(text, "" if remaining else flags)
 
 

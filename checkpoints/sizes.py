@@ -47,7 +47,8 @@ def sizes_of(checkpoint: dict) -> dict:
 def read_checkpoint(checkpoint: dict) -> Stored:
     """Reads weights, optimizers and settings of a checkpoint, see `dreamerv3_torch.read`."""
     own = checkpoint["config"] if settings.holds_settings(checkpoint.get("config")) else {}
-    return read_file(checkpoint["agent_state_dict"], checkpoint.get("optims_state_dict"), own)
+    stored = read_file(checkpoint["agent_state_dict"], checkpoint.get("optims_state_dict"), own)
+    return stored._replace(origin=str(checkpoint.get("origin", stored.origin)))
 
 
 # What tensors do not tell, or not always: settings that decide what weights mean, and others.
@@ -247,7 +248,7 @@ def _ensemble_layers(shapes: Shapes) -> int | None:
 def _ensemble_target(shapes: Shapes) -> str | None:
     """What the ensemble predicts: the target whose size is the number of outputs."""
     outputs = _size(ENSEMBLE_OUTPUT, 0)(shapes)
-    entries, deter = _latent_entries(shapes), RULES["dyn_deter"](shapes)
+    entries, deter = latent_entries(shapes), RULES["dyn_deter"](shapes)
     embed = shapes.get("_wm.dynamics._obs_out_layers.0.weight", (0, 0))[-1]
     if outputs is None or entries is None or deter is None:
         return None
@@ -259,11 +260,11 @@ def _ensemble_target(shapes: Shapes) -> str | None:
 
 def _ensemble_action(shapes: Shapes) -> bool | None:
     inputs = _size(r"_expl_behavior\._networks\.0\.layers\.NoName_linear0\.weight", 1)(shapes)
-    entries, deter = _latent_entries(shapes), RULES["dyn_deter"](shapes)
+    entries, deter = latent_entries(shapes), RULES["dyn_deter"](shapes)
     return None if inputs is None or entries is None or deter is None else inputs > entries + deter
 
 
-def _latent_entries(shapes: Shapes) -> int | None:
+def latent_entries(shapes: Shapes) -> int | None:
     """The size of the latents of all levels together."""
     if latents := shapes.get(f"{DYNAMICS}_img_in_layers.stoch.0.weight"):
         return latents[-1]
@@ -362,7 +363,7 @@ def latent_sizes(stored: Stored, *configs: Mapping) -> Levels:
         ValueError: if the tensors are not those of an agent.
     """
     products = _level_entries(stored.weights)
-    if len(products) == 1 and products[0] == 2 * _latent_entries(shapes_of(stored.weights)):  # means and deviations
+    if len(products) == 1 and products[0] == 2 * latent_entries(shapes_of(stored.weights)):  # means and deviations
         return [(products[0] // 2, 0)]
 
     def fits(levels: Levels) -> bool:
@@ -409,7 +410,7 @@ def _level_entries(weights: dict) -> list[int]:
         )
     if two_levels:
         return [weights[needed[0]].shape[1], weights[needed[1]].shape[0]]
-    latents, statistics = _latent_entries(shapes), weights[needed[1]].shape[0]
+    latents, statistics = latent_entries(shapes), weights[needed[1]].shape[0]
     if latents < 1 or statistics not in (latents, 2 * latents):
         raise ValueError(f"this is damaged: its recurrence reads {latents} latent entries, and its posterior predicts {statistics}")
     return [statistics]

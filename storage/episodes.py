@@ -12,14 +12,17 @@ from storage import archives, files
 from storage.disk import Disk
 
 
-def save_episode(directory: pathlib.Path, episode: dict[str, np.ndarray], disk: Disk | None = None) -> pathlib.Path:
+def save_episode(
+    directory: pathlib.Path, episode: dict[str, np.ndarray], disk: Disk | None = None, stem: str | None = None
+) -> pathlib.Path:
     """Writes an episode, arrays (L, ...), as {timestamp}-{uuid}-{L}.npz; the file appears under its name only when complete.
 
     Args:
         disk: tries again later what it cannot write now; without one, that is an error.
+        stem: the name up to the length; by default the present time and a random id.
     """
-    time = datetime.datetime.now().strftime("%Y%m%dT%H%M%S%f")
-    path = directory / f"{time}-{uuid.uuid4().hex}-{len(episode['reward'])}.npz"
+    stem = stem or f"{datetime.datetime.now():%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex}"
+    path = directory / f"{stem}-{len(episode['reward'])}.npz"
     content = io.BytesIO()
     np.savez_compressed(content, **episode, discount=1.0 - episode["is_terminal"].astype(np.float32))
     if disk:

@@ -18,33 +18,22 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+import checkpoints
 import distributions as dists
-import jax_names
 import models
 import networks
-import tools
+import settings
+from checkpoints import dreamerv3_torch, jax_original, sizes
+from checkpoints.jax_original.names import Translation, conventions_of
 from dreamer import Dreamer
+from envs.spaces import ObservationCodec
 from optim import LaProp
 
 FOLDER = pathlib.Path(__file__).parent / "data" / "jax_reference"
 CASES = ("image_discrete", "proprio_continuous")
+CHECKPOINTS = ("checkpoint_cartpole", "checkpoint_dummy")  # folders of runs, written by its main script
 VARIANTS = [("image_discrete", 0.0), ("proprio_continuous", 0.0), ("proprio_continuous", 0.5)]  # actions: mean + shift * std
 VALUES, GRADIENTS = 1e-5, 1e-4  # largest differences, as shares of an array's largest number
-SIZES = {
-    "dyn_deter": "dyn.rssm.deter",
-    "dyn_hidden": "dyn.rssm.hidden",
-    "dyn_stoch": "dyn.rssm.stoch",
-    "dyn_discrete": "dyn.rssm.classes",
-    "dyn_blocks": "dyn.rssm.blocks",
-    "units": "value.units",
-    "encoder.cnn_depth": "enc.simple.depth",
-    "encoder.mlp_units": "enc.simple.units",
-    "decoder.cnn_depth": "dec.simple.depth",
-    "decoder.mlp_units": "dec.simple.units",
-    "decoder.blocks": "dec.simple.bspace",
-    "model_lr": "opt.lr",
-    "warmup": "opt.warmup",
-}
 FLAGS = ("reward", "is_first", "is_last", "is_terminal")
 
 
@@ -55,52 +44,68 @@ def load(case: str, name: str) -> dict[str, np.ndarray]:
     return dict(np.load(FOLDER / case / f"{name}.npz"))
 
 
-def recorded_config(case: str) -> dict:
-    return json.loads((FOLDER / case / "config.json").read_text())
+@functools.cache
+def recorded_spaces(case: str) -> tuple[dict, dict]:
+    """Descriptions of observations, without reward and flags, and of actions."""
+    stored = json.loads((FOLDER / case / ("contents.json" if case in CHECKPOINTS else "config.json")).read_text())
+    return {key: space for key, space in stored["obs_space"].items() if key not in FLAGS}, stored["act_space"]
+
+
+@functools.cache
+def stored(case: str) -> dict:
+    """The original's whole state, see `jax_original.read_files`."""
+    if case in CHECKPOINTS:
+        return jax_original.read_files(checkpoints.locate(FOLDER / case))
+    options = {name: value for name, value in json.loads((FOLDER / case / "config.json").read_text()).items() if name.startswith("agent.")}
+    return {"params": load(case, "params"), "counters": {}, "steps": None, "options": options}
+
+
+def _space(described: dict) -> spaces.Space:
+    shape = tuple(described["shape"])
+    if described["dtype"] == "uint8":
+        return spaces.Box(0, 255, shape, np.uint8)
+    elif described["discrete"]:
+        return spaces.MultiDiscrete(np.full(shape, described["classes"])) if shape else spaces.Discrete(described["classes"])
+    return spaces.Box(described.get("low", -np.inf), described.get("high", np.inf), shape)
+
+
+def codec_of(case: str) -> ObservationCodec:
+    return ObservationCodec(spaces.Dict({key: _space(space) for key, space in recorded_spaces(case)[0].items()}), (64, 64))
 
 
 def spaces_of(case: str) -> tuple[spaces.Dict, spaces.Space]:
-    config = recorded_config(case)
-    observed = {}
-    for key, space in config["obs_space"].items():
-        if key not in FLAGS:
-            is_image = space["dtype"] == "uint8"
-            shape = space["shape"] or (1,)
-            observed[key] = spaces.Box(0, 255, shape, np.uint8) if is_image else spaces.Box(-np.inf, np.inf, shape)
-    action = config["act_space"]["action"]
-    return spaces.Dict(observed), spaces.Discrete(action["classes"]) if action["discrete"] else spaces.Box(-1, 1, action["shape"])
+    actions = {key: _space(space) for key, space in recorded_spaces(case)[1].items()}
+    return codec_of(case).space, spaces.Dict(actions) if len(actions) > 1 else actions["action"]
 
 
 def new_agent(case: str, dataset=None, **overrides) -> Dreamer:
     """An agent with a case's settings and new weights."""
-    recorded = recorded_config(case)
-    sizes = {name: recorded[f"agent.{theirs}"] for name, theirs in SIZES.items()} | {"imag_horizon": recorded["agent.imag_length"] + 1}
-    config = tools.load_config(
-        ["defaults", "dreamerv3_2025"], {"task": "gym_X-v0", "device": "cpu", "precision": "32", **sizes, **overrides}
-    )
-    return Dreamer(*spaces_of(case), config, dataset=dataset)
+    config = {**jax_original.convert(stored(case))["config"], "task": "gym_X-v0"}
+    return Dreamer(*spaces_of(case), settings.load_config([], {"device": "cpu", "precision": "32", **overrides}, config), dataset=dataset)
 
 
-def make_agent(case: str, dataset=None) -> Dreamer:
+def make_agent(case: str, dataset=None, **overrides) -> Dreamer:
     """An agent with a case's settings, weights, moments and return percentiles."""
-    agent, params = new_agent(case, dataset), load(case, "params")
-    torch.nn.Module.load_state_dict(agent, jax_names.agent_state(params, agent))
-    stored, names = jax_names.moments(params, agent), {parameter: name for name, parameter in agent.named_parameters()}
-    optimizer = agent.optimizers()["_opt"]
-    optimizer.load_moments([stored.pop(names[parameter]) for parameter in optimizer._params])
-    assert not stored
+    agent = new_agent(case, dataset, **overrides)
+    agent.load_checkpoint(jax_original.convert(stored(case)))
     return agent
 
 
 def observations(case: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Observations and flags, with numbers as vectors of one."""
-    shapes = {key: space.shape for key, space in spaces_of(case)[0].spaces.items()}
-    return {key: arrays[key][..., None] if shapes.get(key) == (1,) else arrays[key] for key in (*shapes, *FLAGS)}
+    """Observations as our environments give them, and flags, (..., n)."""
+    codec = codec_of(case)
+    leading = arrays["is_first"].shape
+    rows = [codec({key: arrays[key][index] for key in codec.space.spaces}) for index in np.ndindex(leading)]
+    encoded = {key: np.stack([row[key] for row in rows]).reshape(*leading, *space.shape) for key, space in codec.space.spaces.items()}
+    return {**encoded, **{flag: arrays[flag] for flag in FLAGS if flag in arrays}}
 
 
-def action_vectors(case: str, action: np.ndarray) -> np.ndarray:
-    space = spaces_of(case)[1]
-    return np.eye(space.n, dtype=np.float32)[action] if isinstance(space, spaces.Discrete) else action
+def action_vectors(case: str, actions: dict[str, np.ndarray]) -> np.ndarray:
+    """Action vectors (..., A) of recorded actions by key."""
+    classes = {key: space["classes"] if space["discrete"] else None for key, space in recorded_spaces(case)[1].items()}
+    return np.concatenate(
+        [np.eye(classes[key], dtype=np.float32)[actions[key]] if classes[key] else actions[key] for key in sorted(classes)], -1
+    )
 
 
 def make_batch(agent: Dreamer, case: str, name: str = "batch", carry: dict[str, np.ndarray] | None = None) -> dict:
@@ -116,9 +121,51 @@ def make_batch(agent: Dreamer, case: str, name: str = "batch", carry: dict[str, 
         context = {key: np.where(goes_on.reshape(-1, *[1] * (array.ndim - 1)), carry[key], array) for key, array in context.items()}
     assert set(np.unique(context["stoch"])) == {0.0, 1.0} and (context["stoch"].sum(-1) == 1.0).all() and (carry or not goes_on.any())
     batch = {key: value[:, 1:] for key, value in observations(case, arrays).items()}
-    batch["action"] = action_vectors(case, arrays["action"][:, :-1])
-    packed = agent._wm.dynamics.pack({key: torch.tensor(value) for key, value in context.items()})
+    batch["action"] = action_vectors(case, {key: arrays[key][:, :-1] for key in recorded_spaces(case)[1]})
+    packed = agent._wm.dynamics.pack(in_levels(agent, {key: torch.tensor(value) for key, value in context.items()}))
     return {**batch, "replay.context": packed, "replay.steps": arrays["stepid"][:, 1:]}
+
+
+def in_levels(agent: Dreamer, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A flat state whose categoricals fill the levels of an agent in order; further ones are zeros, (..., S, K)."""
+    levels, stoch = agent._wm.dynamics.levels.values(), state["stoch"]
+    parts = {"deter": state["deter"]}
+    for level in levels:
+        own, stoch = stoch[..., : level.stoch, :], stoch[..., level.stoch :, :]
+        parts["stoch" + level.suffix] = torch.zeros(*stoch.shape[:-2], level.stoch, level.discrete)
+        if own.shape[-2]:
+            parts["stoch" + level.suffix][..., : own.shape[-2], :] = own
+    return parts
+
+
+def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names start with a prefix, without it."""
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def trained_tensors(arrays: dict[str, np.ndarray], params: dict[str, np.ndarray], agent: Dreamer) -> dict[str, torch.Tensor]:
+    """Gradients or updates of all trained parameters, by our names.
+
+    Args:
+        arrays: by the original's names, in its layout.
+        params: the original's parameters, whose shapes tell the conventions.
+        agent: whose parameters they are of.
+    """
+    translation = Translation(conventions_of(params))
+    found = {translation.our_name(name): torch.tensor(translation.to_ours(name, array).copy()) for name, array in arrays.items()}
+    own = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters() if parameter.requires_grad}
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == own and len(found) == len(arrays)
+    return found
+
+
+def state_after(case: str, recorded: dict[str, np.ndarray]) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+    """The agent's state after an update, and the optimizer's if it was recorded, by our names."""
+    params = part(recorded, "after/")
+    if not any(name.startswith("opt/state/1/1/") for name in params):
+        params = {name: value for name, value in params.items() if not name.startswith("opt/")}
+    checkpoint = jax_original.convert({**stored(case), "params": params})
+    moments = checkpoint["optims_state_dict"] and dreamerv3_torch.moments("_opt", sizes.read_checkpoint(checkpoint))
+    return checkpoint["agent_state_dict"], moments
 
 
 @contextlib.contextmanager
@@ -272,10 +319,10 @@ def imagined(agent: Dreamer, calls: Calls) -> dict[str, torch.Tensor]:
         "deter": states["deter"],
         "stoch": states["stoch"],
         "logit": states["logit"],
-        "act/action": rollout.action,
-        **{f"pol/action/{name}": value for name, value in policy_outputs(rollout.stats).items()},
-        "pol/action/logp": logp,
-        "pol/action/entropy": entropy,
+        **{f"act/{key}": value for key, value in by_action(agent, rollout.action).items()},
+        **{f"pol/{name}": value for name, value in policy_outputs(rollout.stats).items()},
+        **{f"pol/{key}/logp": dist.log_prob(by_action(agent, rollout.action)[key]) for key, dist in policy_parts(agent, policy).items()},
+        **{f"pol/{key}/entropy": dist.entropy() for key, dist in policy_parts(agent, policy).items()},
         "rew": returned["reward"].squeeze(-1),
         "con": returned["discount"].squeeze(-1),
         "val": returned["value"].squeeze(-1),
@@ -296,12 +343,37 @@ def imagined(agent: Dreamer, calls: Calls) -> dict[str, torch.Tensor]:
 def policy_outputs(stats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The policy's outputs by the recording's names."""
     theirs = {"logit": "logits", "mean": "mean", "std": "stddev"}
-    return {theirs[name]: value for name, value in stats.items()}
+    names = {name: name.rpartition("/") for name in stats}
+    return {f"{key or 'action'}/{theirs[last]}": stats[name] for name, (key, _, last) in names.items()}
+
+
+def policy_parts(agent: Dreamer, policy) -> dict:
+    """The policy's distribution of every action by key."""
+    return dict(zip(agent.codec.parts, policy.dists if len(agent.codec.parts) > 1 else [policy]))
+
+
+def by_action(agent: Dreamer, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Action vectors (..., A) as their parts by key."""
+    return dict(zip(agent.codec.parts, vectors.split([part.size for part in agent.codec.parts.values()], -1)))
+
+
+def in_order(agent: Dreamer, state: dict[str, torch.Tensor], key: str, count: int) -> torch.Tensor:
+    """The first latents of all levels in order, (..., count, K)."""
+    parts = []
+    for level in agent._wm.dynamics.levels.values():
+        if count:
+            parts.append(state[key + level.suffix][..., :count, :])
+            count -= parts[-1].shape[-2]
+    return torch.cat(parts, -2)
 
 
 @torch.no_grad()
-def observed(agent: Dreamer, batch: dict) -> dict[str, torch.Tensor]:
-    """Posterior, prior and the outputs of all heads on a batch, (B, T, ...)."""
+def observed(agent: Dreamer, batch: dict, count: int) -> dict[str, torch.Tensor]:
+    """Posterior, prior and the outputs of all heads on a batch, (B, T, ...).
+
+    Args:
+        count: categoricals of the flat latent, which are the first ones of two levels.
+    """
     wm, behavior = agent._wm, agent._task_behavior
     data = wm.preprocess(batch)
     embed = wm.encoder(data)
@@ -311,20 +383,31 @@ def observed(agent: Dreamer, batch: dict) -> dict[str, torch.Tensor]:
     predictions, dyn = wm.heads["decoder"](feat), wm.dynamics
     found = {
         "tokens": tokens(agent, embed),
-        "post_logit": post["logit"],
-        "prior_logit": prior["logit"],
+        "post_logit": in_order(agent, post, "logit", count),
+        "prior_logit": in_order(agent, prior, "logit", count),
         "deter": post["deter"],
-        "stoch": post["stoch"],
-        "kl_dyn_raw": dyn.kl_per_level(post, prior)["flat"],
-        "dyn_ent": dyn.entropy(prior).mean(),
-        "rep_ent": dyn.entropy(post).mean(),
+        "stoch": in_order(agent, post, "stoch", count),
         "con/logit": wm.heads["cont"].stats(feat).squeeze(-1),
         "con/prob": wm.heads["cont"](feat).mean.squeeze(-1),
-        **{f"recon/{key}/pred": dist.loc for key, dist in predictions.items()},
-        **{f"pol/action/{name}": value for name, value in policy_outputs(behavior.actor.stats(feat)).items()},
+        **reconstructions(predictions),
+        **{f"pol/{name}": value for name, value in policy_outputs(behavior.actor.stats(feat)).items()},
     }
+    if sum(level.stoch for level in dyn.levels.values()) == count:
+        found |= {"kl_dyn_raw": sum(dyn.kl_per_level(post, prior).values())}
+        found |= {"dyn_ent": dyn.entropy(prior).mean(), "rep_ent": dyn.entropy(post).mean()}
     for name, head in {"rew": wm.heads["reward"], "val": behavior.value, "slowval": behavior._slow_value}.items():
         found |= {f"{name}/logits": head.stats(feat), f"{name}/pred": head(feat).mode.squeeze(-1)}
+    return found
+
+
+def reconstructions(predictions: dict) -> dict[str, torch.Tensor]:
+    """The decoder's outputs by the recording's names."""
+    found = {}
+    for key, dist in predictions.items():
+        if isinstance(dist, dists.MSE):
+            found[f"recon/{key}/pred"] = dist.loc
+        else:  # one or several one-hots
+            found[f"recon/{key}/logits"] = torch.cat([onehot._logits for onehot in getattr(dist, "dists", [dist])], -1)
     return found
 
 

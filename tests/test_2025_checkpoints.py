@@ -12,14 +12,13 @@ from gymnasium import spaces
 
 import checkpoints
 import dreamer
-import jax_names
 import models
 import settings
 import tools
 from checkpoints import dreamerv3_torch, fitting, sizes
 from dreamer import Dreamer
 from envs.spaces import OneHot
-from jax_cases import GRADIENTS, VALUES, close, load, make_batch, modes_as_samples
+from jax_cases import GRADIENTS, VALUES, close, in_order, load, make_batch, modes_as_samples, part, trained_tensors
 from jax_cases import make_agent as recorded_agent
 from old_files import checkpoint, levels, same, spaces_of
 
@@ -128,11 +127,6 @@ def recorded_in_levels(case: str, slots: tuple[int, int]) -> tuple[Dreamer, Drea
     return flat, agent, batch
 
 
-def in_order(state: dict, key: str, count: int) -> torch.Tensor:
-    """The first latents of both levels in order, (..., count, K)."""
-    return torch.cat([state[f"{key}_top"], state[f"{key}_bottom"]], -2)[..., :count, :]
-
-
 def kl_by_hand(post: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """KL in nats of each of several categoricals with 1% uniform, (..., S)."""
     q, p = (np.exp(x.astype(np.float64)) for x in (post, prior))
@@ -151,9 +145,9 @@ def test_recorded_weights_give_the_recorded_answers_in_two_levels(kind):
         feat = dynamics.get_feat(post)
         found = {
             "deter": post["deter"],
-            "stoch": in_order(post, "stoch", count),
-            "post_logit": in_order(post, "logit", count),
-            "prior_logit": in_order(prior, "logit", count),
+            "stoch": in_order(agent, post, "stoch", count),
+            "post_logit": in_order(agent, post, "logit", count),
+            "prior_logit": in_order(agent, prior, "logit", count),
             "con/prob": wm.heads["cont"](feat).mean.squeeze(-1),
             "pol/action/logits": behavior.actor.stats(feat)["logit"],
             **{f"recon/{key}/pred": dist.loc for key, dist in wm.heads["decoder"](feat).items()},
@@ -192,7 +186,7 @@ def test_losses_of_recorded_weights_are_recorded_but_for_the_free_nats_of_each_l
     parameters = {name: value for name, value in agent.named_parameters() if re.match(r"_wm\.heads|_task_behavior\.(actor|value)", name)}
     grads = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values()))))
     flat = recorded_agent(case)
-    for name, value in jax_names.trained_tensors(jax_names.part(recorded, "grad/"), flat).items():
+    for name, value in trained_tensors(part(recorded, "grad/"), load(case, "params"), flat).items():
         if name in grads:
             close(grads.pop(name), value.numpy(), GRADIENTS, name)
     assert not grads
@@ -382,7 +376,7 @@ def test_a_file_of_any_settings_of_both_generations_loads_without_a_flag(seed):
     obs_space, act_space, chosen = drawn(seed)
     flat = trained(Dreamer(obs_space, act_space, tools.load_config([], {**TASK, **chosen})))
     stored, not_sizes = flat.checkpoint(), {**TASK, "expl_behavior": chosen["expl_behavior"]}
-    for presets in ([], ["hdreamer_split"], [NEW], [NEW, "size50m", "hdreamer"]):
+    for presets in ([], ["hdreamer_split"], [NEW], [NEW, "debug", "hdreamer"]):
 
         def build(config: settings.Config) -> Dreamer:
             return Dreamer(obs_space, act_space, config)
@@ -515,7 +509,7 @@ def test_only_agents_of_2023_are_exported():
 # Settings of a run that begins with a checkpoint
 
 
-@pytest.mark.parametrize("presets", [[], ["small", "hdreamer_split"], [NEW, "size50m"]], ids=str)
+@pytest.mark.parametrize("presets", [[], ["small", "hdreamer_split"], [NEW, "debug"]], ids=str)
 def test_a_run_that_begins_with_2025_is_one_whatever_presets_say(presets):
     flat = trained(make_agent("continuous"))
     config = tools.load_config(["defaults", *presets], {**TASK, "seed": 3})
@@ -526,7 +520,7 @@ def test_a_run_that_begins_with_2025_is_one_whatever_presets_say(presets):
     if NEW in presets:  # of the same generation only what the weights depend on
         names -= {"model_lr", "warmup"}
     assert {name: found[name] for name in names} == {name: stored[name] for name in names}
-    assert ("optimizer adam -> laprop" in told) == (NEW not in presets) and "dyn_deter" in told
+    assert ("optimizer adam -> laprop" in told) == (NEW not in presets) and "dyn_hidden" in told
     agent = Dreamer(OBSERVED, ACTIONS["continuous"], config)
     agent.load_checkpoint(flat.checkpoint())
     assert_same_answers(agent, flat)

@@ -21,6 +21,7 @@ import settings
 import tools
 from benchmarks import draw
 from checkpoints import __main__ as export
+from checkpoints.jax_original import __main__ as jax_export
 from envs import OPTIONAL
 from old_files import DATA
 from pages import __main__ as run_page_command
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 MAINS = {module.__name__: module.main for module in (compare, dreamer, evaluate, latent_report, record)}
-MAINS |= {"checkpoints": export.main, "pages": run_page_command.main, "pages.filmstrip": filmstrip.main}
+MAINS |= {"checkpoints": export.main, "checkpoints.jax_original": jax_export.main}
+MAINS |= {"pages": run_page_command.main, "pages.filmstrip": filmstrip.main}
 RUN = "logdir/20261129-230605-gym_CartPole-v1"  # the example on many pages
 
 # Flags that come after those of the page, so these hold.
@@ -40,6 +42,7 @@ DREAMER = {
     "time_limit": 60, "dataset_size": 1000, "dyn_deter": 16, "dyn_hidden": 16, "units": 16, "encoder.cnn_depth": 2,
     "decoder.cnn_depth": 2, "encoder.mlp_units": 16, "decoder.mlp_units": 16, "device": "cpu",
 }  # fmt: skip
+SIZES = [name for name in DREAMER if name.rpartition(".")[2] in ("dyn_deter", "dyn_hidden", "units", "cnn_depth", "mlp_units")]
 OFFLINE = {"eval_every": 2, "steps": 4}
 SHORT = {"record": ["--episodes", "2"], "evaluate": ["--episodes", "1", "--video_steps", "12"], "latent_report": ["--steps", "400"]}
 SHORT["pages.filmstrip"] = ["--sequence", "1"]
@@ -78,6 +81,8 @@ def shortened(command: str) -> list[str]:
     logdir = words[words.index("--logdir") + 1] if "--logdir" in words else "new"
     goes_on = pathlib.Path(logdir, "latest.pt").exists()
     flags = {**DREAMER, "steps": 150 if goes_on else 90}
+    if "jax_reference" in command:  # goes on at frame 3,564, with the sizes of its agent
+        flags = {name: value for name, value in flags.items() if name not in SIZES} | {"steps": 3600}
     if "--offline_traindir" in words:
         flags |= OFFLINE
     if "--eval_episode_num" in words:
@@ -106,7 +111,8 @@ def workplace(tmp_path_factory) -> pathlib.Path:
     for name, source in (("run", RUN), ("learning/two_levels-0", RUN), ("picture", "logdir/pong")):
         shutil.copytree(folder / source, folder / "logdir" / name)
     (folder / "logdir" / "old_pong" / "metrics.jsonl").write_text(json.dumps({"step": 84, "eval_return": -20.0}) + "\n")
-    shutil.copytree(DATA / "atari", folder / "tests" / "data" / "dreamerv3_torch" / "atari")
+    for name in ("dreamerv3_torch/atari", "jax_reference/checkpoint_cartpole"):
+        shutil.copytree(DATA.parent / name, folder / "tests" / "data" / name)
     module = PAGES["your_environment.md"].split("```python\n")[1].split("```")[0]
     (folder / "my_walk.py").write_text(module)
     return folder

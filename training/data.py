@@ -11,14 +11,16 @@ import gymnasium
 
 import console
 import tools
+from checkpoints import jax_original
 from collect import Collector
 from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec
 from replay import Replay
 from settings import Config
+from storage import chunks
 from storage.disk import Disk
 from storage.episodes import old_episodes, stored_steps
-from training import folder, offline
+from training import folder, latents, offline
 
 
 def open_eval_envs(config: Config, opened: contextlib.ExitStack) -> EnvBatch | None:
@@ -173,7 +175,7 @@ class Environments:
         config, directory = self._config, run.logdir / "train_eps"
         self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk, *self._removed)
         if run.origin:
-            folder.take_over_episodes(run.origin.parent / "train_eps", directory)
+            self._take_over_episodes(run.origin, checkpoint, directory)
         loaded_steps = self.replay.load(directory)
         run.step = max(run.step, self.episodes.count_steps() * config.action_repeat)  # frames
         if checkpoint:
@@ -188,6 +190,31 @@ class Environments:
         self.missing_steps = 0 if filled else config.prefill - loaded_steps
         seed = tools.train_seed(config.seed, run.step)
         self.collector = Collector(self.envs, self.replay, directory, run.disk, seed=seed, training=True)
+
+    def _take_over_episodes(self, origin: pathlib.Path, checkpoint: dict, directory: pathlib.Path) -> None:
+        """Takes over the episodes beside the checkpoint of another run; of the JAX original also the latents.
+
+        Args:
+            directory: for the episodes.
+        """
+        if "conventions" not in checkpoint:
+            return folder.take_over_episodes(origin.parent / "train_eps", directory)
+        source, parts = jax_original.replay_folder(origin), ActionCodec(self.act_space).parts
+        if not source.is_dir():
+            return console.warn(f"there is no folder {source}, so the run begins without episodes")
+        vectors = [key for key, space in self.obs_space.spaces.items() if len(space.shape) == 1 and not key.startswith("log_")]
+        taken = chunks.take_over(
+            source,
+            directory,
+            self.obs_space,
+            parts,
+            renamed=jax_original.renamed(checkpoint, vectors, parts),
+            latents=self.replay.latent_layout or None,
+            latents_path=directory.parent / latents.FILE,
+            capacity=self.replay.capacity,
+        )
+        with_latents = f", {taken.latents:,} of their observations with latents" if self.replay.stores_latents else ""
+        console.say(f"Taken over from {source}: {taken.episodes:,} episodes, {taken.steps:,} steps{with_latents}.")
 
     def end(self) -> list:
         """Writes the open episodes, cut off, and returns them."""

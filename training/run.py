@@ -13,7 +13,7 @@ import checkpoints
 import console
 import settings
 import tools
-from checkpoints import fitting
+from checkpoints import fitting, jax_original
 from collect import Finished, play_episodes
 from pages import curves
 from play import camera
@@ -123,7 +123,7 @@ class Run:
             self._report(checkpoint, found)
         data.begin(self, checkpoint)
         self._latents = latents.LatentFile(data.replay, self.logdir, self.disk)
-        if checkpoint and not self.origin:
+        if checkpoint and (not self.origin or self._latents.path.exists()):
             self._latents.load(config)
         self._set_exploring()
         if self.origin or not checkpoint:
@@ -368,6 +368,11 @@ class Run:
             self._source, self._way_out, self.origin = own, None, None
         elif self.origin:
             self._source, self._way_out = self.origin, "Give another --from_checkpoint"
+        elif own and jax_original.locate(self.logdir):
+            raise ValueError(
+                f"{self.logdir} holds a run of DreamerV3 in JAX; begin a new run with it: --from_checkpoint {self.logdir} and "
+                "another --logdir"
+            )
         elif own and own.with_name("latest_model.pt").exists():  # a new agent would learn beside the old one's episodes
             raise ValueError(
                 f"{self.logdir} has a latest_model.pt, as early versions of dreamerv3-torch wrote it, but no latest.pt; those weights "
@@ -376,7 +381,7 @@ class Run:
         else:
             return None
         checkpoint = checkpoints.load(self._source, self._way_out)
-        if "version" not in checkpoint:  # dreamerv3-torch's
+        if "version" not in checkpoint:  # another program's
             self.origin = self._source
         return checkpoint
 
@@ -399,7 +404,7 @@ class Run:
     def _restore(self, checkpoint: dict) -> None:
         """Sets counters, and random states if the run goes on in its own folder."""
         try:
-            self.step = int(checkpoint.get("step", 0))
+            self.step = int(checkpoint.get("step", self.config.action_repeat * checkpoint.get("agent_steps", 0)))
             self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
             self.data.restore(checkpoint, goes_on=not self.origin)
             if not self.origin:
@@ -412,7 +417,7 @@ class Run:
     def _report(self, checkpoint: dict, found: dict[str, str]) -> None:
         """Says what was taken over from another run or program, and how its settings differ, if it tells."""
         console.say(console.table("Agent taken over", [("from", str(self.origin)), *found.items()]))
-        differing = settings.changes_of_model(checkpoint.get("config"), self.config)
+        differing = fitting.changes_of_model(self.agent, checkpoint)
         if differing:
             console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
 

@@ -1,0 +1,192 @@
+"""The checkpoint format of the JAX original (danijar/dreamerv3, the version of 2025): reading.
+
+A run there has `ckpt/latest`, the name of the newest folder `ckpt/<time>`. That holds `agent.pkl`, parameters and optimizer by name,
+`step.pkl`, the number of steps, and the empty file `done`. Beside `ckpt` are `config.yaml` and `replay`.
+"""
+
+import collections
+import pathlib
+import re
+
+import numpy as np
+import torch
+
+import settings
+from checkpoints.dreamerv3_torch import trained
+from checkpoints.jax_original.names import BEHAVIOR, TRAINED, WM, Conventions, Translation, conventions_of
+from checkpoints.jax_original.options import read as read_options
+from checkpoints.sizes import MEANING, latent_entries, shapes_of
+from checkpoints.sizes import read as read_sizes
+from console import first
+from envs.spaces import ActionPart
+from storage import pickles
+
+FILE = "agent.pkl"
+FOLDER, MOST_NAME = re.compile(r"\w[\w.-]*"), 200  # of ckpt
+PERCENTILES = ("retnorm/lo/value", "retnorm/hi/value")
+MOMENTS = {"exp_avg_sq": "opt/state/1/1/", "exp_avg": "opt/state/2/1/"}
+COUNTS = re.compile(r"opt/step/value|opt/state/[12]/0|opt/state/\d+/count")
+
+
+def locate(folder: pathlib.Path) -> pathlib.Path | None:
+    """Finds the newest agent.pkl of a run, given its folder, its `ckpt`, or a folder in that; None if this is none of them.
+
+    Raises:
+        ValueError: if it was not written to its end, or if `ckpt/latest` leads nowhere.
+    """
+    parent = folder / "ckpt" if (folder / "ckpt" / "latest").is_file() else folder
+    latest = parent / "latest"
+    if latest.is_file() and not (folder / FILE).is_file():
+        name = latest.read_bytes()[:MOST_NAME].decode(errors="replace").strip()
+        if not FOLDER.fullmatch(name) or not (parent / name / FILE).is_file():
+            raise ValueError(f"{latest} names {name!r:.100}, where there is no {FILE}; give a folder beside it that has one")
+        folder = parent / name
+    if not (folder / FILE).is_file():
+        return None
+    if not (folder / "done").exists():
+        raise ValueError(f"{folder} was not written to its end, since it has no file 'done'; give another folder in {folder.parent}")
+    return folder / FILE
+
+
+def replay_folder(path: pathlib.Path) -> pathlib.Path:
+    """The replay chunks of the run that an agent.pkl belongs to."""
+    return path.parent.parent.parent / "replay"
+
+
+def read_files(path: pathlib.Path) -> dict:
+    """Reads an agent.pkl and the files that belong to it, and runs no code from them.
+
+    Returns:
+        `params` and `counters`, as stored; `steps`, of all environments, or None; `options`, the settings, empty without config.yaml.
+    Raises:
+        Exception: nearly anything, for damaged files.
+    """
+    data = pickles.read(path)
+    if not isinstance(data, dict) or not isinstance(data.get("params"), dict) or not data["params"]:
+        raise ValueError("it holds no parameters of an agent")
+    others = [name for name, array in data["params"].items() if not isinstance(name, str) or not isinstance(array, np.ndarray)]
+    if others:
+        raise ValueError(f"its parameters are not all arrays by name: {first([str(name) for name in others])}")
+    counters = data.get("counters") if isinstance(data.get("counters"), dict) else {}
+    steps = pickles.read(path.with_name("step.pkl")) if path.with_name("step.pkl").is_file() else None
+    if steps is not None and (type(steps) is not int or not 0 <= steps < 2**53):
+        raise ValueError(f"step.pkl holds {steps!r:.50}, which is no number of steps")
+    config = path.parent.parent.parent / "config.yaml"
+    return {
+        "params": data["params"],
+        "counters": counters,
+        "steps": steps,
+        "options": settings.read_yaml(config) if config.is_file() else {},
+    }
+
+
+def convert(stored: dict) -> dict:
+    """Converts what `read_files` returns to a checkpoint for `Dreamer.load_checkpoint`.
+
+    Returns:
+        `agent_state_dict` and `optims_state_dict` by our names, `config`, and besides: `origin`, the program; `notes`, texts for the
+        user; `agent_steps`, with the first observations of episodes; `conventions`, names in the file; `counters`, as stored;
+        `updates`.
+    Raises:
+        ValueError: if they are not those of an agent of the original that has a counterpart here.
+    """
+    params = stored["params"]
+    conventions = conventions_of(params)
+    translation = Translation(conventions)
+    unused = re.compile(rf"{'|'.join(map(re.escape, PERCENTILES))}|slowval_count/value|opt/.*")
+    names = {name: translation.our_name(name) for name in params if not unused.fullmatch(name)}
+    unknown = [name for name, ours in names.items() if ours is None]
+    if unknown:
+        raise ValueError(f"it has parameters that no layer of hDreamer has: {first(unknown)}")
+    weights = {ours: _tensor(translation.to_ours(name, params[name]), name) for name, ours in names.items()}
+    if any(name in params for name in PERCENTILES):
+        weights[f"{BEHAVIOR}ema_vals"] = torch.stack([_tensor(_array(params, name, ()), name) for name in PERCENTILES])
+    # Which observations are encoded is not a setting there.
+    told = {name: value for name, value in read_sizes(shapes_of(weights)).items() if name not in MEANING and not name.endswith("_keys")}
+    config, learned = read_options(stored["options"], told)
+    levels = _levels(stored["options"], config, weights)
+    state = collections.OrderedDict(weights)
+    state._metadata = {f"{WM}dynamics": {"levels": levels}} if levels else {}
+    notes = [] if stored["options"] else ["there is no config.yaml: settings that tensors do not tell are those of dreamerv3_2025"]
+    notes += [f"it learned with {first(learned)}"] if learned else []
+    return {
+        "agent_state_dict": state,
+        "optims_state_dict": _optimizer(params, translation, weights) if any(name.startswith("opt/") for name in params) else {},
+        "config": config,
+        "origin": "DreamerV3 in JAX",
+        "notes": notes,
+        "agent_steps": stored["steps"] or 0,
+        "conventions": conventions,
+        "counters": stored["counters"],
+        "updates": int(params["opt/step/value"]) if "opt/step/value" in params else 0,
+    }
+
+
+def _array(params: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A parameter, which must have this shape."""
+    if name not in params:
+        raise ValueError(f"it lacks the parameter {name}")
+    if params[name].shape != shape:
+        raise ValueError(f"its parameter {name} has the shape {params[name].shape}, not {shape}")
+    return params[name]
+
+
+def _tensor(array: np.ndarray, name: str) -> torch.Tensor:
+    if array.dtype.kind != "f":
+        raise ValueError(f"its parameter {name} is of type {array.dtype}, not float32")
+    return torch.from_numpy(np.array(array, np.float32, order="C"))  # a copy, since arrays are views of the file's bytes
+
+
+def _levels(stored_options: dict, config: dict, weights: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
+    """(latents, classes) of the flat latent, from config.yaml alone, since tensors tell only the product; empty without that."""
+    entries = latent_entries(shapes_of(weights))
+    if not stored_options:
+        config |= {"dyn_stoch": entries, "dyn_discrete": 1}  # 1 stands for unknown, see `latent_sizes`
+        return []
+    latents, classes = config["dyn_stoch"], config["dyn_discrete"]
+    if latents * classes != entries:
+        raise ValueError(f"its config.yaml tells a latent of {latents} x {classes}, and its parameters one of {entries} entries")
+    return [(latents, classes)]
+
+
+def _optimizer(params: dict[str, np.ndarray], translation: Translation, weights: dict[str, torch.Tensor]) -> dict:
+    """The optimizer's state in the form of `torch.optim`, whose parameters are numbered in the order of `trained`."""
+    counts = {name: int(_array(params, name, ())) for name in params if COUNTS.fullmatch(name)}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"the parts of its optimizer count different updates: {', '.join(map(str, sorted(set(counts.values()))))}")
+    step = torch.tensor(float(next(iter(counts.values()))))
+    names = {translation.our_name(name): name for name in params if TRAINED.fullmatch(name)}
+    state, used = {}, set(counts)
+    for number, ours in enumerate(trained("_opt", weights)):
+        stored = {key: prefix + in_optimizer(names[ours]) for key, prefix in MOMENTS.items()}
+        arrays = {key: _array(params, name, params[names[ours]].shape) for key, name in stored.items()}
+        state[number] = {"step": step} | {
+            key: _tensor(translation.to_ours(names[ours], array), stored[key]) for key, array in arrays.items()
+        }
+        if used & set(stored.values()):
+            raise ValueError(f"two of its parameters have the name {stored['exp_avg']} in its optimizer")
+        used |= set(stored.values())
+    unknown = [name for name in params if name.startswith("opt/") and name not in used]
+    if unknown:
+        raise ValueError(f"its optimizer has a state of what it lacks, or of what hDreamer does not have: {first(unknown)}")
+    return {"_opt": {"state": state, "param_groups": [{"params": list(state)}]}}
+
+
+def in_optimizer(name: str) -> str:
+    """The name of a parameter in the optimizer's state."""
+    return name.lower().replace("_", "")
+
+
+def renamed(checkpoint: dict, vectors: list[str], actions: dict[str, ActionPart]) -> dict[str, str]:
+    """Keys of observations and actions that have another name in the original, by ours.
+
+    Here the only action is `action`, and the only vector of an environment that has no name for it is `vector`.
+
+    Args:
+        checkpoint: from `convert`.
+        vectors: keys of our vectors.
+        actions: parts of our actions by key.
+    """
+    theirs: Conventions = checkpoint["conventions"]
+    pairs = ((vectors, ["vector"], theirs.vectors), (list(actions), ["action"], theirs.actions))
+    return {ours[0]: next(iter(named)) for ours, default, named in pairs if ours == default and len(named) == 1 and ours[0] not in named}

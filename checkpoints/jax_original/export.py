@@ -1,0 +1,132 @@
+"""Writes a flat agent of 2025 as the JAX original stores it."""
+
+import datetime
+import pathlib
+import pickle
+
+import numpy as np
+from torch import Tensor
+
+import settings
+from checkpoints import fitting, sizes
+from checkpoints.dreamerv3_torch import Stored, moments
+from checkpoints.jax_original import FILE, MOMENTS, PERCENTILES, in_optimizer, options
+from checkpoints.jax_original.names import BEHAVIOR, KINDS, TRAINED, Conventions, Translation
+from console import first
+from envs.spaces import ActionCodec, OneHot, space_of
+from settings.files import show
+
+# Counters of updates.
+COUNTS = ("opt/step/value", "opt/state/1/0", "opt/state/2/0", "opt/state/3/count", "slowval_count/value")
+# What an agent of the original has, and what only matters for images.
+NEEDED = {
+    "optimizer": ("laprop",),
+    "hierarchical_mode": (False,),
+    "dyn_core": ("block_gru",),
+    "dyn_rec_depth": (1,),
+    "initial": ("zeros",),
+    **dict.fromkeys(["act", "encoder.act", "decoder.act"], ("SiLU",)),
+    **dict.fromkeys(["norm", "encoder.norm", "decoder.norm"], ("rms",)),
+    "encoder.symlog_inputs": ("numbers", "none"),
+    "decoder.vector_dist": ("auto",),
+    **dict.fromkeys(["reward_head.dist", "critic.dist"], ("symexp_twohot",)),
+    "critic.slow_target": (True,),
+    "actor.std": ("learned",),
+    "actor.unimix_ratio": (0.0,),
+}
+NEEDED_FOR_IMAGES = {
+    **dict.fromkeys(["encoder.cnn", "decoder.cnn"], ("pooled",)),
+    "decoder.cnn_sigmoid": (True,),
+    "decoder.image_dist": ("mse",),
+}
+
+
+def export(checkpoint: dict) -> dict:
+    """Converts the checkpoint of a flat agent to what the original stores; the inverse of `jax_original.convert`.
+
+    Args:
+        checkpoint: from latest.pt, or from `jax_original.convert`.
+    Returns:
+        `params`, `counters`, `steps` and `options`, see `jax_original.read_files`.
+    Raises:
+        ValueError: if the original has no such agent, or if something is missing.
+    """
+    stored = sizes.read_checkpoint(checkpoint)
+    if not stored.settings or "task" not in stored.settings:
+        raise ValueError("it does not tell its settings and task")
+    config = settings.completed(stored.settings)
+    needed = {**NEEDED, **(NEEDED_FOR_IMAGES if sizes.conv_stacks(sizes.shapes_of(stored.weights), sizes.DECODER) else {})}
+    wrong = [f"{name} {show(config[name])}" for name, allowed in needed.items() if config[name] not in allowed]
+    if wrong:
+        raise ValueError(f"the original has no agent with {first(wrong)}; only flat agents of dreamerv3_2025 can be exported")
+    if "conventions" in checkpoint:
+        conventions = checkpoint["conventions"]
+    else:
+        stored = _with_their_key(stored, config["task"])
+        conventions = _conventions(checkpoint.get("spaces"), config, stored.weights)
+    translation, weights = Translation(conventions), dict(stored.weights)
+    percentiles = weights.pop(f"{BEHAVIOR}ema_vals").numpy()
+    names = {name: translation.their_name(name) for name in weights if not name.startswith("_expl_behavior.")}
+    unknown = [name for name, theirs in names.items() if theirs is None]
+    if unknown:
+        raise ValueError(f"it has tensors that the original has not: {first(unknown)}")
+    params = {theirs: _array(translation, theirs, weights[name]) for name, theirs in names.items()}
+    params |= {name: np.array(value) for name, value in zip(PERCENTILES, percentiles)}
+
+    by_name = moments("_opt", stored)
+    updates = max([int(checkpoint.get("updates", 0)), *(int(slots["step"]) for slots in by_name.values())])
+    for name, theirs in names.items():
+        for key, prefix in MOMENTS.items() if TRAINED.fullmatch(theirs) else ():
+            moment = by_name[name][key] if name in by_name else weights[name].new_zeros(weights[name].shape)
+            params[prefix + in_optimizer(theirs)] = _array(translation, theirs, moment)
+    params |= {name: np.array(updates, np.int32) for name in COUNTS}
+    steps = checkpoint.get("agent_steps", int(checkpoint.get("step", 0)) // config.get("action_repeat", 1))
+    counters = checkpoint.get("counters") or {"updates": updates, "batches": updates, "actions": steps // config["envs"]}
+    return {"params": dict(sorted(params.items())), "counters": counters, "steps": steps, "options": options.write(config)}
+
+
+def _array(translation: Translation, name: str, tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(translation.to_theirs(name, tensor.numpy()))
+
+
+def _with_their_key(stored: Stored, task: str) -> Stored:
+    """Names a vector without a name as the original's gym suite does."""
+    nameless = fitting.vector_keys(stored.weights) == {"vector"} and task.startswith("gym_")
+    return fitting.rename_vector(stored, "image") if nameless else stored
+
+
+def _conventions(spaces: dict, config: dict, weights: dict[str, Tensor]) -> Conventions:
+    """The original's names and layout for an agent of ours."""
+    if not isinstance(spaces, dict):
+        raise ValueError("it does not tell its observations and actions; continue its run for one step, which stores them")
+    observed, actions = space_of(spaces.get("observation")).spaces, ActionCodec(space_of(spaces.get("action"))).parts
+    stacks, keys = sizes.conv_stacks(sizes.shapes_of(weights), sizes.DECODER), fitting.vector_keys(weights)
+    one_hots = [key for key, space in observed.items() if isinstance(space, OneHot)]
+    return Conventions(
+        deter=config["dyn_deter"],
+        vector_units=config["encoder.mlp_units"] if keys else 0,
+        stages=len(stacks[0]) if stacks else 0,
+        blocks={"dyn/dynhid0": config["dyn_blocks"], "dyn/dyngru": config["dyn_blocks"], "dec/sp0": config["decoder.blocks"]},
+        vectors={key: KINDS["vectors"][key in one_hots] for key in keys},
+        actions={key: KINDS["actions"][part.classes is not None] for key, part in actions.items()},
+    )
+
+
+def write(folder: pathlib.Path, state: dict) -> pathlib.Path:
+    """Writes what `export` returns as a run of the original, into a new folder; returns the folder of the checkpoint in it.
+
+    Raises:
+        OSError: if the folder exists, or cannot be written.
+    """
+    name = f"{datetime.datetime.now():%Y%m%dT%H%M%SF%f}"
+    folder.mkdir(parents=True)
+    checkpoint = folder / "ckpt" / name
+    checkpoint.mkdir(parents=True)
+    with open(folder / "config.yaml", "wb") as file:
+        settings.write_yaml(state["options"], file)
+    contents = {FILE: {key: state[key] for key in ("params", "counters")}, "step.pkl": state["steps"], "replay.pkl": None}
+    for file, content in contents.items():
+        (checkpoint / file).write_bytes(pickle.dumps(content, protocol=4))
+    (checkpoint / "done").touch()
+    (folder / "ckpt" / "latest").write_text(name)
+    return checkpoint

@@ -1,0 +1,194 @@
+"""Settings of the JAX original, by its names, and ours."""
+
+from collections.abc import Mapping
+
+import settings
+from settings.combinations import GENERATION, SIZE
+from settings.files import sections, show
+
+# The original's name for each of our settings that has the same values there.
+SAME = {
+    "dyn_deter": "agent.dyn.rssm.deter",
+    "dyn_hidden": "agent.dyn.rssm.hidden",
+    "dyn_stoch": "agent.dyn.rssm.stoch",
+    "dyn_discrete": "agent.dyn.rssm.classes",
+    "dyn_blocks": "agent.dyn.rssm.blocks",
+    "dyn_img_layers": "agent.dyn.rssm.imglayers",
+    "dyn_obs_layers": "agent.dyn.rssm.obslayers",
+    "unimix_ratio": "agent.dyn.rssm.unimix",
+    "kl_free": "agent.dyn.rssm.free_nats",
+    "dyn_scale": "agent.loss_scales.dyn",
+    "rep_scale": "agent.loss_scales.rep",
+    "units": "agent.value.units",
+    "encoder.cnn_depth": "agent.enc.simple.depth",
+    "encoder.kernel_size": "agent.enc.simple.kernel",
+    "encoder.mlp_layers": "agent.enc.simple.layers",
+    "encoder.mlp_units": "agent.enc.simple.units",
+    "decoder.blocks": "agent.dec.simple.bspace",
+    "decoder.cnn_depth": "agent.dec.simple.depth",
+    "decoder.kernel_size": "agent.dec.simple.kernel",
+    "decoder.mlp_layers": "agent.dec.simple.layers",
+    "decoder.mlp_units": "agent.dec.simple.units",
+    "reward_head.layers": "agent.rewhead.layers",
+    "reward_head.loss_scale": "agent.loss_scales.rew",
+    "cont_head.layers": "agent.conhead.layers",
+    "cont_head.loss_scale": "agent.loss_scales.con",
+    "cont_head.discounted": "agent.contdisc",
+    "discount_lambda": "agent.imag_loss.lam",
+    "actor.layers": "agent.policy.layers",
+    "actor.min_std": "agent.policy.minstd",
+    "actor.max_std": "agent.policy.maxstd",
+    "actor.entropy": "agent.imag_loss.actent",
+    "critic.layers": "agent.value.layers",
+    "critic.replay_scale": "agent.loss_scales.repval",
+    "critic.slow_target_update": "agent.slowvalue.every",
+    "critic.slow_target_fraction": "agent.slowvalue.rate",
+    "model_lr": "agent.opt.lr",
+    "opt_eps": "agent.opt.eps",
+    "agc": "agent.opt.agc",
+    "warmup": "agent.opt.warmup",
+    "weight_decay": "agent.opt.wd",
+    "batch_size": "batch_size",
+    "batch_length": "batch_length",
+    "train_ratio": "run.train_ratio",
+    "replay_context": "replay_context",
+    "replay_online": "replay.online",
+    "seed": "seed",
+}
+OF_SIZE = ("deter", "hidden", "stoch", "classes", "blocks", "imglayers", "obslayers", "depth", "kernel", "layers", "units", "bspace")
+HEADS = ("rewhead", "conhead", "policy", "value")
+# Settings that have one value here. With another one the networks compute something else, or they learn in another way.
+NETWORKS = {
+    "agent.enc.typ": "simple",
+    "agent.enc.simple.act": "silu",
+    "agent.enc.simple.norm": "rms",
+    "agent.enc.simple.mults": [2, 3, 4, 4],
+    "agent.enc.simple.outer": False,
+    "agent.enc.simple.strided": False,
+    "agent.dyn.typ": "rssm",
+    "agent.dyn.rssm.act": "silu",
+    "agent.dyn.rssm.norm": "rms",
+    "agent.dyn.rssm.absolute": False,
+    "agent.dyn.rssm.dynlayers": 1,
+    "agent.dec.typ": "simple",
+    "agent.dec.simple.act": "silu",
+    "agent.dec.simple.norm": "rms",
+    "agent.dec.simple.outer": False,
+    "agent.dec.simple.strided": False,
+    "agent.dec.simple.mults": [2, 3, 4, 4],
+    **{f"agent.{head}.act": "silu" for head in HEADS},
+    **{f"agent.{head}.norm": "rms" for head in HEADS},
+    "agent.rewhead.bins": 255,
+    "agent.value.bins": 255,
+    "agent.rewhead.output": "symexp_twohot",
+    "agent.conhead.output": "binary",
+    "agent.value.output": "symexp_twohot",
+    "agent.policy_dist_disc": "categorical",
+    "agent.policy_dist_cont": "bounded_normal",
+}
+LEARNING = {
+    "agent.ac_grads": False,
+    "agent.reward_grad": True,
+    "agent.repval_loss": True,
+    "agent.repval_grad": True,
+    "agent.imag_last": 0,
+    "agent.imag_loss.slowtar": False,
+    "agent.imag_loss.slowreg": 1.0,
+    "agent.repl_loss.slowtar": False,
+    "agent.repl_loss.slowreg": 1.0,
+    "agent.loss_scales.rec": 1.0,
+    "agent.loss_scales.policy": 1.0,
+    "agent.loss_scales.value": 1.0,
+    "agent.retnorm.impl": "perc",
+    "agent.retnorm.debias": False,
+    "agent.retnorm.rate": 0.01,
+    "agent.retnorm.limit": 1.0,
+    "agent.retnorm.perclo": 5.0,
+    "agent.retnorm.perchi": 95.0,
+    "agent.valnorm.impl": "none",
+    "agent.advnorm.impl": "none",
+    "agent.opt.beta1": 0.9,
+    "agent.opt.beta2": 0.999,
+    "agent.opt.momentum": True,
+    "agent.opt.anneal": 0,
+    "agent.opt.schedule": "const",
+}
+
+
+def read(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
+    """Our settings of an agent that the original has trained.
+
+    Args:
+        options: the settings that the original stores, nested; empty if there is no such file.
+        sizes: our settings that its tensors tell, by name with dots.
+    Returns:
+        nested settings, those of `dreamerv3_2025` where nothing tells, with the original's task if it is known; and texts for the user
+        on how it learned in ways that are not ours.
+    Raises:
+        ValueError: if its networks compute something that ours do not.
+    """
+    flat = settings.flatten(options)
+    expected = {**NETWORKS, **LEARNING, "agent.repl_loss.lam": flat.get("agent.imag_loss.lam")}
+    other = {name: value for name, value in expected.items() if flat.get(name, value) != value}
+    for name in other.keys() & NETWORKS.keys():
+        raise ValueError(f"its networks have {name} {show(flat[name])}; hDreamer has {show(other[name])} alone")
+    values = {name: flat[theirs] for name, theirs in SAME.items() if theirs in flat}
+    try:
+        if "agent.horizon" in flat:
+            values["discount"] = 1.0 - 1.0 / flat["agent.horizon"]
+        if "agent.imag_length" in flat:
+            values["imag_horizon"] = flat["agent.imag_length"] + 1  # ours counts the replayed state too
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError("its config.yaml has an agent.horizon or agent.imag_length that is no number above 0") from error
+    if "agent.enc.simple.symlog" in flat:
+        values["encoder.symlog_inputs"] = "numbers" if flat["agent.enc.simple.symlog"] else "none"
+    config = settings.plain(settings.load_config(["defaults", GENERATION], {"task": "gym_X-v0", **values, **sizes}))
+    del config["task"]
+    task = str(flat.get("task", ""))
+    found = {"task": task or None, "action_repeat": flat.get(f"env.{task.partition('_')[0]}.repeat")}
+    config |= {name: value for name, value in found.items() if value is not None}
+    return config, [f"{name} {show(flat[name])} ({show(value)} here)" for name, value in other.items()]
+
+
+def write(config: Mapping) -> dict:
+    """The original's settings of an agent of ours, nested.
+
+    Args:
+        config: our settings, by name with dots.
+    Raises:
+        ValueError: if the original has no such agent.
+    """
+    flat = {theirs: config[name] for name, theirs in SAME.items()} | NETWORKS | LEARNING
+    flat |= {f"agent.{head}.units": config["units"] for head in HEADS}
+    flat["agent.repl_loss.lam"] = config["discount_lambda"]
+    flat["agent.horizon"] = 1.0 / (1.0 - config["discount"])
+    flat["agent.imag_length"] = config["imag_horizon"] - 1
+    flat["agent.enc.simple.symlog"] = config["encoder.symlog_inputs"] == "numbers"
+    return {"task": config["task"], **_nested(flat)}
+
+
+def size_flags(options: Mapping) -> str:
+    """The flags with which the original builds an agent of these sizes.
+
+    Args:
+        options: from `write`.
+    """
+    flat = settings.flatten(options)
+    for preset, section in sections().items():
+        sizes = {SAME[name]: value for name, value in settings.flatten(section).items() if name in SAME}
+        if SIZE.fullmatch(preset) and all(flat[name] == value for name, value in sizes.items()):
+            return f"--configs {preset}"
+    sizes = [name for name in flat if name.rpartition(".")[2] in OF_SIZE]
+    return " ".join(f"--{name} {show(flat[name])}" for name in sizes)
+
+
+def _nested(flat: Mapping) -> dict:
+    """A dict by names with dots as nested ones."""
+    nested = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return nested

@@ -1,0 +1,485 @@
+"""Runs of the JAX original as files: taken over by a run, refused when they do not fit or are damaged, written, and read again."""
+
+import copy
+import pathlib
+import pickle
+import random
+import shutil
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import HealthCheck, given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
+
+import checkpoints
+import dreamer
+import settings
+import tools
+from benchmarks.reliability import mutations
+from checkpoints import fitting, jax_original
+from checkpoints.jax_original import __main__ as command
+from checkpoints.jax_original import export
+from dreamer import Dreamer
+from envs.spaces import OneHot
+from jax_cases import CHECKPOINTS, FOLDER, make_agent, new_agent, stored
+from old_files import Payload, levels, same
+from test_2025_checkpoints import NEW, TASK, assert_same_answers, trained
+
+CARTPOLE, DUMMY = (FOLDER / name for name in CHECKPOINTS)
+
+
+@pytest.fixture
+def run(tmp_path) -> pathlib.Path:
+    """A run of the original, to be changed."""
+    return pathlib.Path(shutil.copytree(CARTPOLE, tmp_path / "run"))
+
+
+def agent_file(run: pathlib.Path) -> pathlib.Path:
+    return next(run.glob("ckpt/*/agent.pkl"))
+
+
+def rewrite(run: pathlib.Path, **params) -> None:
+    """Replaces arrays in an agent.pkl; None removes one. Names have __ for /."""
+    data = pickle.loads(agent_file(run).read_bytes())
+    for name, array in params.items():
+        data["params"].pop(name.replace("__", "/"), None)
+        if array is not None:
+            data["params"][name.replace("__", "/")] = array
+    agent_file(run).write_bytes(pickle.dumps(data, protocol=4))
+
+
+def param(name: str) -> np.ndarray:
+    return stored("checkpoint_cartpole")["params"][name].copy()
+
+
+# Where it is
+
+
+def test_a_run_its_ckpt_a_folder_in_that_and_the_file_are_the_same_checkpoint():
+    file = agent_file(CARTPOLE)
+    for path in (CARTPOLE, str(CARTPOLE), CARTPOLE / "ckpt", file.parent, str(file), file):
+        assert checkpoints.locate(path) == file
+        found = checkpoints.load(path)
+        assert found["agent_steps"] == 3564 and same(dict(found["agent_state_dict"]), dict(checkpoints.load(file)["agent_state_dict"]))
+    agent = new_agent("checkpoint_cartpole")
+    agent.load_state_dict(found["agent_state_dict"])
+    assert same(dict(agent.state_dict()), dict(make_agent("checkpoint_cartpole").state_dict()))
+    assert agent._task_behavior.ema_vals.tolist() == pytest.approx([28.640251, 55.725388], rel=1e-6)
+
+
+def test_the_newest_checkpoint_counts_and_one_without_the_file_done_does_not(run):
+    newest = run / "ckpt" / "20270101T000000F000000"
+    shutil.copytree(agent_file(run).parent, newest)
+    (run / "ckpt" / "latest").write_text(newest.name)
+    assert checkpoints.locate(run) == newest / "agent.pkl"
+    (newest / "done").unlink()
+    for path in (run, run / "ckpt", newest):
+        with pytest.raises(ValueError, match="was not written to its end, since it has no file 'done'; give another folder in"):
+            checkpoints.load(path)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "gone", "", ".", "..", "/etc", "x" * 5000])
+def test_the_name_of_the_newest_checkpoint_leads_nowhere_else(run, name):
+    (run / "ckpt" / "latest").write_text(name)
+    with pytest.raises(ValueError, match="names .* where there is no agent.pkl"):
+        checkpoints.load(run)
+
+
+def test_other_files_are_named_with_what_can_be_read(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"there is no checkpoint .* give a file, or a folder with a latest.pt or with a ckpt/\*/agent.pkl"
+    ):
+        checkpoints.load(tmp_path)
+    (tmp_path / "checkpoint.ckpt").write_bytes(b"1")
+    with pytest.raises(ValueError, match="checkpoint.ckpt is of an earlier version of DreamerV3 in JAX; only those of 2025"):
+        checkpoints.load(tmp_path)
+
+
+# Damaged, hostile and foreign files
+
+
+def assert_refused(run: pathlib.Path, told: str) -> None:
+    """Refused in one line, and nothing has changed."""
+    agent = make_agent("checkpoint_cartpole")
+    before = copy.deepcopy((dict(agent.state_dict()), agent.checkpoint()["optims_state_dict"]))
+    with pytest.raises(ValueError, match=told) as error:
+        agent.load_checkpoint(checkpoints.load(run))
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 1000
+    assert same(before, (dict(agent.state_dict()), agent.checkpoint()["optims_state_dict"]))
+
+
+def test_a_file_that_runs_code_is_refused_and_would_have_run_it(run, tmp_path):
+    data = pickle.loads(agent_file(run).read_bytes())
+    agent_file(run).write_bytes(pickle.dumps({**data, "counters": Payload(tmp_path / "attacked")}))
+    assert_refused(run, "damaged or no checkpoint at all: it holds more than")
+    assert not (tmp_path / "attacked").exists()
+    pickle.loads(agent_file(run).read_bytes())
+    assert (tmp_path / "attacked").exists()
+
+
+NAN = np.array([np.nan], np.float32)
+DAMAGE = {
+    "a missing weight": ({"dyn__obslogit__bias": None}, "its optimizer has a state of what it lacks, .*opt/state/1/1/dyn/obslogit/bias"),
+    "a missing core": ({"dyn__dyngru__kernel": None}, "lacks the parameter dyn/dyngru/kernel, which every agent has"),
+    "a missing moment": ({"opt__state__2__1__dyn__obslogit__bias": None}, "lacks the parameter opt/state/2/1/dyn/obslogit/bias"),
+    "one percentile": ({"retnorm__lo__value": None}, "lacks the parameter retnorm/lo/value"),
+    "an extra weight": ({"dyn__extra__kernel": np.ones((2, 2), np.float32)}, "parameters that no layer of hDreamer has: dyn/extra/kernel"),
+    "an extra state": ({"opt__state__9__extra": np.ones(2, np.float32)}, "or of what hDreamer does not have: opt/state/9/extra"),
+    "a foreign normaliser": ({"valnorm__mean__value": np.float32([0.0])}, "no layer of hDreamer has: valnorm/mean/value"),
+    "NaN in a weight": ({"con__head__logit__bias": NAN}, r"numbers that are not finite, in _wm\.heads\.cont\.mean_layer\.bias"),
+    "NaN in a moment": ({"opt__state__1__1__con__head__logit__bias": NAN}, "not finite, in exp_avg_sq of _wm.heads.cont.mean_layer.bias"),
+    "a negative square": (
+        {"opt__state__1__1__con__head__logit__bias": -abs(param("con/head/logit/bias")) - 1},
+        "has a negative exp_avg_sq",
+    ),
+    "another shape": ({"dyn__dynhid0__bias": np.ones(3, np.float32)}, r"opt/state/1/1/dyn/dynhid0/bias has the shape \(16,\), not \(3,\)"),
+    "another rank": (
+        {"dyn__dynin0__kernel": np.ones((16, 8, 1), np.float32)},
+        "dyn/dynin0/kernel has the shape .*; it must have 2 dimensions",
+    ),
+    "no numbers": ({"con__head__logit__bias": np.ones(0, np.float32)}, "con/head/logit/bias has the shape .*; it must have 1 dimension"),
+    "integers": ({"con__head__logit__bias": np.ones(1, np.int32)}, "con/head/logit/bias is of type int32, not float32"),
+    "another count": ({"opt__state__3__count": np.array(7, np.int32)}, "count different updates: 7, 1378"),
+    "a count of another shape": ({"opt__step__value": np.ones(2, np.int32)}, r"opt/step/value has the shape \(2,\), not \(\)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_or_foreign_agent_is_refused_in_one_line_and_changes_nothing(run, damage):
+    params, told = DAMAGE[damage]
+    rewrite(run, **params)
+    assert_refused(run, told)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", pickle.dumps(None), pickle.dumps({"params": {}}), pickle.dumps({"params": {"x": 1}})]
+)
+def test_files_that_hold_no_agent_are_refused(run, content):
+    agent_file(run).write_bytes(content)
+    assert_refused(run, "agent.pkl (cannot be read and is probably damaged|is damaged or no checkpoint at all)")
+
+
+def test_a_cut_off_file_is_refused(run):
+    content = agent_file(run).read_bytes()
+    for part in range(1, 20):
+        agent_file(run).write_bytes(content[: part * len(content) // 20])
+        with pytest.raises(ValueError, match="cannot be read|damaged"):
+            checkpoints.load(run)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_files_load_or_are_refused_in_one_line(run, count):
+    content, agent, outcomes = agent_file(run).read_bytes(), make_agent("checkpoint_cartpole"), {"loaded": 0, "refused": 0}
+    for seed in range(count):
+        agent_file(run).write_bytes(mutations.mutate_bytes(content, random.Random(seed)))
+        try:
+            agent.load_checkpoint(checkpoints.load(run))
+            outcomes["loaded"] += 1
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1 and len(str(error)) < 1000
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > count // 10  # a flipped bit of a weight makes another weight
+
+
+OTHER_PROGRAM = {
+    "agent.dyn.rssm.absolute": (True, "its networks have agent.dyn.rssm.absolute true; hDreamer has false alone"),
+    "agent.rewhead.output": ("symlog_twohot", "its networks have agent.rewhead.output symlog_twohot"),
+    "agent.dec.simple.mults": ([1, 2], r"its networks have agent.dec.simple.mults \[1, 2\]"),
+    "agent.dyn.rssm.stoch": (3, "tells a latent of 3 x 4, and its parameters one of 8 entries"),
+    "agent.opt.lr": ("fast", "setting 'model_lr' is 'fast'"),
+    "agent.horizon": (0, "agent.horizon"),
+}
+
+
+def change_options(run: pathlib.Path, name: str, value) -> None:
+    tree = settings.read_yaml(run / "config.yaml")
+    *path, last = name.split(".")
+    node = tree
+    for part in path:
+        node = node[part]
+    node[last] = value
+    with open(run / "config.yaml", "wb") as file:
+        settings.write_yaml(tree, file)
+
+
+@pytest.mark.parametrize("name", OTHER_PROGRAM)
+def test_a_run_with_settings_that_have_no_counterpart_is_refused_by_name(run, name):
+    value, told = OTHER_PROGRAM[name]
+    change_options(run, name, value)
+    with pytest.raises(ValueError, match=told) as error:
+        checkpoints.load(run)
+    assert "\n" not in str(error.value) and "cannot be taken over" in str(error.value)
+
+
+def test_other_ways_of_learning_are_named(run):
+    change_options(run, "agent.imag_loss.slowtar", True)
+    change_options(run, "agent.repl_loss.lam", 0.5)
+    found = make_agent("checkpoint_cartpole").load_checkpoint(checkpoints.load(run))
+    assert found["notes"] == "it learned with agent.imag_loss.slowtar true (false here), agent.repl_loss.lam 0.5 (0.95 here)"
+
+
+def test_settings_of_the_run_become_ours():
+    config = checkpoints.load(DUMMY)["config"]
+    flat = settings.flatten(config)
+    expected = {
+        **{"task": "dummy_disc", "optimizer": "laprop", "model_lr": 0.01, "warmup": 20, "dyn_blocks": 4, "dyn_hidden": 3, "kl_free": 1.0},
+        **{
+            "encoder.mlp_layers": 2,
+            "decoder.mlp_layers": 3,
+            "imag_horizon": 16,
+            "discount": 1 - 1 / 333,
+            "batch_size": 8,
+            "train_ratio": 40.0,
+        },
+        **{
+            "critic.dist": "symexp_twohot",
+            "encoder.symlog_inputs": "numbers",
+            "encoder.cnn_depth": 2,
+            "decoder.blocks": 8,
+            "size": [64, 64],
+        },
+    }
+    assert {name: flat[name] for name in expected} == expected
+
+
+def test_without_config_yaml_the_latent_is_grouped_as_the_agents_own(run):
+    (run / "config.yaml").unlink()
+    found = checkpoints.load(run)
+    assert "there is no config.yaml" in found["notes"][0]
+    agent = make_agent("checkpoint_cartpole")
+    report = agent.load_checkpoint(found)
+    assert "latent of 2 categoricals of 4 classes" in report["format"] and "there is no config.yaml" in report["notes"]
+    with pytest.raises(ValueError, match="does not say|holds no settings and task"):
+        dreamer.load_agent(run)
+    with pytest.raises(ValueError, match="the file does not tell its classes"):
+        new_agent("checkpoint_cartpole", dyn_stoch=3, dyn_discrete=3).load_checkpoint(found)
+
+
+# Sizes
+
+
+@trials(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(top=st.integers(1, 4), bottom=st.integers(1, 4), top_classes=st.sampled_from([2, 4, 5]), bottom_classes=st.sampled_from([3, 4]))
+def test_two_levels_fit_exactly_if_every_filled_slot_has_the_flat_classes(top, bottom, top_classes, bottom_classes):
+    flat, agent = make_agent("checkpoint_cartpole"), new_agent("checkpoint_cartpole", **levels(top, top_classes, bottom, bottom_classes))
+    fits = top_classes == 4 and top + bottom >= 2 and (top >= 2 or bottom_classes == 4)
+    found, before = checkpoints.load(CARTPOLE), copy.deepcopy(dict(agent.state_dict()))
+    if fits:
+        agent.load_checkpoint(found)
+        assert_same_answers(agent, flat)
+    else:
+        with pytest.raises(fitting.DoesNotFit, match="a flat latent fills the slots") as error:
+            agent.load_checkpoint(found)
+        assert same(before, dict(agent.state_dict()))
+        assert_same_answers(loaded_with(error.value.flags, found), flat)
+
+
+def loaded_with(flags: str, found: dict) -> Dreamer:
+    """An agent with the flags that an error names."""
+    agent = new_agent("checkpoint_cartpole", **settings.parse_flags(flags.split())[1])
+    agent.load_checkpoint(found)
+    return agent
+
+
+SIZES = {
+    "dyn_deter": 32,
+    "dyn_hidden": 9,
+    "units": 7,
+    "encoder.mlp_units": 5,
+    "encoder.mlp_layers": 2,
+    "dyn_blocks": 4,
+    "dyn_img_layers": 3,
+}
+
+
+@pytest.mark.parametrize("name", [*SIZES, "actor.layers", "critic.layers", "decoder.mlp_layers"])
+def test_a_size_that_differs_is_refused_with_flags_that_fit(name):
+    agent, found = new_agent("checkpoint_cartpole", **{name: SIZES.get(name, 2)}), checkpoints.load(CARTPOLE)
+    with pytest.raises(fitting.DoesNotFit, match=rf"{name} {SIZES.get(name, 2)} here, \d+ in the checkpoint") as error:
+        agent.load_checkpoint(found)
+    assert same(dict(loaded_with(error.value.flags, found).state_dict()), dict(make_agent("checkpoint_cartpole").state_dict()))
+
+
+def test_a_size_preset_must_be_that_of_the_checkpoint():
+    space, action = spaces.Dict({"vector": spaces.Box(-1, 1, (3,))}), spaces.Discrete(2)
+
+    def build(config):
+        return Dreamer(space, action, config)
+
+    stored_agent = jax_original.convert(export.export(build(tools.load_config([NEW, "size1m"], TASK)).checkpoint()))
+    for presets, told in (
+        ([NEW, "size12m"], "it has dyn_deter 512, not 2048; .*; give size1m in place of size12m"),
+        ([NEW, "size12m", "hdreamer_split"], "give size1m in place of size12m"),
+        ([NEW, "size1m", "size25m"], "give size1m in place of size25m"),
+    ):
+        with pytest.raises(fitting.DoesNotFit, match=told):
+            fitting.take_sizes(tools.load_config(presets, TASK), stored_agent, build)
+    for presets in ([], ["small"], [NEW], [NEW, "size1m"], [NEW, "size1m", "hdreamer_split"]):
+        config = tools.load_config(presets, TASK)
+        fitting.take_sizes(config, stored_agent, build)
+        build(config).load_checkpoint(stored_agent)
+    with pytest.raises(fitting.DoesNotFit, match=r"Flags that fit: .* \(the preset size1m has these sizes\)"):
+        build(tools.load_config([NEW, "size12m"], TASK)).load_checkpoint(stored_agent)
+
+
+# The way back
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_loaded_agent_is_written_as_it_was_stored(case, tmp_path, capsys):
+    agent, original = make_agent(case), stored(case)
+    checkpoints.save(tmp_path / "latest.pt", {**agent.checkpoint(), **dict.fromkeys(checkpoints.RUN - checkpoints.AGENT - {"version"}, 0)})
+    for source in (tmp_path / "latest.pt", FOLDER / case):
+        output = tmp_path / f"out-{source.name}"
+        assert command.main([str(source), str(output)]) == 0
+        written = pickle.loads(agent_file(output).read_bytes())  # as the original reads it
+        assert list(written["params"]) == list(original["params"])
+        for name, array in original["params"].items():
+            found = written["params"][name]
+            assert (found.dtype, found.shape) == (array.dtype, array.shape) and np.array_equal(found, array), name
+        assert written["counters"]["updates"] == original["counters"]["updates"]
+        assert (agent_file(output).parent / "done").exists() and pickle.loads(
+            (agent_file(output).parent / "replay.pkl").read_bytes()
+        ) is None
+        again = new_agent(case)
+        again.load_checkpoint(checkpoints.load(output))
+        assert same(dict(again.state_dict()), dict(agent.state_dict()))
+        assert same(again.checkpoint()["optims_state_dict"], agent.checkpoint()["optims_state_dict"])
+    assert pickle.loads((agent_file(output).parent / "step.pkl").read_bytes()) == original["steps"]
+    assert "To go on with it in the original:" in capsys.readouterr().out
+    assert command.main([str(source), str(output)]) == 2 and "exists; give another name" in capsys.readouterr().err
+
+
+OBSERVED = {
+    "image": spaces.Box(0, 255, (32, 16, 1), np.uint8),
+    "a_number": spaces.Box(-np.inf, np.inf, (2,)),
+    "b/nested": spaces.Box(-np.inf, np.inf, (3,)),
+    "kinds": OneHot([2, 3]),
+}
+ACTED = {
+    "discrete": spaces.Discrete(3),
+    "several": spaces.MultiDiscrete([2, 3]),
+    "continuous": spaces.Box(-1, 1, (2,)),
+    "both": spaces.Dict({"move_to": spaces.Box(-1, 1, (2,)), "press": spaces.Discrete(3)}),
+}
+
+
+@trials(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_flat_agents_of_all_sizes_and_spaces_are_written_and_read_exactly(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    keys = data.draw(st.sets(st.sampled_from(list(OBSERVED)), min_size=1))
+    blocks = draw(1, 2, 4)
+    chosen = {
+        **{
+            "dyn_deter": blocks * draw(2, 4),
+            "dyn_blocks": blocks,
+            "dyn_hidden": draw(3, 8),
+            "dyn_stoch": draw(1, 3),
+            "dyn_discrete": draw(2, 5),
+        },
+        **{"dyn_img_layers": draw(1, 3), "dyn_obs_layers": draw(1, 2), "units": draw(3, 6), "decoder.blocks": draw(1, 2), "model_lr": 1e-3},
+        **{f"{net}.{size}": draw(1, 3) for net in ("encoder", "decoder") for size in ("mlp_layers", "mlp_units", "cnn_depth")},
+        **{f"{net}.kernel_size": draw(3, 5) for net in ("encoder", "decoder")},
+        **{f"{head}.layers": draw(1, 2) for head in ("reward_head", "cont_head", "actor", "critic")},
+    }
+    obs_space = spaces.Dict({key: OBSERVED[key] for key in keys})
+    act_space = ACTED[draw(*ACTED)]
+
+    def build(**overrides) -> Dreamer:
+        return Dreamer(obs_space, act_space, tools.load_config([NEW], {**TASK, **chosen, **overrides}))
+
+    flat = trained(build())
+    state = export.export(flat.checkpoint())
+    assert len(state["params"]) == len(set(state["params"]))
+    found, again = jax_original.convert(state), build()
+    again.load_checkpoint(found)
+    assert same(dict(again.state_dict()), dict(flat.state_dict()))
+    assert same(again.checkpoint()["optims_state_dict"], flat.checkpoint()["optims_state_dict"])
+    assert all(np.array_equal(array, state["params"][name]) for name, array in export.export(found)["params"].items())
+    split = build(hierarchical_mode=True, dyn_stoch_top="1/1", dyn_stoch_bottom="1/1")
+    split.load_checkpoint(found)
+    assert_same_answers(split, flat)
+    sized = tools.load_config([NEW], {**TASK, **checkpoints.sizes_of(found)})  # in Python
+    Dreamer(obs_space, act_space, sized).load_checkpoint(found)
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        ({"hierarchical_mode": True}, "no agent with hierarchical_mode true; only flat agents of dreamerv3_2025"),
+        ({"norm": "layer"}, "no agent with norm layer"),
+        ({"reward_head.dist": "symlog_disc"}, "no agent with reward_head.dist symlog_disc"),
+        ({"encoder.symlog_inputs": "all"}, "no agent with encoder.symlog_inputs all"),
+    ],
+)
+def test_agents_that_the_original_does_not_have_are_not_written(overrides, told):
+    with pytest.raises(ValueError, match=told):
+        export.export(new_agent("checkpoint_cartpole", **overrides).checkpoint())
+
+
+def test_agents_of_2023_are_not_written(tmp_path, capsys):
+    for path in ("atari", "dmc"):
+        assert command.main([str(FOLDER.parent / "dreamerv3_torch" / path), str(tmp_path / "out")]) == 2
+        assert "error: it does not tell its settings and task" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# Runs
+
+
+FLAGS = "--task gym_CartPole-v1 --device cpu --eval_every 0 --train_ratio 24 --prefill 40 --batch_size 2 --batch_length 12".split()
+
+
+def start(logdir: pathlib.Path, *words: str, code: int = 0) -> None:
+    assert dreamer.main(["--configs", "defaults", *words, *FLAGS, "--logdir", str(logdir)]) == code
+
+
+PRESETS = {"flat": [NEW], "split": [NEW, "hdreamer_split"], "whatever presets say": ["small", "hdreamer"]}
+
+
+@pytest.mark.parametrize("name", ["split", *(pytest.param(name, marks=pytest.mark.slow) for name in PRESETS if name != "split")])
+def test_a_run_goes_on_with_everything_flat_and_with_two_levels(tmp_path, capsys, name):
+    logdir, presets = tmp_path / "run", PRESETS[name]
+    start(logdir, *presets, "--from_checkpoint", str(CARTPOLE), "--steps", "3580")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Resuming at frame 3,564 after 1,378 updates, with 96 steps in memory." in output
+    assert "format DreamerV3 in JAX; latent of 2 categoricals of 4 classes" in output
+    assert "moments of 79 tensors, after 1,378 updates" in output or name != "flat"
+    assert "6 episodes, 96 steps, 102 of their observations with latents" in output
+    assert "102 of the steps in memory have the latents that they had." in output
+    found = checkpoints.load(logdir)
+    assert found["step"] == 3580 and found["updates"] > 1378 and len(list((logdir / "train_eps").glob("*.npz"))) >= 7
+    start(logdir, *presets, "--steps", "3590")
+    assert "Resuming at frame 3,580" in capsys.readouterr().out
+    sizes = {"flat": [(2, 4)], "split": [(1, 4), (1, 4)], "whatever presets say": [(2, 4), (2, 4)]}
+    agent = dreamer.load_agent(logdir, "cpu")
+    assert [(level.stoch, level.discrete) for level in agent._wm.dynamics.levels.values()] == sizes[name]
+
+
+def test_a_run_of_the_original_is_never_continued_in_its_own_folder(run, capsys):
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    start(run, NEW, "--steps", "10", code=2)
+    assert (
+        f"holds a run of DreamerV3 in JAX; begin a new run with it: --from_checkpoint {run} and another --logdir" in capsys.readouterr().err
+    )
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+
+
+def test_without_its_replay_a_run_goes_on_with_its_agent(run, tmp_path, capsys):
+    shutil.rmtree(run / "replay")
+    start(tmp_path / "new", NEW, "--from_checkpoint", str(run), "--steps", "3580")
+    output = capsys.readouterr()
+    assert "there is no folder" in output.err and "Resuming at frame 3,564 after 1,378 updates, with 0 steps in memory." in output.out
+
+
+def test_an_agent_can_be_loaded_from_the_folder_alone():
+    agent = dreamer.load_agent(CARTPOLE, "cpu")
+    assert agent.updates == 1378 and agent._config.task == "gym_CartPole-v1"
+    action, _ = agent.act({"vector": np.zeros(4, np.float32)})
+    assert action in (0, 1)
+    with pytest.raises(ValueError, match="task 'dummy_disc' does not begin with a suite"):
+        dreamer.load_agent(DUMMY, "cpu")
