@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import torch
 
-from checkpoints.jax_original import convert, read_files
+from checkpoints.jax_original import ENTRIES, convert, read_files
 from checkpoints.jax_original import locate as locate_in_run
 from storage import archives, files
 
@@ -102,7 +102,7 @@ def load(path: str | os.PathLike, way_out: str | None = None) -> dict:
     version = checkpoint.get("version", VERSION)
     if type(version) is not int or version != VERSION:
         raise ValueError(f"{path} has format version {' '.join(str(version).split()):.50}, this program reads {VERSION}; update hDreamer")
-    return checkpoint
+    return {name: value for name, value in checkpoint.items() if name not in ENTRIES}
 
 
 def _read_archive(path: pathlib.Path):

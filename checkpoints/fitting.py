@@ -78,7 +78,7 @@ def load_into(agent: nn.Module, checkpoint: dict) -> dict[str, str]:
         if moments
         else "",
         "ignored": "; ".join(ignored),
-        "notes": "; ".join(checkpoint.get("notes", [])),
+        "notes": checkpoint.get("notes", ""),
     }
     return {topic: text for topic, text in report.items() if text}
 

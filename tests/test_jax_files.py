@@ -247,7 +247,7 @@ def test_settings_of_the_run_become_ours():
 def test_without_config_yaml_the_latent_is_grouped_as_the_agents_own(run):
     (run / "config.yaml").unlink()
     found = checkpoints.load(run)
-    assert "there is no config.yaml" in found["notes"][0]
+    assert "there is no config.yaml" in found["notes"]
     agent = make_agent("checkpoint_cartpole")
     report = agent.load_checkpoint(found)
     assert "latent of 2 categoricals of 4 classes" in report["format"] and "there is no config.yaml" in report["notes"]

@@ -199,7 +199,7 @@ class Environments:
         """
         if "conventions" not in checkpoint:
             return folder.take_over_episodes(origin.parent / "train_eps", directory)
-        source, parts = jax_original.replay_folder(origin), ActionCodec(self.act_space).parts
+        source, parts = jax_original.run_folder(origin) / "replay", ActionCodec(self.act_space).parts
         if not source.is_dir():
             return console.warn(f"there is no folder {source}, so the run begins without episodes")
         vectors = [key for key, space in self.obs_space.spaces.items() if len(space.shape) == 1 and not key.startswith("log_")]

@@ -23,8 +23,10 @@ from storage import pickles
 
 FILE = "agent.pkl"
 FOLDER, MOST_NAME = re.compile(r"\w[\w.-]*"), 200  # of ckpt
+ENTRIES = frozenset(["origin", "notes", "agent_steps", "conventions", "counters"])  # of a checkpoint that `convert` alone makes
 PERCENTILES = ("retnorm/lo/value", "retnorm/hi/value")
 MOMENTS = {"exp_avg_sq": "opt/state/1/1/", "exp_avg": "opt/state/2/1/"}
+NOT_WEIGHTS = re.compile(r"retnorm/(lo|hi)/value|slowval_count/value|opt/.*")
 COUNTS = re.compile(r"opt/step/value|opt/state/[12]/0|opt/state/\d+/count")
 
 
@@ -48,9 +50,9 @@ def locate(folder: pathlib.Path) -> pathlib.Path | None:
     return folder / FILE
 
 
-def replay_folder(path: pathlib.Path) -> pathlib.Path:
-    """The replay chunks of the run that an agent.pkl belongs to."""
-    return path.parent.parent.parent / "replay"
+def run_folder(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the run that an agent.pkl belongs to."""
+    return path.resolve().parent.parent.parent
 
 
 def read_files(path: pathlib.Path) -> dict:
@@ -71,7 +73,7 @@ def read_files(path: pathlib.Path) -> dict:
     steps = pickles.read(path.with_name("step.pkl")) if path.with_name("step.pkl").is_file() else None
     if steps is not None and (type(steps) is not int or not 0 <= steps < 2**53):
         raise ValueError(f"step.pkl holds {steps!r:.50}, which is no number of steps")
-    config = path.parent.parent.parent / "config.yaml"
+    config = run_folder(path) / "config.yaml"
     return {
         "params": data["params"],
         "counters": counters,
@@ -84,7 +86,7 @@ def convert(stored: dict) -> dict:
     """Converts what `read_files` returns to a checkpoint for `Dreamer.load_checkpoint`.
 
     Returns:
-        `agent_state_dict` and `optims_state_dict` by our names, `config`, and besides: `origin`, the program; `notes`, texts for the
+        `agent_state_dict` and `optims_state_dict` by our names, `config`, and besides: `origin`, the program; `notes`, a text for the
         user; `agent_steps`, with the first observations of episodes; `conventions`, names in the file; `counters`, as stored;
         `updates`.
     Raises:
@@ -93,14 +95,7 @@ def convert(stored: dict) -> dict:
     params = stored["params"]
     conventions = conventions_of(params)
     translation = Translation(conventions)
-    unused = re.compile(rf"{'|'.join(map(re.escape, PERCENTILES))}|slowval_count/value|opt/.*")
-    names = {name: translation.our_name(name) for name in params if not unused.fullmatch(name)}
-    unknown = [name for name, ours in names.items() if ours is None]
-    if unknown:
-        raise ValueError(f"it has parameters that no layer of hDreamer has: {first(unknown)}")
-    weights = {ours: _tensor(translation.to_ours(name, params[name]), name) for name, ours in names.items()}
-    if any(name in params for name in PERCENTILES):
-        weights[f"{BEHAVIOR}ema_vals"] = torch.stack([_tensor(_array(params, name, ()), name) for name in PERCENTILES])
+    weights = _weights(params, translation)
     # Which observations are encoded is not a setting there.
     told = {name: value for name, value in read_sizes(shapes_of(weights)).items() if name not in MEANING and not name.endswith("_keys")}
     config, learned = read_options(stored["options"], told)
@@ -114,12 +109,24 @@ def convert(stored: dict) -> dict:
         "optims_state_dict": _optimizer(params, translation, weights) if any(name.startswith("opt/") for name in params) else {},
         "config": config,
         "origin": "DreamerV3 in JAX",
-        "notes": notes,
+        "notes": "; ".join(notes),
         "agent_steps": stored["steps"] or 0,
         "conventions": conventions,
         "counters": stored["counters"],
         "updates": int(params["opt/step/value"]) if "opt/step/value" in params else 0,
     }
+
+
+def _weights(params: dict[str, np.ndarray], translation: Translation) -> dict[str, torch.Tensor]:
+    """The agent's tensors by our names."""
+    names = {name: translation.our_name(name) for name in params if not NOT_WEIGHTS.fullmatch(name)}
+    unknown = [name for name, ours in names.items() if ours is None]
+    if unknown:
+        raise ValueError(f"it has parameters that no layer of hDreamer has: {first(unknown)}")
+    weights = {ours: _tensor(translation.to_ours(name, params[name]), name) for name, ours in names.items()}
+    if any(name in params for name in PERCENTILES):
+        weights[f"{BEHAVIOR}ema_vals"] = torch.stack([_tensor(_array(params, name, ()), name) for name in PERCENTILES])
+    return weights
 
 
 def _array(params: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -151,10 +158,11 @@ def _levels(stored_options: dict, config: dict, weights: dict[str, torch.Tensor]
 
 def _optimizer(params: dict[str, np.ndarray], translation: Translation, weights: dict[str, torch.Tensor]) -> dict:
     """The optimizer's state in the form of `torch.optim`, whose parameters are numbered in the order of `trained`."""
-    counts = {name: int(_array(params, name, ())) for name in params if COUNTS.fullmatch(name)}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"the parts of its optimizer count different updates: {', '.join(map(str, sorted(set(counts.values()))))}")
-    step = torch.tensor(float(next(iter(counts.values()))))
+    counts = {name: _array(params, name, ()) for name in params if COUNTS.fullmatch(name)}
+    different = sorted({count.item() for count in counts.values()})
+    if len(different) != 1 or any(count.dtype.kind != "i" for count in counts.values()):
+        raise ValueError(f"the parts of its optimizer count different updates: {', '.join(map(str, different))}")
+    step = torch.tensor(float(different[0]))
     names = {translation.our_name(name): name for name in params if TRAINED.fullmatch(name)}
     state, used = {}, set(counts)
     for number, ours in enumerate(trained("_opt", weights)):

@@ -156,8 +156,10 @@ def write(config: Mapping) -> dict:
     Args:
         config: our settings, by name with dots.
     Raises:
-        ValueError: if the original has no such agent.
+        ValueError: for a discount of 1.
     """
+    if config["discount"] >= 1.0:
+        raise ValueError(f"the original has no discount of {config['discount']}, since its horizon is 1 / (1 - discount)")
     flat = {theirs: config[name] for name, theirs in SAME.items()} | NETWORKS | LEARNING
     flat |= {f"agent.{head}.units": config["units"] for head in HEADS}
     flat["agent.repl_loss.lam"] = config["discount_lambda"]
