@@ -4,7 +4,7 @@ import collections
 import copy
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np
@@ -17,20 +17,22 @@ from checkpoints import dreamerv3_torch, sizes
 from checkpoints.sizes import Levels, Shapes
 from console import first, warn
 from envs.spaces import OneHot, space_of
-from settings.combinations import GENERATION, SIZE
+from settings.combinations import GENERATION, SIZE, size_preset
 from settings.files import flatten, sections, show
 
 
 class DoesNotFit(ValueError):
     """A checkpoint that does not fit an agent.
 
-    Attributes:
+    Args:
+        message: as for any error.
         flags: the flags with which it fits, as on a command line; empty if there are none.
+        way_out: whether the message ends with what to do.
     """
 
-    def __init__(self, message: str, flags: str):
+    def __init__(self, message: str, flags: str = "", way_out: bool = False):
         super().__init__(message)
-        self.flags = flags
+        self.flags, self.way_out = flags, way_out or bool(flags)
 
 
 def load_into(agent: nn.Module, checkpoint: dict) -> dict[str, str]:
@@ -89,23 +91,10 @@ def updates_of(agent: nn.Module) -> int:
     return max((int(slots["step"]) for slots in states), default=0)
 
 
-VECTOR_LAYER = re.compile(r"(_wm\.heads\.decoder\._mlp\.mean_layer)\.(.+)\.(weight|bias)")
-
-
-def vector_keys(names: Iterable[str]) -> set[str]:
-    """The keys of decoded vectors."""
-    return {match[2] for name in names if (match := VECTOR_LAYER.fullmatch(name))}
-
-
-def rename_vector(stored: dreamerv3_torch.Stored, key: str) -> dreamerv3_torch.Stored:
-    """Gives the only vector of a checkpoint another key. Tensors keep their order, by which the optimizer's state is numbered."""
-    return stored._replace(weights={VECTOR_LAYER.sub(rf"\1.{key}.\3", name): tensor for name, tensor in stored.weights.items()})
-
-
 def _with_own_key(agent: nn.Module, stored: dreamerv3_torch.Stored) -> dreamerv3_torch.Stored:
     """Renames the only vector if it has no name in the agent's environment; other programs have other names then."""
-    nameless = vector_keys(agent.state_dict()) == {"vector"} and len(vector_keys(stored.weights)) == 1
-    return rename_vector(stored, "vector") if nameless else stored
+    nameless = sizes.vector_keys(agent.state_dict()) == {"vector"} and len(sizes.vector_keys(stored.weights)) == 1
+    return sizes.rename_vector(stored, "vector") if nameless else stored
 
 
 def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -163,7 +152,7 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
 
     Args:
         config: settings, changed in place.
-        checkpoint: of either program.
+        checkpoint: of any program.
         build: makes a `Dreamer` from settings.
     Returns:
         a line that names the changes; None if nothing changed.
@@ -175,7 +164,7 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     there = sizes.read(sizes.shapes_of(stored.weights)) | sizes.not_in_tensors(stored)
     levels = sizes.latent_sizes(stored, stored.settings, config)
     latent = sizes.latent_settings(levels)
-    _check_size_preset(config, there | latent)
+    _checksize_preset(config, there | latent)
     if config.hierarchical_mode and levels[0][1] == 0:
         latent = {}  # two levels cannot be Gaussian
     elif len(levels) == 2 and (not config.hierarchical_mode or levels == list(settings.level_sizes(config).values())):
@@ -193,25 +182,18 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     return f"Taken from the checkpoint: {told}" if told else None
 
 
-def _check_size_preset(config: settings.Config, there: dict) -> None:
+def _checksize_preset(config: settings.Config, there: dict) -> None:
     """Raises DoesNotFit if a preset that stands for sizes names others than those of a checkpoint."""
     here, known = flatten(config), sections()
     for preset in filter(SIZE.fullmatch, config.presets):
         named = {name: value for name, value in flatten(known[preset]).items() if here[name] == value and not config.was_given(name)}
         other = [f"{name} {show(there[name])}, not {show(value)}" for name, value in named.items() if there.get(name, value) != value]
         if other:
-            fitting_preset = _size_preset(there)
+            fitting_preset = size_preset(there)
             way_out = f"give {fitting_preset} in place of {preset}" if fitting_preset else f"leave {preset} out to take its sizes"
-            raise DoesNotFit(f"the checkpoint does not have the sizes of the preset {preset}: it has {'; '.join(other)}; {way_out}", "")
-
-
-def _size_preset(there: dict) -> str | None:
-    """The preset of `dreamerv3_2025` that has the sizes of a checkpoint."""
-    for preset, section in sections().items():
-        named = {name: value for name, value in flatten(section).items() if name in there} if SIZE.fullmatch(preset) else {}
-        if named and all(there[name] == value for name, value in named.items()):
-            return preset
-    return None
+            raise DoesNotFit(
+                f"the checkpoint does not have the sizes of the preset {preset}: it has {'; '.join(other)}; {way_out}", way_out=True
+            )
 
 
 def _of_generation(stored: dreamerv3_torch.Stored, config: settings.Config) -> dict:
@@ -400,7 +382,7 @@ def _refusal(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Levels) -
     flags = " ".join(words)
     if flags:
         text += f". Flags that {'change the other differences' if remaining else 'fit'}: {flags}"
-        preset = _size_preset(sizes.read(there) | sizes.latent_settings(levels))
+        preset = size_preset(sizes.read(there) | sizes.latent_settings(levels))
         text += f" (the preset {preset} has these sizes)" if preset else ""
     return DoesNotFit(text, "" if remaining else flags)
 

@@ -57,7 +57,15 @@ NOT_IN_TENSORS = (
     *MEANING,
     *("dyn_rec_depth", "encoder.symlog_inputs", "encoder.minres", "decoder.minres", "decoder.cnn_sigmoid", "decoder.vector_dist"),
     # Without images no tensor tells these, and they must go together all the same.
-    *("encoder.cnn", "encoder.kernel_size", "decoder.cnn", "decoder.kernel_size", "decoder.cnn_depth", "decoder.blocks"),
+    *(
+        "encoder.cnn",
+        "encoder.cnn_depth",
+        "encoder.kernel_size",
+        "decoder.cnn",
+        "decoder.kernel_size",
+        "decoder.cnn_depth",
+        "decoder.blocks",
+    ),
 )
 # Settings that only some optimizers allow, see settings/combinations.py. Weights do not depend on them.
 IN_COMBINATION = ("imag_gradient", "agc", "warmup", "replay_context", "critic.replay_scale")
@@ -85,6 +93,19 @@ def read(shapes: Shapes) -> dict:
     """Returns every setting that the tensors of an agent tell, by name, except the sizes of the latent (`latent_sizes`)."""
     found = {name: rule(shapes) for name, rule in RULES.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+DECODED_VECTOR = re.compile(r"(_wm\.heads\.decoder\._mlp\.mean_layer)\.(.+)\.(weight|bias)")
+
+
+def vector_keys(names: Iterable[str]) -> set[str]:
+    """The keys of decoded vectors."""
+    return {match[2] for name in names if (match := DECODED_VECTOR.fullmatch(name))}
+
+
+def rename_vector(stored: Stored, key: str) -> Stored:
+    """Gives the only vector of a checkpoint another key. Tensors keep their order, by which the optimizer's state is numbered."""
+    return stored._replace(weights={DECODED_VECTOR.sub(rf"\1.{key}.\3", name): tensor for name, tensor in stored.weights.items()})
 
 
 # Rules

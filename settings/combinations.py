@@ -1,12 +1,23 @@
 """Refuses orders of presets and combinations of settings that have no meaning."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+from settings.files import flatten, sections
 
 GENERATION = "dreamerv3_2025"
 OF_2023 = ("small", "crafter", "minecraft")  # presets whose network sizes are made for the defaults
 SIZE = re.compile(r"size\d+m")
 ONLY_ADAM = ("grad_clip", "actor.lr", "actor.eps", "actor.grad_clip", "critic.lr", "critic.eps", "critic.grad_clip")
+
+
+def size_preset(values: Mapping[str, object]) -> str | None:
+    """The preset of `dreamerv3_2025` whose sizes are these values, by name with dots; those that are not among them do not count."""
+    for preset, section in sections().items():
+        named = {name: size for name, size in flatten(section).items() if name != "dataset_size"} if SIZE.fullmatch(preset) else {}
+        if named and all(values.get(name, size) == size for name, size in named.items()):
+            return preset
+    return None
 
 
 def check_presets(presets: Iterable[str]) -> None:

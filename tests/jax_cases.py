@@ -1,4 +1,4 @@
-"""Two small agents of the JAX original, and what ours do with their weights and batches, by the recordings' names.
+"""Four small agents of the JAX original, and what ours do with their weights and batches, by the recordings' names.
 
 `tests/data/jax_reference` has weights, batches and answers of danijar/dreamerv3 at commit e3f0224, recorded with modes in place of samples,
 and its parameter counts.

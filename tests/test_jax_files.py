@@ -20,7 +20,7 @@ import tools
 from benchmarks.reliability import mutations
 from checkpoints import fitting, jax_original
 from checkpoints.jax_original import __main__ as command
-from checkpoints.jax_original import export
+from checkpoints.jax_original import export, options
 from dreamer import Dreamer
 from envs.spaces import OneHot
 from jax_cases import CHECKPOINTS, FOLDER, make_agent, new_agent, stored
@@ -76,7 +76,7 @@ def test_the_newest_checkpoint_counts_and_one_without_the_file_done_does_not(run
     assert checkpoints.locate(run) == newest / "agent.pkl"
     (newest / "done").unlink()
     for path in (run, run / "ckpt", newest):
-        with pytest.raises(ValueError, match="was not written to its end, since it has no file 'done'; give another folder in"):
+        with pytest.raises(ValueError, match="is incomplete, since it has no file 'done'; give another folder in"):
             checkpoints.load(path)
 
 
@@ -121,12 +121,12 @@ def test_a_file_that_runs_code_is_refused_and_would_have_run_it(run, tmp_path):
 
 NAN = np.array([np.nan], np.float32)
 DAMAGE = {
-    "a missing weight": ({"dyn__obslogit__bias": None}, "its optimizer has a state of what it lacks, .*opt/state/1/1/dyn/obslogit/bias"),
+    "a missing weight": ({"dyn__obslogit__bias": None}, "its optimizer has states without a parameter: opt/state/1/1/dyn/obslogit/bias"),
     "a missing core": ({"dyn__dyngru__kernel": None}, "lacks the parameter dyn/dyngru/kernel, which every agent has"),
     "a missing moment": ({"opt__state__2__1__dyn__obslogit__bias": None}, "lacks the parameter opt/state/2/1/dyn/obslogit/bias"),
     "one percentile": ({"retnorm__lo__value": None}, "lacks the parameter retnorm/lo/value"),
     "an extra weight": ({"dyn__extra__kernel": np.ones((2, 2), np.float32)}, "parameters that no layer of hDreamer has: dyn/extra/kernel"),
-    "an extra state": ({"opt__state__9__extra": np.ones(2, np.float32)}, "or of what hDreamer does not have: opt/state/9/extra"),
+    "an extra state": ({"opt__state__9__extra": np.ones(2, np.float32)}, "its optimizer has states without a parameter: opt/state/9/extra"),
     "a foreign normaliser": ({"valnorm__mean__value": np.float32([0.0])}, "no layer of hDreamer has: valnorm/mean/value"),
     "NaN in a weight": ({"con__head__logit__bias": NAN}, r"numbers that are not finite, in _wm\.heads\.cont\.mean_layer\.bias"),
     "NaN in a moment": ({"opt__state__1__1__con__head__logit__bias": NAN}, "not finite, in exp_avg_sq of _wm.heads.cont.mean_layer.bias"),
@@ -184,9 +184,7 @@ def test_mutated_files_load_or_are_refused_in_one_line(run, count):
 
 
 OTHER_PROGRAM = {
-    "agent.dyn.rssm.absolute": (True, "its networks have agent.dyn.rssm.absolute true; hDreamer has false alone"),
-    "agent.rewhead.output": ("symlog_twohot", "its networks have agent.rewhead.output symlog_twohot"),
-    "agent.dec.simple.mults": ([1, 2], r"its networks have agent.dec.simple.mults \[1, 2\]"),
+    **{name: ("another", f"its networks have {name} another; hDreamer has ") for name in options.NETWORKS},
     "agent.dyn.rssm.stoch": (3, "tells a latent of 3 x 4, and its parameters one of 8 entries"),
     "agent.opt.lr": ("fast", "setting 'model_lr' is 'fast'"),
     "agent.horizon": (0, "agent.horizon"),
@@ -251,10 +249,52 @@ def test_without_config_yaml_the_latent_is_grouped_as_the_agents_own(run):
     agent = make_agent("checkpoint_cartpole")
     report = agent.load_checkpoint(found)
     assert "latent of 2 categoricals of 4 classes" in report["format"] and "there is no config.yaml" in report["notes"]
-    with pytest.raises(ValueError, match="does not say|holds no settings and task"):
+    with pytest.raises(ValueError, match="holds no settings and task"):
         dreamer.load_agent(run)
     with pytest.raises(ValueError, match="the file does not tell its classes"):
         new_agent("checkpoint_cartpole", dyn_stoch=3, dyn_discrete=3).load_checkpoint(found)
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_every_name_of_a_setting_is_one_of_the_original(case):
+    recorded = settings.flatten(settings.read_yaml(FOLDER / case / "config.yaml"))
+    assert {*options.SAME.values(), *options.NETWORKS, *options.LEARNING} <= recorded.keys()
+    for name, value in {**options.NETWORKS, **options.LEARNING}.items():
+        assert recorded[name] == value, name
+    config, learned = options.ours(settings.read_yaml(FOLDER / case / "config.yaml"), {})
+    written = settings.flatten(options.theirs(settings.flatten(config)))
+    assert not learned and {name: recorded[name] for name in written} == written
+
+
+def test_atari_runs_of_the_original_name_our_task_and_environment(run):
+    for task, expected in (
+        ("atari_pong", {"task": "atari_pong", "action_repeat": 4, "sticky": True, "actions": "all"}),
+        ("atari100k_pong", {"task": "atari_pong", "action_repeat": 4, "sticky": False, "actions": "needed"}),
+        ("dmc_walker_walk", {"task": "dmc_walker_walk", "action_repeat": 1}),
+    ):
+        change_options(run, "task", task)
+        config = checkpoints.load(run)["config"]
+        assert {name: config[name] for name in expected} == expected
+
+
+def test_the_flags_for_the_original_mean_the_same_agent():
+    for presets, words in (([NEW, "size1m"], ["--configs", "size1m"]), ([NEW, "size50m"], ["--configs", "size50m"])):
+        config = settings.flatten(tools.load_config(presets, {**TASK, "imag_horizon": 16}))
+        assert options.flags(config) == " ".join([*words, "--batch_length", "4", "--run.train_ratio", "512.0"])
+    config = settings.flatten(checkpoints.load(DUMMY)["config"])
+    words = options.flags(config).split()
+    named = dict(zip(words[::2], words[1::2]))
+    assert named["--agent.dyn.rssm.deter"] == "16" and named["--agent.dyn.rssm.blocks"] == "4" and named["--agent.opt.lr"] == "0.01"
+    pong = settings.flatten(tools.load_config([NEW, "size1m"], {"task": "atari_pong", "device": "cpu"}))
+    assert "--env.atari.sticky False --env.atari.actions needed" in options.flags(pong) and "--env.atari.size 64 64" in options.flags(pong)
+
+
+def test_a_run_counts_frames_by_the_action_repeat_of_the_original(run):
+    change_options(run, "task", "dmc_cartpole_swingup")
+    change_options(run, "env.dmc.repeat", 2)
+    assert jax_original.frames(checkpoints.load(run), 1) == 7128
+    (run / "config.yaml").unlink()
+    assert jax_original.frames(checkpoints.load(run), 3) == 10692
 
 
 # Sizes
@@ -330,7 +370,8 @@ def test_a_size_preset_must_be_that_of_the_checkpoint():
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_loaded_agent_is_written_as_it_was_stored(case, tmp_path, capsys):
     agent, original = make_agent(case), stored(case)
-    checkpoints.save(tmp_path / "latest.pt", {**agent.checkpoint(), **dict.fromkeys(checkpoints.RUN - checkpoints.AGENT - {"version"}, 0)})
+    counters = {**dict.fromkeys(checkpoints.RUN - checkpoints.AGENT - {"version"}, 0), "step": original["steps"]}
+    checkpoints.save(tmp_path / "latest.pt", {**agent.checkpoint(), **counters})
     for source in (tmp_path / "latest.pt", FOLDER / case):
         output = tmp_path / f"out-{source.name}"
         assert command.main([str(source), str(output)]) == 0
@@ -339,15 +380,16 @@ def test_a_loaded_agent_is_written_as_it_was_stored(case, tmp_path, capsys):
         for name, array in original["params"].items():
             found = written["params"][name]
             assert (found.dtype, found.shape) == (array.dtype, array.shape) and np.array_equal(found, array), name
-        assert written["counters"]["updates"] == original["counters"]["updates"]
-        assert (agent_file(output).parent / "done").exists() and pickle.loads(
-            (agent_file(output).parent / "replay.pkl").read_bytes()
-        ) is None
+        others = [pickle.loads((agent_file(output).parent / name).read_bytes()) for name in ("step.pkl", "replay.pkl")]
+        assert others == [original["steps"], None] and (agent_file(output).parent / "done").exists()
+        expected = original["counters"]
+        if source.name == "latest.pt":  # knows updates and steps alone
+            expected = {"updates": expected["updates"], "batches": expected["updates"], "actions": original["steps"] // agent._config.envs}
+        assert written["counters"] == expected
         again = new_agent(case)
         again.load_checkpoint(checkpoints.load(output))
         assert same(dict(again.state_dict()), dict(agent.state_dict()))
         assert same(again.checkpoint()["optims_state_dict"], agent.checkpoint()["optims_state_dict"])
-    assert pickle.loads((agent_file(output).parent / "step.pkl").read_bytes()) == original["steps"]
     assert "To go on with it in the original:" in capsys.readouterr().out
     assert command.main([str(source), str(output)]) == 2 and "exists; give another name" in capsys.readouterr().err
 
@@ -423,9 +465,10 @@ def test_agents_that_the_original_does_not_have_are_not_written(overrides, told)
 
 
 def test_agents_of_2023_are_not_written(tmp_path, capsys):
-    for path in ("atari", "dmc"):
-        assert command.main([str(FOLDER.parent / "dreamerv3_torch" / path), str(tmp_path / "out")]) == 2
-        assert "error: it does not tell its settings and task" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert command.main([str(FOLDER.parent / "dreamerv3_torch" / "atari"), str(tmp_path / "out")]) == 2
+    assert "it stores no settings; give a run folder of hDreamer or of the JAX original" in capsys.readouterr().err
+    assert command.main([str(FOLDER.parent / "earlier_runs" / "flat"), str(tmp_path / "out")]) == 2
+    assert "the original has no agent with optimizer adam, dyn_core gru" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # Runs
@@ -448,9 +491,10 @@ def test_a_run_goes_on_with_everything_flat_and_with_two_levels(tmp_path, capsys
     output = " ".join(capsys.readouterr().out.split())
     assert "Resuming at frame 3,564 after 1,378 updates, with 96 steps in memory." in output
     assert "format DreamerV3 in JAX; latent of 2 categoricals of 4 classes" in output
+    assert "To learn with the numbers of the old run: --model_lr 0.01 --warmup 20" in output or name == "whatever presets say"
     assert "moments of 79 tensors, after 1,378 updates" in output or name != "flat"
     assert "6 episodes, 96 steps, 102 of their observations with latents" in output
-    assert "102 of the steps in memory have the latents that they had." in output
+    assert "102 of the observations in memory have the latents that they had." in output
     found = checkpoints.load(logdir)
     assert found["step"] == 3580 and found["updates"] > 1378 and len(list((logdir / "train_eps").glob("*.npz"))) >= 7
     start(logdir, *presets, "--steps", "3590")
@@ -462,10 +506,11 @@ def test_a_run_goes_on_with_everything_flat_and_with_two_levels(tmp_path, capsys
 
 def test_a_run_of_the_original_is_never_continued_in_its_own_folder(run, capsys):
     before = sorted(path.relative_to(run) for path in run.rglob("*"))
-    start(run, NEW, "--steps", "10", code=2)
-    assert (
-        f"holds a run of DreamerV3 in JAX; begin a new run with it: --from_checkpoint {run} and another --logdir" in capsys.readouterr().err
-    )
+    for words in (["--logdir", str(run)], [str(run)], ["--configs", "defaults", NEW, *FLAGS, "--logdir", str(run), "--steps", "10"]):
+        assert dreamer.main(words) == 2
+        told = capsys.readouterr().err
+        assert "holds a run of DreamerV3 in JAX; begin a new run with it, in another folder: --configs defaults dreamerv3_2025" in told
+        assert f"--from_checkpoint {run}" in told and len(told.splitlines()) == 1
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 

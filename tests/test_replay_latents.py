@@ -586,7 +586,7 @@ def test_a_resumed_run_has_the_latents_that_it_had(finished, capsys):
     before = stored(finished.data.replay)
     assert sum(any(map(any, latents)) for latents in before.values()) > 150  # nearly all: the policy acted, updates wrote
     after = stored(reopened(finished.logdir))
-    assert "of the steps in memory have the latents that they had" in capsys.readouterr().out
+    assert "of the observations in memory have the latents that they had" in capsys.readouterr().out
     shared = before.keys() & after.keys()
     assert len(shared) > 150 and all(after[key] == before[key] for key in shared)
     assert len(after.keys() - before.keys()) <= 2  # the first observations of the new episodes
@@ -653,7 +653,7 @@ def test_a_killed_run_goes_on_with_the_latents_that_were_saved_last(tmp_path, ca
         process.wait()
     memory = reopened(logdir)
     captured = capsys.readouterr()
-    count = int(re.search(r"([\d,]+) of the steps in memory have the latents", captured.out)[1].replace(",", ""))
+    count = int(re.search(r"([\d,]+) of the observations in memory have the latents", captured.out)[1].replace(",", ""))
     assert 0 < count <= len(memory)
     with np.load(logdir / "latents.npz") as file:
         assert count <= file["lengths"].sum()

@@ -197,11 +197,13 @@ class Environments:
         Args:
             directory: for the episodes.
         """
-        if "conventions" not in checkpoint:
-            return folder.take_over_episodes(origin.parent / "train_eps", directory)
+        if not jax_original.made(checkpoint):
+            folder.take_over_episodes(origin.parent / "train_eps", directory)
+            return
         source, parts = jax_original.run_folder(origin) / "replay", ActionCodec(self.act_space).parts
         if not source.is_dir():
-            return console.warn(f"there is no folder {source}, so the run begins without episodes")
+            console.warn(f"there is no folder {source}, so the run begins without episodes")
+            return
         vectors = [key for key, space in self.obs_space.spaces.items() if len(space.shape) == 1 and not key.startswith("log_")]
         taken = chunks.take_over(
             source,

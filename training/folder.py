@@ -6,10 +6,13 @@ import filecmp
 import itertools
 import json
 import pathlib
+import shlex
 
 import checkpoints
 import settings
+from checkpoints import jax_original
 from envs.gym import check_modules, modules_of
+from settings.combinations import GENERATION
 from storage import files
 
 
@@ -109,7 +112,14 @@ def _check(stored: dict, logdir: pathlib.Path) -> None:
 
 
 def stored_settings(logdir: pathlib.Path) -> dict:
-    """The settings that a folder or the checkpoint in it stores; empty if there are none."""
+    """The settings that a folder or the checkpoint in it stores; empty if there are none.
+
+    Raises:
+        ValueError: for a run of the JAX original, which is never continued in its own folder.
+    """
+    if not (logdir / "latest.pt").exists() and jax_original.locate(logdir):
+        command = f"--configs defaults {GENERATION} --task ... --from_checkpoint {shlex.quote(str(logdir))}"
+        raise ValueError(f"{logdir} holds a run of DreamerV3 in JAX; begin a new run with it, in another folder: {command}")
     if (logdir / "config.yaml").exists():
         return settings.read_yaml(logdir / "config.yaml")
     stored = checkpoints.load(logdir / "latest.pt").get("config") if (logdir / "latest.pt").exists() else None
@@ -118,7 +128,7 @@ def stored_settings(logdir: pathlib.Path) -> dict:
 
 def stored_config(logdir: pathlib.Path) -> dict:
     """The settings of the run in this folder; empty if it holds neither weights nor episodes."""
-    begun = (logdir / "latest.pt").exists() or any(logdir.glob("train_eps/*.npz"))
+    begun = (logdir / "latest.pt").exists() or any(logdir.glob("train_eps/*.npz")) or jax_original.locate(logdir)
     return stored_settings(logdir) if begun else {}
 
 

@@ -45,7 +45,7 @@ class LatentFile:
                 f"latents of replayed steps cannot be read from {self.path} ({reason}); they begin with zeros, which updates replace"
             )
         else:
-            console.say(f"{loaded:,} of the steps in memory have the latents that they had.")
+            console.say(f"{loaded:,} of the observations in memory have the latents that they had.")
 
     def save(self, last: bool = False) -> None:
         """Writes the latents if they have changed and the last write was long enough ago; with `last`, whenever it was."""

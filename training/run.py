@@ -368,11 +368,6 @@ class Run:
             self._source, self._way_out, self.origin = own, None, None
         elif self.origin:
             self._source, self._way_out = self.origin, "Give another --from_checkpoint"
-        elif own and jax_original.locate(self.logdir):
-            raise ValueError(
-                f"{self.logdir} holds a run of DreamerV3 in JAX; begin a new run with it: --from_checkpoint {self.logdir} and "
-                "another --logdir"
-            )
         elif own and own.with_name("latest_model.pt").exists():  # a new agent would learn beside the old one's episodes
             raise ValueError(
                 f"{self.logdir} has a latest_model.pt, as early versions of dreamerv3-torch wrote it, but no latest.pt; those weights "
@@ -398,13 +393,13 @@ class Run:
         try:
             yield
         except ValueError as error:
-            way_out = "" if getattr(error, "flags", "") else f". {self._way_out or 'Give another --logdir'}"
+            way_out = "" if getattr(error, "way_out", False) else f". {self._way_out or 'Give another --logdir'}"
             raise ValueError(f"{self._source}: {error}{way_out}") from error
 
     def _restore(self, checkpoint: dict) -> None:
         """Sets counters, and random states if the run goes on in its own folder."""
         try:
-            self.step = int(checkpoint.get("step", self.config.action_repeat * checkpoint.get("agent_steps", 0)))
+            self.step = int(checkpoint["step"] if "step" in checkpoint else jax_original.frames(checkpoint, self.config.action_repeat))
             self.agent.updates = int(checkpoint.get("updates", self.agent.updates))
             self.data.restore(checkpoint, goes_on=not self.origin)
             if not self.origin:
@@ -420,6 +415,8 @@ class Run:
         differing = fitting.changes_of_model(self.agent, checkpoint)
         if differing:
             console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
+        if jax_original.made(checkpoint) and (flags := jax_original.training_flags(checkpoint, self.config)):
+            console.say(f"To learn with the numbers of the old run: {flags}")
 
 
 def _first_rows(batch: dict, count: int) -> dict:

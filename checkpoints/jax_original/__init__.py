@@ -13,12 +13,13 @@ import torch
 
 import settings
 from checkpoints.dreamerv3_torch import trained
+from checkpoints.jax_original import options
 from checkpoints.jax_original.names import BEHAVIOR, TRAINED, WM, Conventions, Translation, conventions_of
-from checkpoints.jax_original.options import read as read_options
 from checkpoints.sizes import MEANING, latent_entries, shapes_of
 from checkpoints.sizes import read as read_sizes
 from console import first
 from envs.spaces import ActionPart
+from settings.files import show
 from storage import pickles
 
 FILE = "agent.pkl"
@@ -34,7 +35,7 @@ def locate(folder: pathlib.Path) -> pathlib.Path | None:
     """Finds the newest agent.pkl of a run, given its folder, its `ckpt`, or a folder in that; None if this is none of them.
 
     Raises:
-        ValueError: if it was not written to its end, or if `ckpt/latest` leads nowhere.
+        ValueError: if it is incomplete, or if `ckpt/latest` leads nowhere.
     """
     parent = folder / "ckpt" if (folder / "ckpt" / "latest").is_file() else folder
     latest = parent / "latest"
@@ -46,7 +47,7 @@ def locate(folder: pathlib.Path) -> pathlib.Path | None:
     if not (folder / FILE).is_file():
         return None
     if not (folder / "done").exists():
-        raise ValueError(f"{folder} was not written to its end, since it has no file 'done'; give another folder in {folder.parent}")
+        raise ValueError(f"{folder} is incomplete, since it has no file 'done'; give another folder in {folder.parent}")
     return folder / FILE
 
 
@@ -96,9 +97,9 @@ def convert(stored: dict) -> dict:
     conventions = conventions_of(params)
     translation = Translation(conventions)
     weights = _weights(params, translation)
-    # Which observations are encoded is not a setting there.
+    # An agent there encodes and decodes all observations, so no `*_keys` are taken.
     told = {name: value for name, value in read_sizes(shapes_of(weights)).items() if name not in MEANING and not name.endswith("_keys")}
-    config, learned = read_options(stored["options"], told)
+    config, learned = options.ours(stored["options"], told)
     levels = _levels(stored["options"], config, weights)
     state = collections.OrderedDict(weights)
     state._metadata = {f"{WM}dynamics": {"levels": levels}} if levels else {}
@@ -176,13 +177,29 @@ def _optimizer(params: dict[str, np.ndarray], translation: Translation, weights:
         used |= set(stored.values())
     unknown = [name for name in params if name.startswith("opt/") and name not in used]
     if unknown:
-        raise ValueError(f"its optimizer has a state of what it lacks, or of what hDreamer does not have: {first(unknown)}")
+        raise ValueError(f"its optimizer has states without a parameter: {first(unknown)}")
     return {"_opt": {"state": state, "param_groups": [{"params": list(state)}]}}
 
 
 def in_optimizer(name: str) -> str:
     """The name of a parameter in the optimizer's state."""
     return name.lower().replace("_", "")
+
+
+def made(checkpoint: dict) -> bool:
+    """Whether `convert` has made a checkpoint."""
+    return "conventions" in checkpoint
+
+
+def frames(checkpoint: dict, action_repeat: int) -> int:
+    """Environment frames that an agent of the original has seen; `action_repeat` counts if its run does not tell its own."""
+    return checkpoint.get("agent_steps", 0) * checkpoint.get("config", {}).get("action_repeat", action_repeat)
+
+
+def training_flags(checkpoint: dict, config: settings.Config) -> str:
+    """The flags that set what differs between a run and one of the original in how they learn."""
+    before, now = settings.flatten(checkpoint["config"]), settings.flatten(config)
+    return " ".join(f"--{name} {show(before[name])}" for name in options.TRAINING if before[name] != now[name])
 
 
 def renamed(checkpoint: dict, vectors: list[str], actions: dict[str, ActionPart]) -> dict[str, str]:

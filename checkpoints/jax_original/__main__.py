@@ -5,9 +5,11 @@ python -m checkpoints.jax_original logdir/run exported
 
 import argparse
 import pathlib
+import shlex
 import sys
 
 import checkpoints
+import settings
 from checkpoints.jax_original import export, options
 
 
@@ -19,19 +21,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="a flat run of dreamerv3_2025, its latest.pt, or a run of the JAX original")
     parser.add_argument("output", type=pathlib.Path, help="the folder to write; it must not exist")
     arguments = parser.parse_args(argv)
+    output = arguments.output.expanduser().resolve()
     try:
-        if arguments.output.exists():
-            raise ValueError(f"{arguments.output} exists; give another name")
-        state = export.export(checkpoints.load(arguments.checkpoint, "Give another one"))
-        folder = export.write(arguments.output.expanduser(), state)
+        if output.exists():
+            raise ValueError(f"{output} exists; give another name")
+        checkpoint = checkpoints.load(arguments.checkpoint, "Give another one")
+        try:
+            state = export.export(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{arguments.checkpoint} cannot be written as the original stores it: {error}") from error
+        folder = export.write(output, state)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        f"Wrote {folder}: {len(state['params'])} arrays after {state['counters']['updates']:,} updates. To go on with it in the original:"
-    )
-    flags = options.size_flags(state["options"])
-    print(f"    python dreamerv3/main.py --task {state['options']['task']} {flags} --logdir {arguments.output.resolve()}")
+    print(f"Wrote {folder}: {len(state['params'])} arrays after {state['counters']['updates']:,} updates, without episodes.")
+    config = settings.completed(checkpoint["config"])
+    print("To go on with it in the original:")
+    print(f"    python dreamerv3/main.py --task {config['task']} {options.flags(config)} --logdir {shlex.quote(str(output))}")
     return 0
 
 

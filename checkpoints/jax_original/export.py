@@ -8,16 +8,16 @@ import numpy as np
 from torch import Tensor
 
 import settings
-from checkpoints import fitting, sizes
+from checkpoints import sizes
 from checkpoints.dreamerv3_torch import Stored, moments
-from checkpoints.jax_original import FILE, MOMENTS, PERCENTILES, in_optimizer, options
+from checkpoints.jax_original import FILE, MOMENTS, PERCENTILES, in_optimizer, made, options
 from checkpoints.jax_original.names import BEHAVIOR, KINDS, TRAINED, Conventions, Translation
 from console import first
 from envs.spaces import ActionCodec, OneHot, space_of
 from settings.files import show
 
 # Counters of updates.
-COUNTS = ("opt/step/value", "opt/state/1/0", "opt/state/2/0", "opt/state/3/count", "slowval_count/value")
+COUNTERS = ("opt/step/value", "opt/state/1/0", "opt/state/2/0", "opt/state/3/count", "slowval_count/value")
 # What an agent of the original has, and what only matters for images.
 NEEDED = {
     "optimizer": ("laprop",),
@@ -53,13 +53,10 @@ def export(checkpoint: dict) -> dict:
     """
     stored = sizes.read_checkpoint(checkpoint)
     if not stored.settings or "task" not in stored.settings:
-        raise ValueError("it does not tell its settings and task")
+        raise ValueError("it stores no settings; give a run folder of hDreamer or of the JAX original")
     config = settings.completed(stored.settings)
-    needed = {**NEEDED, **(NEEDED_FOR_IMAGES if sizes.conv_stacks(sizes.shapes_of(stored.weights), sizes.DECODER) else {})}
-    wrong = [f"{name} {show(config[name])}" for name, allowed in needed.items() if config[name] not in allowed]
-    if wrong:
-        raise ValueError(f"the original has no agent with {first(wrong)}; only flat agents of dreamerv3_2025 can be exported")
-    if "conventions" in checkpoint:
+    _check_exportable(config, stored)
+    if made(checkpoint):
         conventions = checkpoint["conventions"]
     else:
         stored = _with_their_key(stored, config["task"])
@@ -69,30 +66,45 @@ def export(checkpoint: dict) -> dict:
     names = {name: translation.their_name(name) for name in weights if not name.startswith("_expl_behavior.")}
     unknown = [name for name, theirs in names.items() if theirs is None]
     if unknown:
-        raise ValueError(f"it has tensors that the original has not: {first(unknown)}")
-    params = {theirs: _array(translation, theirs, weights[name]) for name, theirs in names.items()}
+        raise ValueError(f"the original has no counterpart of {first(unknown)}")
+    updates, moments = _optimizer(stored, names, int(checkpoint.get("updates", 0)))
+    tensors = {theirs: (theirs, weights[name]) for name, theirs in names.items()} | moments
+    params = {key: np.ascontiguousarray(translation.to_theirs(name, tensor.numpy())) for key, (name, tensor) in tensors.items()}
     params |= {name: np.array(value) for name, value in zip(PERCENTILES, percentiles)}
-
-    by_name = moments("_opt", stored)
-    updates = max([int(checkpoint.get("updates", 0)), *(int(slots["step"]) for slots in by_name.values())])
-    for name, theirs in names.items():
-        for key, prefix in MOMENTS.items() if TRAINED.fullmatch(theirs) else ():
-            moment = by_name[name][key] if name in by_name else weights[name].new_zeros(weights[name].shape)
-            params[prefix + in_optimizer(theirs)] = _array(translation, theirs, moment)
-    params |= {name: np.array(updates, np.int32) for name in COUNTS}
+    params |= {name: np.array(updates, np.int32) for name in COUNTERS}
     steps = checkpoint.get("agent_steps", int(checkpoint.get("step", 0)) // config.get("action_repeat", 1))
     counters = checkpoint.get("counters") or {"updates": updates, "batches": updates, "actions": steps // config["envs"]}
-    return {"params": dict(sorted(params.items())), "counters": counters, "steps": steps, "options": options.write(config)}
+    return {"params": dict(sorted(params.items())), "counters": counters, "steps": steps, "options": options.theirs(config)}
 
 
-def _array(translation: Translation, name: str, tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(translation.to_theirs(name, tensor.numpy()))
+def _check_exportable(config: dict, stored: Stored) -> None:
+    """Raises ValueError if the original has no agent with these settings."""
+    has_images = sizes.conv_stacks(sizes.shapes_of(stored.weights), sizes.DECODER)
+    needed = {**NEEDED, **(NEEDED_FOR_IMAGES if has_images else {})}
+    wrong = [f"{name} {show(config[name])}" for name, allowed in needed.items() if config[name] not in allowed]
+    if wrong:
+        raise ValueError(f"the original has no agent with {first(wrong)}; only flat agents of dreamerv3_2025 can be exported")
+
+
+def _optimizer(stored: Stored, names: dict[str, str], updates: int) -> tuple[int, dict[str, tuple[str, Tensor]]]:
+    """The number of updates, and by their names in the original the moments of all parameters, each with the parameter's name there.
+
+    Args:
+        names: of our tensors in the original.
+        updates: if no parameter has moments yet.
+    """
+    by_name, found = moments("_opt", stored), {}
+    for name, theirs in names.items():
+        for key, prefix in MOMENTS.items() if TRAINED.fullmatch(theirs) else ():
+            zeros = stored.weights[name].new_zeros(stored.weights[name].shape)
+            found[prefix + in_optimizer(theirs)] = theirs, by_name.get(name, {}).get(key, zeros)
+    return max([updates, *(int(slots["step"]) for slots in by_name.values())]), found
 
 
 def _with_their_key(stored: Stored, task: str) -> Stored:
     """Names a vector without a name as the original's gym suite does."""
-    nameless = fitting.vector_keys(stored.weights) == {"vector"} and task.startswith("gym_")
-    return fitting.rename_vector(stored, "image") if nameless else stored
+    nameless = sizes.vector_keys(stored.weights) == {"vector"} and task.startswith("gym_")
+    return sizes.rename_vector(stored, "image") if nameless else stored
 
 
 def _conventions(spaces: dict, config: dict, weights: dict[str, Tensor]) -> Conventions:
@@ -100,7 +112,7 @@ def _conventions(spaces: dict, config: dict, weights: dict[str, Tensor]) -> Conv
     if not isinstance(spaces, dict):
         raise ValueError("it does not tell its observations and actions; continue its run for one step, which stores them")
     observed, actions = space_of(spaces.get("observation")).spaces, ActionCodec(space_of(spaces.get("action"))).parts
-    stacks, keys = sizes.conv_stacks(sizes.shapes_of(weights), sizes.DECODER), fitting.vector_keys(weights)
+    stacks, keys = sizes.conv_stacks(sizes.shapes_of(weights), sizes.DECODER), sizes.vector_keys(weights)
     one_hots = [key for key, space in observed.items() if isinstance(space, OneHot)]
     return Conventions(
         deter=config["dyn_deter"],

@@ -19,7 +19,7 @@ import numpy as np
 
 WM, BEHAVIOR = "_wm.", "_task_behavior."
 ENCODER, DYNAMICS, DECODER = f"{WM}encoder.", f"{WM}dynamics.", f"{WM}heads.decoder."
-NUMBER = "{i}"
+NUMBER, MOST_LAYERS = "{i}", 100
 
 
 class Rule(NamedTuple):
@@ -111,11 +111,23 @@ class Conventions(NamedTuple):
         for key, kind in self.actions.items():
             outputs = {"logits": ACTION_LAYERS["mean"]} if kind == "logits" else ACTION_LAYERS
             rules += [Rule(f"pol/head/{key}/{output}", layer if alone else f"{layer}.{key}") for output, layer in outputs.items()]
-        rules.append(Rule("dec/imgout", f"{DECODER}_cnn.convs.{last}"))
         rules += [
-            Rule(f"dec/conv{{i}}{end}", f"{DECODER}_cnn.{ours}.{{i}}", -1, last - 1) for end, ours in (("", "convs"), ("norm", "norms"))
+            Rule("dec/imgout", f"{DECODER}_cnn.convs.{last}"),
+            Rule("dec/conv{i}", f"{DECODER}_cnn.convs.{{i}}", -1, last - 1),
+            Rule("dec/conv{i}norm", f"{DECODER}_cnn.norms.{{i}}", -1, last - 1),
         ]
         return rules
+
+    def names(self) -> dict[str, str]:
+        """Our tensor for each parameter that such an agent can have, by the original's name."""
+        found = {}
+        for rule in self.rules():
+            for number in range(MOST_LAYERS if NUMBER in rule.theirs else 1):
+                ours = rule.offset + rule.stride * number
+                if ours >= 0:
+                    layers = rule.theirs.replace(NUMBER, str(number)), rule.ours.replace(NUMBER, str(ours))
+                    found |= {f"{layers[0]}/{theirs}": f"{layers[1]}.{leaf}" for theirs, leaf in _leaves(rule).items()}
+        return found
 
 
 def conventions_of(params: Mapping[str, np.ndarray]) -> Conventions:
@@ -154,29 +166,16 @@ class Translation:
 
     def __init__(self, conventions: Conventions):
         self._conventions = conventions
-        rules = conventions.rules()
-        self._theirs = [(_pattern(rule.theirs), rule) for rule in rules]
-        self._ours = [(_pattern(rule.ours), rule) for rule in rules]
+        self._ours = conventions.names()
+        self._theirs = {ours: theirs for theirs, ours in self._ours.items()}
 
     def our_name(self, name: str) -> str | None:
         """The name of our tensor for a parameter of the original; None if there is none."""
-        layer, _, leaf = name.rpartition("/")
-        for pattern, rule in self._theirs:
-            if (match := pattern.fullmatch(layer)) and leaf in _leaves(rule):
-                number = rule.offset + rule.stride * int(match[1]) if pattern.groups else 0
-                return f"{rule.ours.replace(NUMBER, str(number))}.{_leaves(rule)[leaf]}"
-        return None
+        return self._ours.get(name)
 
     def their_name(self, name: str) -> str | None:
         """The name of the original's parameter for a tensor of ours; None if there is none."""
-        layer, _, leaf = name.rpartition(".")
-        for pattern, rule in self._ours:
-            if match := pattern.fullmatch(layer):
-                number, rest = divmod(int(match[1]) - rule.offset, rule.stride) if pattern.groups else (0, 0)
-                theirs = [parameter for parameter, ours in _leaves(rule).items() if ours == leaf]
-                if theirs and not rest and number >= 0:
-                    return f"{rule.theirs.replace(NUMBER, str(number))}/{theirs[0]}"
-        return None
+        return self._theirs.get(name)
 
     def to_ours(self, name: str, array: np.ndarray) -> np.ndarray:
         """A parameter of the original, or its gradient or moment, in our layout.
@@ -225,10 +224,6 @@ class Translation:
         if READS_FEATURES.fullmatch(name):
             return 0, deter
         return (deter, self._conventions.vector_units) if name == "dyn/obs0/kernel" else (0, 0)
-
-
-def _pattern(name: str) -> re.Pattern:
-    return re.compile(re.escape(name).replace(re.escape(NUMBER), r"(\d{1,3})"))
 
 
 def _leaves(rule: Rule) -> dict[str, str]:

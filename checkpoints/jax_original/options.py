@@ -1,10 +1,11 @@
 """Settings of the JAX original, by its names, and ours."""
 
+import copy
 from collections.abc import Mapping
 
 import settings
-from settings.combinations import GENERATION, SIZE
-from settings.files import sections, show
+from settings.combinations import GENERATION, size_preset
+from settings.files import show
 
 # The original's name for each of our settings that has the same values there.
 SAME = {
@@ -55,27 +56,20 @@ SAME = {
     "replay_online": "replay.online",
     "seed": "seed",
 }
-OF_SIZE = ("deter", "hidden", "stoch", "classes", "blocks", "imglayers", "obslayers", "depth", "kernel", "layers", "units", "bspace")
+# The original's name for each setting of our suite atari.
+ATARI = {"sticky": "sticky", "actions": "actions", "lives": "lives", "noops": "noops", "size": "size", "grayscale": "gray"}
 HEADS = ("rewhead", "conhead", "policy", "value")
-# Settings that have one value here. With another one the networks compute something else, or they learn in another way.
+NETS = {"act": "silu", "norm": "rms", "mults": [2, 3, 4, 4], "outer": False, "strided": False}
+# Settings that have one value here. With another one the networks compute something else, or they learn in another way. The original
+# does not use `policy.unimix`.
 NETWORKS = {
-    "agent.enc.typ": "simple",
-    "agent.enc.simple.act": "silu",
-    "agent.enc.simple.norm": "rms",
-    "agent.enc.simple.mults": [2, 3, 4, 4],
-    "agent.enc.simple.outer": False,
-    "agent.enc.simple.strided": False,
+    **{f"agent.{net}.typ": "simple" for net in ("enc", "dec")},
+    **{f"agent.{net}.simple.{name}": value for net in ("enc", "dec") for name, value in NETS.items()},
     "agent.dyn.typ": "rssm",
     "agent.dyn.rssm.act": "silu",
     "agent.dyn.rssm.norm": "rms",
     "agent.dyn.rssm.absolute": False,
     "agent.dyn.rssm.dynlayers": 1,
-    "agent.dec.typ": "simple",
-    "agent.dec.simple.act": "silu",
-    "agent.dec.simple.norm": "rms",
-    "agent.dec.simple.outer": False,
-    "agent.dec.simple.strided": False,
-    "agent.dec.simple.mults": [2, 3, 4, 4],
     **{f"agent.{head}.act": "silu" for head in HEADS},
     **{f"agent.{head}.norm": "rms" for head in HEADS},
     "agent.rewhead.bins": 255,
@@ -112,18 +106,24 @@ LEARNING = {
     "agent.opt.momentum": True,
     "agent.opt.anneal": 0,
     "agent.opt.schedule": "const",
+    "replay.fracs.uniform": 1.0,
 }
+# Settings of ours that say how an agent learns and that a run takes from presets, not from a checkpoint.
+TRAINING = (
+    *("model_lr", "warmup", "agc", "weight_decay", "batch_size", "batch_length", "train_ratio", "imag_horizon", "discount"),
+    *("discount_lambda", "actor.entropy", "kl_free", "dyn_scale", "rep_scale", "critic.replay_scale", "critic.slow_target_fraction"),
+)
 
 
-def read(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
+def ours(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
     """Our settings of an agent that the original has trained.
 
     Args:
         options: the settings that the original stores, nested; empty if there is no such file.
         sizes: our settings that its tensors tell, by name with dots.
     Returns:
-        nested settings, those of `dreamerv3_2025` where nothing tells, with the original's task if it is known; and texts for the user
-        on how it learned in ways that are not ours.
+        nested settings, with the defaults of `dreamerv3_2025` for settings that nothing tells; and training settings that hDreamer does
+        not have, as texts. Without `options` there are no `task` and no `action_repeat`.
     Raises:
         ValueError: if its networks compute something that ours do not.
     """
@@ -132,7 +132,7 @@ def read(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
     other = {name: value for name, value in expected.items() if flat.get(name, value) != value}
     for name in other.keys() & NETWORKS.keys():
         raise ValueError(f"its networks have {name} {show(flat[name])}; hDreamer has {show(other[name])} alone")
-    values = {name: flat[theirs] for name, theirs in SAME.items() if theirs in flat}
+    values = {name: flat[stored] for name, stored in SAME.items() if stored in flat}
     try:
         if "agent.horizon" in flat:
             values["discount"] = 1.0 - 1.0 / flat["agent.horizon"]
@@ -142,15 +142,25 @@ def read(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
         raise ValueError("its config.yaml has an agent.horizon or agent.imag_length that is no number above 0") from error
     if "agent.enc.simple.symlog" in flat:
         values["encoder.symlog_inputs"] = "numbers" if flat["agent.enc.simple.symlog"] else "none"
+    # Its task may be of a suite that hDreamer does not have, so it is added afterwards.
     config = settings.plain(settings.load_config(["defaults", GENERATION], {"task": "gym_X-v0", **values, **sizes}))
-    del config["task"]
-    task = str(flat.get("task", ""))
-    found = {"task": task or None, "action_repeat": flat.get(f"env.{task.partition('_')[0]}.repeat")}
-    config |= {name: value for name, value in found.items() if value is not None}
+    config |= _environment(flat)
+    if not options:
+        del config["task"], config["action_repeat"]
     return config, [f"{name} {show(flat[name])} ({show(value)} here)" for name, value in other.items()]
 
 
-def write(config: Mapping) -> dict:
+def _environment(flat: Mapping) -> dict:
+    """Task and settings of its environment."""
+    suite, _, name = str(flat.get("task")).partition("_")
+    found = {"task": flat.get("task"), "action_repeat": flat.get(f"env.{suite}.repeat", 1)}
+    if suite in ("atari", "atari100k"):
+        found |= {ours: flat.get(f"env.{suite}.{stored}") for ours, stored in ATARI.items() if ours not in ("size", "grayscale")}
+        found["task"] = f"atari_{name}"
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def theirs(config: Mapping) -> dict:
     """The original's settings of an agent of ours, nested.
 
     Args:
@@ -163,25 +173,35 @@ def write(config: Mapping) -> dict:
     flat = {theirs: config[name] for name, theirs in SAME.items()} | NETWORKS | LEARNING
     flat |= {f"agent.{head}.units": config["units"] for head in HEADS}
     flat["agent.repl_loss.lam"] = config["discount_lambda"]
-    flat["agent.horizon"] = 1.0 / (1.0 - config["discount"])
     flat["agent.imag_length"] = config["imag_horizon"] - 1
     flat["agent.enc.simple.symlog"] = config["encoder.symlog_inputs"] == "numbers"
+    flat["agent.horizon"] = _whole(1.0 / (1.0 - config["discount"]))
+    suite = str(config["task"]).partition("_")[0]
+    if suite == "atari":
+        flat |= {f"env.atari.{stored}": config[ours] for ours, stored in ATARI.items()}
+    if suite in ("atari", "dmc"):
+        flat[f"env.{suite}.repeat"] = config["action_repeat"]
     return {"task": config["task"], **_nested(flat)}
 
 
-def size_flags(options: Mapping) -> str:
-    """The flags with which the original builds an agent of these sizes.
+def flags(config: Mapping) -> str:
+    """The flags with which the original builds such an agent and its environment.
 
     Args:
-        options: from `write`.
+        config: our settings, by name with dots.
     """
-    flat = settings.flatten(options)
-    for preset, section in sections().items():
-        sizes = {SAME[name]: value for name, value in settings.flatten(section).items() if name in SAME}
-        if SIZE.fullmatch(preset) and all(flat[name] == value for name, value in sizes.items()):
-            return f"--configs {preset}"
-    sizes = [name for name in flat if name.rpartition(".")[2] in OF_SIZE]
-    return " ".join(f"--{name} {show(flat[name])}" for name in sizes)
+    preset = size_preset(config) or "size1m"
+    # The original's own values are those of this preset, but for the environment and the ratio of training.
+    base = settings.load_config(["defaults", GENERATION, preset], {"task": "gym_X-v0"})
+    before, flat = (settings.flatten(theirs(settings.flatten(tree))) for tree in (base, config))
+    differing = [name for name, value in flat.items() if before.get(name) != value or name == "run.train_ratio"]
+    words = [f"--{name} {' '.join(map(str, flat[name])) if isinstance(flat[name], list) else flat[name]}" for name in differing]
+    return " ".join([f"--configs {preset}", *words])
+
+
+def _whole(value: float) -> float | int:
+    """A number as an integer, if it is one but for rounding."""
+    return round(value) if abs(value - round(value)) < 1e-6 else value
 
 
 def _nested(flat: Mapping) -> dict:
@@ -192,5 +212,5 @@ def _nested(flat: Mapping) -> dict:
         node = nested
         for part in path:
             node = node.setdefault(part, {})
-        node[last] = value
+        node[last] = copy.copy(value)  # YAML would write a list that stands twice as an alias
     return nested
