@@ -390,7 +390,7 @@ def _check_size(spaces: tuple, config: settings.Config, weights: dict) -> None:
 
 
 def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
-    """Observation and action space of a checkpoint. The first versions stored none; then the environment tells them."""
+    """Observation and action space of a checkpoint. The first versions and the JAX original store none; then the environment tells them."""
     if isinstance(stored := checkpoint.get("spaces"), dict):
         return space_of(stored.get("observation")), space_of(stored.get("action"))
     if modules := modules_of(config.task, config.get("import")):

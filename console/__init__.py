@@ -143,6 +143,11 @@ def table(title: str, rows: list[tuple[str, str]]) -> str:
     lines = [title]
     for name, value in rows:
         lines += textwrap.wrap(
-            value, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent, break_on_hyphens=False
+            value,
+            width,
+            initial_indent=f"  {name}".ljust(indent),
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+            break_long_words=False,
         ) or [f"  {name}"]
     return "\n".join(lines)

@@ -58,12 +58,12 @@ class Chunk(NamedTuple):
 
 
 class Field(NamedTuple):
-    """An array that every chunk has: its name there, shape or size of a step, dtypes, and `convert(name, values)`."""
+    """An array that every chunk has: its name there, the size of a step (of any shape) or its exact shape, dtypes, and its conversion."""
 
     name: str
     size: int | tuple[int, ...]
     dtypes: tuple[str, ...]
-    convert: Callable[[str, np.ndarray], np.ndarray]
+    convert: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 class Part(NamedTuple):
@@ -73,6 +73,19 @@ class Part(NamedTuple):
     start: int
     latents: bool
     steps: dict[str, np.ndarray]
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return len(self.steps["stepid"])
+
+
+class Place(NamedTuple):
+    """Where the latents of a piece of an episode are: from index `start` of the chunk at `path` on."""
+
+    path: pathlib.Path
+    start: int
+    piece: latent_files.Piece
 
 
 def take_over(
@@ -111,41 +124,37 @@ def take_over(
     with console.Progress("read replay", len(chunks), "chunks") as progress:
         for episode in _episodes(_parts(chunks, fields, latents, progress)):
             used.update(part.chunk for part in episode)
-            steps = {key: np.concatenate([part.steps[key] for part in episode]) for key in episode[0].steps}  # (L, ...)
-            ids = steps.pop("stepid")
-            if len(ids) < 2:
-                continue
-            steps["action"] = np.concatenate([np.zeros_like(steps["action"][:1]), steps["action"][:-1]])
-            steps["is_first"][0] = steps["is_last"][-1] = True
-            name = save_episode(directory, steps, stem=f"{episode[0].chunk.time}-{ids[0].tobytes().hex()}").name
-            starts = itertools.accumulate((len(part.steps["stepid"]) for part in episode), initial=0)
-            lengths.append(len(ids))
-            for part, start in zip(episode, starts):
-                if part.latents:
-                    places.append((part.chunk.path, part.start, latent_files.Piece(name, start, len(part.steps["stepid"]))))
+            length = sum(part.length for part in episode)
+            if length > 1:
+                lengths.append(length)
+                places += _places(_save(directory, episode), episode)
     if latents is not None:
-        latents_path.parent.mkdir(parents=True, exist_ok=True)
-        pieces = [piece for *_, piece in places]
-        with console.Progress("read latents", len(places) * len(latents), "pieces") as progress:
-            done = itertools.count(1)
-
-            def rows(key: str) -> Iterator[np.ndarray]:
-                for values in _latent_rows(places, latents, key):
-                    yield values
-                    progress.update(next(done))
-
-            latent_files.write(latents_path, latents, pieces, rows)
-    stored = sum(piece.length for *_, piece in places)
+        _write_latents(latents_path, latents, places)
+    stored = sum(place.piece.length for place in places)
     return Taken(len(lengths), sum(lengths) - len(lengths), stored, skipped + len(chunks) - len(used))
+
+
+def _save(directory: pathlib.Path, episode: list[Part]) -> str:
+    """Writes the parts of an episode as one; returns the name of the file."""
+    steps = {key: np.concatenate([part.steps[key] for part in episode]) for key in episode[0].steps}  # (L, ...)
+    ids = steps.pop("stepid")
+    steps["action"] = np.concatenate([np.zeros_like(steps["action"][:1]), steps["action"][:-1]])
+    steps["is_first"][0] = steps["is_last"][-1] = True
+    return save_episode(directory, steps, stem=f"{episode[0].chunk.time}-{ids[0].tobytes().hex()}").name
+
+
+def _places(name: str, episode: list[Part]) -> Iterator[Place]:
+    """Yields where the latents of an episode are."""
+    starts = itertools.accumulate((part.length for part in episode), initial=0)
+    for part, start in zip(episode, starts):
+        if part.latents:
+            yield Place(part.chunk.path, part.start, latent_files.Piece(name, start, part.length))
 
 
 def _fields(obs_space: gymnasium.spaces.Dict, parts: dict[str, ActionPart], renamed: dict[str, str]) -> dict[str, Field]:
     """What is read of a chunk. Parts of the action are called `action.<name>`, as no observation is."""
-    fields = {
-        "reward": Field("reward", (), NUMBERS, lambda name, values: _numbers(name, values)[:, 0]),
-        "stepid": Field("stepid", (20,), BYTES, lambda _, values: values),
-        **{flag: Field(flag, (), BOOLS, lambda _, values: values) for flag in FLAGS},
-    }
+    fields = {"reward": Field("reward", (), NUMBERS, lambda values: _numbers(values)[:, 0]), "stepid": Field("stepid", (20,), BYTES)}
+    fields |= {flag: Field(flag, (), BOOLS) for flag in FLAGS}
     for key, space in obs_space.spaces.items():
         name = renamed.get(key, key)
         if key.startswith("log_"):
@@ -153,7 +162,7 @@ def _fields(obs_space: gymnasium.spaces.Dict, parts: dict[str, ActionPart], rena
         elif isinstance(space, OneHot):
             fields[key] = Field(name, len(space.classes), INTEGERS, functools.partial(_one_hots, classes=space.classes, least=-1))
         elif space.dtype == np.uint8:
-            fields[key] = Field(name, space.shape, BYTES, lambda _, values: values)
+            fields[key] = Field(name, space.shape, BYTES)
         else:
             fields[key] = Field(name, space.shape[0], NUMBERS, _observed)
     for key, part in parts.items():
@@ -166,31 +175,31 @@ def _fields(obs_space: gymnasium.spaces.Dict, parts: dict[str, ActionPart], rena
     return fields
 
 
-def _one_hots(name: str, values: np.ndarray, classes: tuple[int, ...], least: int) -> np.ndarray:
+def _one_hots(values: np.ndarray, classes: tuple[int, ...], least: int) -> np.ndarray:
     """Integers (L, ...) -> concatenated one-hots (L, sum of classes); -1, if allowed, becomes zeros."""
     values = values.reshape(len(values), -1)  # (L, number of one-hots)
     if (values < least).any() or (values >= np.array(classes)).any():
-        raise ValueError(f"{name} has values from {values.min()} to {values.max()}; expected are classes of {classes}")
+        raise ValueError(f"has values from {values.min()} to {values.max()}; expected are classes of {classes}")
     return np.concatenate([value[:, None] == np.arange(count) for value, count in zip(values.T, classes)], -1).astype(np.float32)
 
 
-def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+def _numbers(values: np.ndarray) -> np.ndarray:
     """Numbers (L, ...) -> (L, n) float32."""
     with np.errstate(over="ignore"):
         values = values.reshape(len(values), -1).astype(np.float32, copy=False)
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} has numbers that are not finite")
+        raise ValueError("has numbers that are not finite")
     return values
 
 
-def _observed(name: str, values: np.ndarray) -> np.ndarray:
+def _observed(values: np.ndarray) -> np.ndarray:
     """Observed numbers (L, ...) -> (L, n) float32; -inf, which stands for absent ones, becomes 0."""
-    return _numbers(name, np.where(values == -np.inf, 0, values))
+    return _numbers(np.where(values == -np.inf, 0, values))
 
 
-def _bounded(name: str, values: np.ndarray) -> np.ndarray:
+def _bounded(values: np.ndarray) -> np.ndarray:
     """Continuous actions (L, ...) -> (L, n) as the network there reads them, see `distributions.bounded`."""
-    values = _numbers(name, values)
+    values = _numbers(values)
     return values / np.maximum(np.abs(values), 1.0)
 
 
@@ -233,7 +242,7 @@ def _check(path: pathlib.Path, fields: dict[str, Field], latents: latent_files.L
 
 
 def _fit(headers: dict[str, archives.Header], length: int, latents: latent_files.Layout) -> bool:
-    """Whether a chunk has latents, and the layout has room for them."""
+    """Whether a chunk has latents, deter (L, D) and one-hots (L, S, K), and the layout has room for them."""
     if not {"dyn/deter", "dyn/stoch"} <= headers.keys():
         return False
     deter, stoch = headers["dyn/deter"], headers["dyn/stoch"]
@@ -269,9 +278,16 @@ def _parts(
 def _read(path: pathlib.Path, fields: dict[str, Field]) -> dict[str, np.ndarray]:
     """Reads the steps of a chunk, arrays (L, ...). The entry `action` holds the action vectors (L, A) chosen at each step."""
     with np.load(path, allow_pickle=False) as file:
-        steps = {key: field.convert(field.name, file[field.name]) for key, field in fields.items()}
+        steps = {key: _converted(field, file[field.name]) for key, field in fields.items()}
     steps["action"] = np.concatenate([steps.pop(key) for key in fields if key.startswith("action.")], -1)
     return steps
+
+
+def _converted(field: Field, values: np.ndarray) -> np.ndarray:
+    try:
+        return field.convert(values)
+    except ValueError as error:
+        raise ValueError(f"{field.name} {error}") from error
 
 
 def _episodes(parts: Iterator[tuple[bool, Part]]) -> Iterator[list[Part]]:
@@ -287,13 +303,21 @@ def _episodes(parts: Iterator[tuple[bool, Part]]) -> Iterator[list[Part]]:
         yield episode
 
 
-def _latent_rows(places: list[tuple], layout: latent_files.Layout, key: str) -> Iterator[np.ndarray]:
-    """Yields the latents (length, n) of each place. The chunks are read again: all latents together may exceed the memory."""
-    previous = None
-    for path, start, piece in places:
-        if path != previous:
-            values, previous = _read_latents(path, layout, deter=key == "deter")[key], path
-        yield values[start : start + piece.length]
+def _write_latents(path: pathlib.Path, layout: latent_files.Layout, places: list[Place]) -> None:
+    """Writes the latents of all places. The chunks are read again for each key: all latents together may exceed the memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with console.Progress("read latents", len(places) * len(layout), "pieces") as progress:
+        done = itertools.count(1)
+
+        def rows(key: str) -> Iterator[np.ndarray]:
+            previous = None
+            for place in places:
+                if place.path != previous:
+                    values, previous = _read_latents(place.path, layout, deter=key == "deter")[key], place.path
+                yield values[place.start : place.start + place.piece.length]
+                progress.update(next(done))
+
+        latent_files.write(path, layout, [place.piece for place in places], rows)
 
 
 def _read_latents(path: pathlib.Path, layout: latent_files.Layout, deter: bool = True) -> dict[str, np.ndarray]:
@@ -302,7 +326,7 @@ def _read_latents(path: pathlib.Path, layout: latent_files.Layout, deter: bool =
     with np.load(path, allow_pickle=False) as file:
         codes = _codes(file["dyn/stoch"])  # (L, S)
         if deter:
-            latents["deter"] = np.ascontiguousarray(_numbers("dyn/deter", file["dyn/deter"]))
+            latents["deter"] = np.ascontiguousarray(_numbers(file["dyn/deter"]))
     for key, ((size,), dtype) in layout.items():
         if key != "deter":
             taken = codes[:, first : first + size]

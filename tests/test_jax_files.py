@@ -280,7 +280,7 @@ def test_atari_runs_of_the_original_name_our_task_and_environment(run):
 def test_the_flags_for_the_original_mean_the_same_agent():
     for presets, words in (([NEW, "size1m"], ["--configs", "size1m"]), ([NEW, "size50m"], ["--configs", "size50m"])):
         config = settings.flatten(tools.load_config(presets, {**TASK, "imag_horizon": 16}))
-        assert options.flags(config) == " ".join([*words, "--batch_length", "4", "--run.train_ratio", "512.0"])
+        assert options.flags(config) == " ".join([*words, "--task gym_X-v0 --batch_length 4 --run.train_ratio 512.0"])
     config = settings.flatten(checkpoints.load(DUMMY)["config"])
     words = options.flags(config).split()
     named = dict(zip(words[::2], words[1::2]))

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"Wrote {folder}: {len(state['params'])} arrays after {state['counters']['updates']:,} updates, without episodes.")
     config = settings.completed(checkpoint["config"])
     print("To go on with it in the original:")
-    print(f"    python dreamerv3/main.py --task {config['task']} {options.flags(config)} --logdir {shlex.quote(str(output))}")
+    print(f"    python dreamerv3/main.py {options.flags(config)} --logdir {shlex.quote(str(output))}")
     return 0
 
 

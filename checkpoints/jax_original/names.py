@@ -78,10 +78,11 @@ RULES = [
 ]
 VECTOR_LAYER, ACTION_LAYERS = f"{DECODER}_mlp.mean_layer", {"mean": f"{BEHAVIOR}actor.mean_layer", "stddev": f"{BEHAVIOR}actor.std_layer"}
 KINDS = {"vectors": ("pred", "logits"), "actions": ("mean", "logits")}  # how numbers and classes are predicted
-# Layers that read [deter, latents]. The decoder of vectors reads [latents, deter], as ours.
+# Layers whose first inputs are deter there and latents here. The decoder of vectors reads [latents, deter], as ours.
 READS_FEATURES = re.compile(r"(rew|con|pol|val|slowval)/mlp/linear0/kernel")
 CONVOLUTION = re.compile(r"(enc/cnn\d+|dec/conv\d+|dec/imgout)/kernel")
 TRAINED = re.compile(r"(enc|dyn|dec|rew|con|pol|val)/.+")  # the slow critic is not
+# Layers whose kernels have blocks in the original.
 IN_BLOCKS = ("dyn/dynhid0", "dyn/dyngru", "dec/sp0")
 
 

@@ -194,7 +194,7 @@ def flags(config: Mapping) -> str:
     # The original's own values are those of this preset, but for the environment and the ratio of training.
     base = settings.load_config(["defaults", GENERATION, preset], {"task": "gym_X-v0"})
     before, flat = (settings.flatten(theirs(settings.flatten(tree))) for tree in (base, config))
-    differing = [name for name, value in flat.items() if before.get(name) != value or name == "run.train_ratio"]
+    differing = [name for name, value in flat.items() if before.get(name) != value or name in ("task", "run.train_ratio")]
     words = [f"--{name} {' '.join(map(str, flat[name])) if isinstance(flat[name], list) else flat[name]}" for name in differing]
     return " ".join([f"--configs {preset}", *words])
 
