@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 import settings
-from checkpoints import dreamerv3_torch, sizes
+from checkpoints import dreamerv3_torch, jax_original, sizes
 from checkpoints.sizes import Levels, Shapes
 from console import first, warn
 from envs.spaces import OneHot, space_of
@@ -225,12 +225,14 @@ def check_observations(agent: nn.Module, checkpoint: dict) -> None:
     Raises:
         DoesNotFit: if an observation differs and the agent treats one-hots in a special way.
     """
-    config, stored = agent._config, checkpoint.get("spaces")
-    if not isinstance(stored, dict) or (config.encoder.symlog_inputs != "numbers" and config.decoder.vector_dist != "auto"):
+    config = agent._config
+    if config.encoder.symlog_inputs != "numbers" and config.decoder.vector_dist != "auto":
         return
-    before = space_of(stored.get("observation"))
+    before = _were_one_hots(checkpoint)
+    if list(agent._wm.encoder.shapes) == ["vector"] and len(before) == 1:
+        before = {"vector": next(iter(before.values()))}
     for key, space in agent.obs_space.spaces.items():
-        if key in before.spaces and isinstance(before[key], OneHot) != isinstance(space, OneHot):
+        if key in before and before[key] != isinstance(space, OneHot):
             kinds = ("one-hots", "numbers") if isinstance(space, OneHot) else ("numbers", "one-hots")
             flags = "--encoder.symlog_inputs all --decoder.vector_dist symlog_mse"
             way_out = f"use {flags}" if isinstance(space, OneHot) else "give the environment that it was trained in"
@@ -239,6 +241,15 @@ def check_observations(agent: nn.Module, checkpoint: dict) -> None:
                 f"way (encoder.symlog_inputs, decoder.vector_dist); {way_out}",
                 flags if isinstance(space, OneHot) else "",
             )
+
+
+def _were_one_hots(checkpoint: dict) -> dict[str, bool]:
+    """Whether each observed vector was one-hots when a checkpoint was trained, by key; empty if it does not tell."""
+    if jax_original.made(checkpoint):
+        return {key: kind == "logits" for key, kind in checkpoint["conventions"].vectors.items()}
+    spaces = checkpoint.get("spaces")
+    observed = space_of(spaces.get("observation")).spaces if isinstance(spaces, dict) else {}
+    return {key: isinstance(space, OneHot) for key, space in observed.items()}
 
 
 def changes_of_model(agent: nn.Module, checkpoint: dict) -> list[tuple[str, str, str]]:
@@ -431,7 +442,7 @@ def _not_settings(agent: nn.Module, stored: dreamerv3_torch.Stored, levels: Leve
     wrong = _wrong(other, stored, find_sources(other, levels) or {})
     here, there, reasons = sizes.shapes_of(other.state_dict()), sizes.shapes_of(stored.weights), []
     head, deviation = sizes.ACTIONS, sizes.ACTIONS.replace("mean", "std")
-    if head in wrong and here[head][1:] == there[head][1:]:
+    if head in wrong and head in here and head in there and here[head][1:] == there[head][1:]:
         reasons.append((OF_ACTIONS, f"its actions have {there[head][0]} entries, this task's {here[head][0]}, which no setting changes"))
     elif deviation in wrong:
         text = "its actions are of another kind than this task's, or their deviation is a number (actor.std)"

@@ -24,6 +24,7 @@ from storage import latents as latent_files
 from storage.episodes import save_episode
 
 MOST_CHUNK_BYTES = 2**30  # unpacked
+MOST_WARNINGS = 10  # of chunks that cannot be used; `Taken` counts all
 MOST_EPISODE_BYTES = 2**28  # longer episodes are cut: they are written from memory
 FLAGS = ("is_first", "is_last", "is_terminal")
 NAME = re.compile(r"([0-9]{8}T[0-9]{6})F([0-9]{6})-([0-9A-Za-z]+)-([0-9A-Za-z]+)-([0-9]{1,9})")
@@ -96,10 +97,11 @@ def take_over(
     *,
     renamed: dict[str, str],
     latents: latent_files.Layout | None,
+    latent: tuple[int, int],
     latents_path: pathlib.Path,
     capacity: int,
 ) -> Taken:
-    """Converts chunks; warns of those that cannot be used. A repeated call writes the same files again.
+    """Converts chunks; warns of those that cannot be used. A repeated call writes the same files again, or replaces those that have grown.
 
     A step of a chunk holds the action chosen after its observation, a step of an episode the action that led to it. An episode whose
     beginning is missing starts with the first step that is there; one whose end is missing is cut off, as by a time limit. An episode
@@ -113,13 +115,15 @@ def take_over(
         renamed: names in the chunks, by name of an observation or action part, where they differ.
         latents: shape and dtype of a step's latents by key; None to write none. The categoricals of a chunk fill the levels in the order
             of the layout. Further ones get code 0.
+        latent: S and K of the chunks; those with other latents have none.
         latents_path: their file, see `storage.latents`.
         capacity: only the newest chunks are read that together hold so many steps.
     Raises:
         OSError: if a file cannot be written.
     """
     fields = _fields(obs_space, parts, renamed)
-    chunks, skipped = _choose(source, fields, latents, capacity)
+    chunks, skipped = _choose(source, fields, latents, latent, capacity)
+    earlier = {path.stem.rpartition("-")[0]: path for path in directory.glob("*.npz")}
     lengths, used, places = [], set(), []
     with console.Progress("read replay", len(chunks), "chunks") as progress:
         for episode in _episodes(_parts(chunks, fields, latents, progress)):
@@ -127,20 +131,24 @@ def take_over(
             length = sum(part.length for part in episode)
             if length > 1:
                 lengths.append(length)
-                places += _places(_save(directory, episode), episode)
+                places += _places(_save(directory, episode, earlier), episode)
     if latents is not None:
         _write_latents(latents_path, latents, places)
     stored = sum(place.piece.length for place in places)
     return Taken(len(lengths), sum(lengths) - len(lengths), stored, skipped + len(chunks) - len(used))
 
 
-def _save(directory: pathlib.Path, episode: list[Part]) -> str:
-    """Writes the parts of an episode as one; returns the name of the file."""
+def _save(directory: pathlib.Path, episode: list[Part], earlier: dict[str, pathlib.Path]) -> str:
+    """Writes the parts of an episode as one; returns the name of the file. Removes the `earlier` file of the same, shorter episode."""
     steps = {key: np.concatenate([part.steps[key] for part in episode]) for key in episode[0].steps}  # (L, ...)
     ids = steps.pop("stepid")
     steps["action"] = np.concatenate([np.zeros_like(steps["action"][:1]), steps["action"][:-1]])
     steps["is_first"][0] = steps["is_last"][-1] = True
-    return save_episode(directory, steps, stem=f"{episode[0].chunk.time}-{ids[0].tobytes().hex()}").name
+    stem = f"{episode[0].chunk.time}-{ids[0].tobytes().hex()}"
+    path = save_episode(directory, steps, stem=stem)
+    if earlier.get(stem, path).name != path.name:
+        earlier[stem].unlink()
+    return path.name
 
 
 def _places(name: str, episode: list[Part]) -> Iterator[Place]:
@@ -203,13 +211,15 @@ def _bounded(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.abs(values), 1.0)
 
 
-def _choose(source: pathlib.Path, fields: dict[str, Field], latents: latent_files.Layout | None, capacity: int) -> tuple[list[Chunk], int]:
+def _choose(
+    source: pathlib.Path, fields: dict[str, Field], latents: latent_files.Layout | None, latent: tuple[int, int], capacity: int
+) -> tuple[list[Chunk], int]:
     """The newest chunks that hold `capacity` steps, each before its successor, and how many others cannot be used."""
     chosen, skipped, room = {}, 0, capacity
     for path in sorted(source.glob("*.npz"), reverse=True):
         if room <= 0:
             break
-        chunk = _unless_damaged(f"replay chunk {path}", _check, path, fields, latents)
+        chunk = _unless_damaged(f"replay chunk {path}", _check, path, fields, latents, latent, quiet=skipped >= MOST_WARNINGS)
         skipped += chunk is None
         if chunk and chunk.uuid not in chosen:
             chosen[chunk.uuid] = chunk
@@ -225,9 +235,11 @@ def _choose(source: pathlib.Path, fields: dict[str, Field], latents: latent_file
     return ordered, skipped
 
 
-def _check(path: pathlib.Path, fields: dict[str, Field], latents: latent_files.Layout | None) -> Chunk:
+def _check(path: pathlib.Path, fields: dict[str, Field], latents: latent_files.Layout | None, latent: tuple[int, int]) -> Chunk:
     """Compares the name and the headers of a chunk with what is expected, and raises nearly any exception if they differ."""
     match = NAME.fullmatch(path.stem)
+    if not path.is_file():
+        raise ValueError("it is no file")
     if not match or not int(match[5]):
         raise ValueError("its name is not <timestamp>-<uuid>-<uuid of the next>-<number of steps>.npz")
     headers, length = archives.npz_headers(path, MOST_CHUNK_BYTES), int(match[5])
@@ -238,21 +250,13 @@ def _check(path: pathlib.Path, fields: dict[str, Field], latents: latent_files.L
         found = math.prod(shape[1:]) if isinstance(size, int) else shape[1:]
         if shape[:1] != (length,) or found != size or not dtype.str[1:].startswith(dtypes):
             raise ValueError(f"{name} is {dtype} of shape {shape}; expected are {length} steps of {size}, dtype {' or '.join(dtypes)}")
-    return Chunk(path, match[1] + match[2], match[3], match[4], length, latents is not None and _fit(headers, length, latents))
+    return Chunk(path, match[1] + match[2], match[3], match[4], length, latents is not None and _fit(headers, length, latents, latent))
 
 
-def _fit(headers: dict[str, archives.Header], length: int, latents: latent_files.Layout) -> bool:
-    """Whether a chunk has latents, deter (L, D) and one-hots (L, S, K), and the layout has room for them."""
-    if not {"dyn/deter", "dyn/stoch"} <= headers.keys():
-        return False
-    deter, stoch = headers["dyn/deter"], headers["dyn/stoch"]
-    codes = [latents[key] for key in latents if key != "deter"]
-    most = sum(shape[0] for shape, _ in codes), min(np.iinfo(dtype).max for _, dtype in codes)  # S, K
-    return (
-        deter.shape == (length, *latents["deter"][0])
-        and (len(stoch.shape) == 3 and stoch.shape[0] == length and stoch.shape[1] <= most[0] and stoch.shape[2] <= most[1])
-        and deter.dtype.kind == stoch.dtype.kind == "f"
-    )
+def _fit(headers: dict[str, archives.Header], length: int, latents: latent_files.Layout, latent: tuple[int, int]) -> bool:
+    """Whether a chunk has latents of these sizes: deter (L, D) and one-hots (L, S, K)."""
+    expected = {"dyn/deter": (length, *latents["deter"][0]), "dyn/stoch": (length, *latent)}
+    return all(name in headers and headers[name].shape == shape and headers[name].dtype.kind == "f" for name, shape in expected.items())
 
 
 def _parts(
@@ -343,10 +347,12 @@ def _codes(stoch: np.ndarray) -> np.ndarray:
     return np.where(hot.any(-1), hot.argmax(-1) + 1, 0)
 
 
-def _unless_damaged(what: str, read: Callable, *args):
-    """The result of `read(*args)`; if it fails, warns and returns None."""
+def _unless_damaged(what: str, read: Callable, *args, quiet: bool = False):
+    """The result of `read(*args)`; if it fails, warns, unless `quiet`, and returns None."""
     try:
         return read(*args)
     except Exception as error:  # damaged files cause errors of nearly any kind
+        if quiet:
+            return None
         console.warn(f"skipped the {what}, which cannot be used: {' '.join(str(error).split())}")
         return None

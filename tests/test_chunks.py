@@ -63,6 +63,7 @@ def take_over(source, to, obs_space=SPACE, parts=PARTS, *, renamed=None, layout=
         parts,
         renamed=renamed or {},
         latents=layout,
+        latent=(2, 4),
         latents_path=to / "latents.npz",
         capacity=capacity,
     )
@@ -383,7 +384,7 @@ def damage(path: pathlib.Path, kind: str) -> None:
         ("truncated", "zip"),
         ("flipped", ""),
         ("empty", "zip"),
-        ("folder", "directory"),
+        ("folder", "it is no file"),
         ("name", "its name is not <timestamp>"),
         ("length", "expected are 999999999 steps"),
         ("leads elsewhere", "../../elsewhere"),
@@ -515,7 +516,7 @@ def test_memory_holds_a_few_chunks_however_many_there_are(tmp_path):
         arrays = numbered(32 * index, 32 * index + 32, firsts=range(0, 3200, 48), lasts=range(47, 3200, 48))
         arrays |= {"image": np.zeros((32, 32, 32, 3), np.uint8), "dyn/deter": np.ones((32, 256), np.float32)}
         write(tmp_path / "replay", index, f"n{index}", f"n{index + 1}", arrays)
-    options = {"renamed": {}, "latents": layout, "latents_path": tmp_path / "latents.npz", "capacity": 3200}
+    options = {"renamed": {}, "latents": layout, "latent": (2, 4), "latents_path": tmp_path / "latents.npz", "capacity": 3200}
     tracemalloc.start()
     taken = chunks.take_over(tmp_path / "replay", tmp_path / "train_eps", space, {"action": ActionPart(3, (3,))}, **options)
     peak = tracemalloc.get_traced_memory()[1]

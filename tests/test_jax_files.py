@@ -25,6 +25,7 @@ from dreamer import Dreamer
 from envs.spaces import OneHot
 from jax_cases import CHECKPOINTS, FOLDER, make_agent, new_agent, stored
 from old_files import Payload, levels, same
+from storage.episodes import stored_steps
 from test_2025_checkpoints import NEW, TASK, assert_same_answers, trained
 
 CARTPOLE, DUMMY = (FOLDER / name for name in CHECKPOINTS)
@@ -125,6 +126,16 @@ DAMAGE = {
     "a missing core": ({"dyn__dyngru__kernel": None}, "lacks the parameter dyn/dyngru/kernel, which every agent has"),
     "a missing moment": ({"opt__state__2__1__dyn__obslogit__bias": None}, "lacks the parameter opt/state/2/1/dyn/obslogit/bias"),
     "one percentile": ({"retnorm__lo__value": None}, "lacks the parameter retnorm/lo/value"),
+    "no slow critic": (
+        {f"slowval__mlp__linear0__{leaf}": None for leaf in ("kernel", "bias")},
+        "lacks the slow critic's slowval/mlp/linear0",
+    ),
+    "no step": ({"opt__step__value": None}, "lacks the parameter opt/step/value"),
+    "a name in other digits": (
+        {"slowval__mlp__linear00__kernel": param("slowval/mlp/linear0/kernel")},
+        "no layer of hDreamer has: slowval",
+    ),
+    "an infinite count": ({"opt__step__value": np.array(np.inf, np.float32)}, "count different updates"),
     "an extra weight": ({"dyn__extra__kernel": np.ones((2, 2), np.float32)}, "parameters that no layer of hDreamer has: dyn/extra/kernel"),
     "an extra state": ({"opt__state__9__extra": np.ones(2, np.float32)}, "its optimizer has states without a parameter: opt/state/9/extra"),
     "a foreign normaliser": ({"valnorm__mean__value": np.float32([0.0])}, "no layer of hDreamer has: valnorm/mean/value"),
@@ -185,7 +196,7 @@ def test_mutated_files_load_or_are_refused_in_one_line(run, count):
 
 OTHER_PROGRAM = {
     **{name: ("another", f"its networks have {name} another; hDreamer has ") for name in options.NETWORKS},
-    "agent.dyn.rssm.stoch": (3, "tells a latent of 3 x 4, and its parameters one of 8 entries"),
+    "agent.dyn.rssm.stoch": (3, "its parameters tell a latent of 8 entries, its config.yaml of 3 x 4 and replay of 2 x 4"),
     "agent.opt.lr": ("fast", "setting 'model_lr' is 'fast'"),
     "agent.horizon": (0, "agent.horizon"),
 }
@@ -244,6 +255,8 @@ def test_settings_of_the_run_become_ours():
 
 def test_without_config_yaml_the_latent_is_grouped_as_the_agents_own(run):
     (run / "config.yaml").unlink()
+    assert checkpoints.load(run)["agent_state_dict"]._metadata["_wm.dynamics"]["levels"] == [(2, 4)]  # as in the replay
+    shutil.rmtree(run / "replay")
     found = checkpoints.load(run)
     assert "there is no config.yaml" in found["notes"]
     agent = make_agent("checkpoint_cartpole")
@@ -364,6 +377,23 @@ def test_a_size_preset_must_be_that_of_the_checkpoint():
         build(tools.load_config([NEW, "size12m"], TASK)).load_checkpoint(stored_agent)
 
 
+@pytest.mark.parametrize("case, key, kind", [("checkpoint_cartpole", "image", "numbers"), ("checkpoint_dummy", "token", "one-hots")])
+def test_one_hots_are_never_taken_for_numbers_nor_the_other_way_round(case, key, kind):
+    agent = make_agent(case)
+    observed = {**agent.obs_space.spaces}
+    observed[key] = OneHot([4]) if kind == "numbers" else spaces.Box(-np.inf, np.inf, observed[key].shape)
+    other = Dreamer(spaces.Dict(observed), agent.act_space, agent._config)
+    with pytest.raises(ValueError, match=f"the observation '{key}' is .* here and was {kind} in the checkpoint"):
+        other.load_checkpoint(jax_original.convert(stored(case)))
+
+
+def test_several_actions_are_never_taken_for_one():
+    space, cartpole = spaces.Dict({"vector": spaces.Box(-1, 1, (4,))}), checkpoints.load(CARTPOLE)
+    agent = Dreamer(space, ACTED["both"], tools.load_config([NEW], {**TASK, **checkpoints.sizes_of(cartpole)}))
+    with pytest.raises(ValueError, match="does not fit this agent"):
+        agent.load_checkpoint(cartpole)
+
+
 # The way back
 
 
@@ -402,7 +432,7 @@ OBSERVED = {
 }
 ACTED = {
     "discrete": spaces.Discrete(3),
-    "several": spaces.MultiDiscrete([2, 3]),
+    "several": spaces.MultiDiscrete([3, 3]),
     "continuous": spaces.Box(-1, 1, (2,)),
     "both": spaces.Dict({"move_to": spaces.Box(-1, 1, (2,)), "press": spaces.Discrete(3)}),
 }
@@ -457,11 +487,34 @@ def test_flat_agents_of_all_sizes_and_spaces_are_written_and_read_exactly(data):
         ({"norm": "layer"}, "no agent with norm layer"),
         ({"reward_head.dist": "symlog_disc"}, "no agent with reward_head.dist symlog_disc"),
         ({"encoder.symlog_inputs": "all"}, "no agent with encoder.symlog_inputs all"),
+        ({"dyn_discrete": 0, "replay_context": 0}, "no agent with dyn_discrete 0"),
+        ({"discount": 1.0}, "no discount of 1.0"),
     ],
 )
 def test_agents_that_the_original_does_not_have_are_not_written(overrides, told):
     with pytest.raises(ValueError, match=told):
         export.export(new_agent("checkpoint_cartpole", **overrides).checkpoint())
+
+
+def test_a_discrete_observation_without_a_name_is_written_as_one():
+    agent = Dreamer(
+        spaces.Dict({"vector": OneHot([5])}), spaces.Discrete(3), tools.load_config([NEW, "debug"], {**TASK, "task": "gym_X-v0"})
+    )
+    params = export.export(agent.checkpoint())["params"]
+    assert "dec/vec/image/logits/kernel" in params and not any(name.endswith("pred/kernel") for name in params)
+
+
+@pytest.mark.parametrize(
+    "observed, acted, told",
+    [
+        ({"a_b": spaces.Box(-1, 1, (1,)), "ab": spaces.Box(-1, 1, (1,))}, spaces.Discrete(2), "two of its parameters would have the name"),
+        ({"a": spaces.Box(-1, 1, (1,))}, spaces.MultiDiscrete([2, 3]), "no action with different numbers of classes, as action"),
+    ],
+)
+def test_keys_and_actions_that_the_original_cannot_store_are_refused(observed, acted, told):
+    agent = Dreamer(spaces.Dict(observed), acted, tools.load_config([NEW, "debug"], TASK))
+    with pytest.raises(ValueError, match=told):
+        export.export(agent.checkpoint())
 
 
 def test_agents_of_2023_are_not_written(tmp_path, capsys):
@@ -506,7 +559,14 @@ def test_a_run_goes_on_with_everything_flat_and_with_two_levels(tmp_path, capsys
 
 def test_a_run_of_the_original_is_never_continued_in_its_own_folder(run, capsys):
     before = sorted(path.relative_to(run) for path in run.rglob("*"))
-    for words in (["--logdir", str(run)], [str(run)], ["--configs", "defaults", NEW, *FLAGS, "--logdir", str(run), "--steps", "10"]):
+    new = ["--configs", "defaults", NEW, *FLAGS, "--steps", "10"]
+    for words in (
+        ["--logdir", str(run)],
+        [str(run)],
+        [*new, "--logdir", str(run)],
+        [*new, "--logdir", str(run), "--from_checkpoint", str(run)],
+        [*new, "--logdir", str(run), "--from_checkpoint", str(CARTPOLE)],
+    ):
         assert dreamer.main(words) == 2
         told = capsys.readouterr().err
         assert "holds a run of DreamerV3 in JAX; begin a new run with it, in another folder: --configs defaults dreamerv3_2025" in told
@@ -519,6 +579,35 @@ def test_without_its_replay_a_run_goes_on_with_its_agent(run, tmp_path, capsys):
     start(tmp_path / "new", NEW, "--from_checkpoint", str(run), "--steps", "3580")
     output = capsys.readouterr()
     assert "there is no folder" in output.err and "Resuming at frame 3,564 after 1,378 updates, with 0 steps in memory." in output.out
+
+
+def test_steps_of_the_original_count_when_their_episodes_are_gone(run, tmp_path, capsys):
+    logdir = tmp_path / "new"
+    start(logdir, NEW, "--from_checkpoint", str(run), "--steps", "3580")
+    found = checkpoints.load(logdir)
+    checkpoints.save(logdir / "latest.pt", {**found, "step": 3564})  # as if killed after more steps had been written
+    capsys.readouterr()
+    start(logdir, NEW, "--steps", "3600")
+    assert f"Resuming at frame {sum(stored_steps(logdir / 'train_eps').values()) - 20 + 3564 - 96:,}" in capsys.readouterr().out
+
+
+def test_episodes_of_another_task_are_left_out(run, tmp_path, capsys):
+    change_options(run, "task", "gym_Acrobot-v1")
+    start(tmp_path / "new", NEW, "--from_checkpoint", str(run), "--steps", "3580")
+    output = capsys.readouterr()
+    assert "are of the task gym_Acrobot-v1, so the run begins without them" in output.err and "with 0 steps in memory" in output.out
+
+
+def test_a_second_start_replaces_episodes_that_have_grown(run, tmp_path, capsys):
+    first, second = sorted((run / "replay").glob("*.npz"))
+    held = second.read_bytes()
+    second.unlink()
+    start(tmp_path / "new", NEW, "--from_checkpoint", str(run), "--steps", "3564")
+    second.write_bytes(held)  # meanwhile the original went on
+    (tmp_path / "new" / "latest.pt").unlink()
+    start(tmp_path / "new", NEW, "--from_checkpoint", str(run), "--steps", "3564")
+    output = capsys.readouterr()
+    assert "with 96 steps in memory" in output.out and "of a start that did not end; they are used too" in output.err
 
 
 def test_an_agent_can_be_loaded_from_the_folder_alone():

@@ -173,9 +173,9 @@ class Environments:
             run: whose agent has been taken up from the checkpoint, if there is one.
         """
         config, directory = self._config, run.logdir / "train_eps"
-        self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk, *self._removed)
         if run.origin:
-            self._take_over_episodes(run.origin, checkpoint, directory)
+            self._take_over_episodes(run, checkpoint, directory)
+        self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk, *self._removed)
         loaded_steps = self.replay.load(directory)
         run.step = max(run.step, self.episodes.count_steps() * config.action_repeat)  # frames
         if checkpoint:
@@ -191,19 +191,31 @@ class Environments:
         seed = tools.train_seed(config.seed, run.step)
         self.collector = Collector(self.envs, self.replay, directory, run.disk, seed=seed, training=True)
 
-    def _take_over_episodes(self, origin: pathlib.Path, checkpoint: dict, directory: pathlib.Path) -> None:
+    def _take_over_episodes(self, run, checkpoint: dict, directory: pathlib.Path) -> None:
         """Takes over the episodes beside the checkpoint of another run; of the JAX original also the latents.
 
         Args:
             directory: for the episodes.
         """
         if not jax_original.made(checkpoint):
-            folder.take_over_episodes(origin.parent / "train_eps", directory)
+            folder.take_over_episodes(run.origin.parent / "train_eps", directory)
             return
-        source, parts = jax_original.run_folder(origin) / "replay", ActionCodec(self.act_space).parts
+        source, steps = jax_original.run_folder(run.origin) / "replay", 0
+        task = checkpoint["config"].get("task", self._config.task)
         if not source.is_dir():
             console.warn(f"there is no folder {source}, so the run begins without episodes")
-            return
+        elif task != self._config.task:
+            console.warn(f"the episodes in {source} are of the task {task}, so the run begins without them")
+        else:
+            steps = self._read_chunks(source, checkpoint, directory)
+        # Of steps that are in no file the folder of episodes knows only this.
+        self._removed = max(0, run.step // self._config.action_repeat - steps), {}
+
+    def _read_chunks(self, source: pathlib.Path, checkpoint: dict, directory: pathlib.Path) -> int:
+        """Converts the replay chunks of the JAX original; returns the agent steps in them."""
+        if any(directory.glob("*.npz")):
+            console.warn(f"there are episodes in {directory}, of a start that did not end; they are used too")
+        parts = ActionCodec(self.act_space).parts
         vectors = [key for key, space in self.obs_space.spaces.items() if len(space.shape) == 1 and not key.startswith("log_")]
         taken = chunks.take_over(
             source,
@@ -212,11 +224,15 @@ class Environments:
             parts,
             renamed=jax_original.renamed(checkpoint, vectors, parts),
             latents=self.replay.latent_layout or None,
+            latent=(checkpoint["config"]["dyn_stoch"], checkpoint["config"]["dyn_discrete"]),
             latents_path=directory.parent / latents.FILE,
             capacity=self.replay.capacity,
         )
-        with_latents = f", {taken.latents:,} of their observations with latents" if self.replay.stores_latents else ""
-        console.say(f"Taken over from {source}: {taken.episodes:,} episodes, {taken.steps:,} steps{with_latents}.")
+        told = f"{taken.episodes:,} episodes, {taken.steps:,} steps"
+        told += f", {taken.latents:,} of their observations with latents" if self.replay.stores_latents else ""
+        told += f"; {taken.skipped:,} chunks cannot be used" if taken.skipped else ""
+        console.say(f"Taken over from {source}: {told}.")
+        return taken.steps
 
     def end(self) -> list:
         """Writes the open episodes, cut off, and returns them."""

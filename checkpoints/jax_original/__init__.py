@@ -5,6 +5,7 @@ A run there has `ckpt/latest`, the name of the newest folder `ckpt/<time>`. That
 """
 
 import collections
+import contextlib
 import pathlib
 import re
 
@@ -20,7 +21,7 @@ from checkpoints.sizes import read as read_sizes
 from console import first
 from envs.spaces import ActionPart
 from settings.files import show
-from storage import pickles
+from storage import archives, pickles
 
 FILE = "agent.pkl"
 FOLDER, MOST_NAME = re.compile(r"\w[\w.-]*"), 200  # of ckpt
@@ -52,15 +53,26 @@ def locate(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def run_folder(path: pathlib.Path) -> pathlib.Path:
-    """The folder of the run that an agent.pkl belongs to."""
-    return path.resolve().parent.parent.parent
+    """The folder of the run that an agent.pkl belongs to; its own folder, if it does not lie in the `ckpt` of one."""
+    folder = path.resolve().parent
+    return folder.parent.parent if folder.parent.name == "ckpt" else folder
+
+
+def _latent_in_replay(replay: pathlib.Path) -> tuple[int, int] | None:
+    """Latents and classes in the first readable replay chunk; None if there is none."""
+    for path in sorted(replay.glob("*.npz"))[:10]:
+        with contextlib.suppress(Exception):  # damaged ones cause errors of nearly any kind
+            if path.is_file() and len(shape := archives.npz_headers(path)["dyn/stoch"].shape) == 3:
+                return shape[1:]
+    return None
 
 
 def read_files(path: pathlib.Path) -> dict:
     """Reads an agent.pkl and the files that belong to it, and runs no code from them.
 
     Returns:
-        `params` and `counters`, as stored; `steps`, of all environments, or None; `options`, the settings, empty without config.yaml.
+        `params` and `counters`, as stored; `steps`, of all environments, or None; `options`, the settings, empty without config.yaml;
+        `latent`, latents and classes in the replay chunks, or None.
     Raises:
         Exception: nearly anything, for damaged files.
     """
@@ -71,6 +83,7 @@ def read_files(path: pathlib.Path) -> dict:
     if others:
         raise ValueError(f"its parameters are not all arrays by name: {first([str(name) for name in others])}")
     counters = data.get("counters") if isinstance(data.get("counters"), dict) else {}
+    counters = counters if all(type(counters.get(name)) is int for name in ("updates", "batches", "actions")) else {}
     steps = pickles.read(path.with_name("step.pkl")) if path.with_name("step.pkl").is_file() else None
     if steps is not None and (type(steps) is not int or not 0 <= steps < 2**53):
         raise ValueError(f"step.pkl holds {steps!r:.50}, which is no number of steps")
@@ -80,6 +93,7 @@ def read_files(path: pathlib.Path) -> dict:
         "counters": counters,
         "steps": steps,
         "options": settings.read_yaml(config) if config.is_file() else {},
+        "latent": _latent_in_replay(run_folder(path) / "replay"),
     }
 
 
@@ -96,11 +110,11 @@ def convert(stored: dict) -> dict:
     params = stored["params"]
     conventions = conventions_of(params)
     translation = Translation(conventions)
-    weights = _weights(params, translation)
+    weights = _weights(params, translation, options.normalisers(stored["options"]))
     # An agent there encodes and decodes all observations, so no `*_keys` are taken.
     told = {name: value for name, value in read_sizes(shapes_of(weights)).items() if name not in MEANING and not name.endswith("_keys")}
     config, learned = options.ours(stored["options"], told)
-    levels = _levels(stored["options"], config, weights)
+    levels = _levels(stored, config, weights)
     state = collections.OrderedDict(weights)
     state._metadata = {f"{WM}dynamics": {"levels": levels}} if levels else {}
     notes = [] if stored["options"] else ["there is no config.yaml: settings that tensors do not tell are those of dreamerv3_2025"]
@@ -114,18 +128,22 @@ def convert(stored: dict) -> dict:
         "agent_steps": stored["steps"] or 0,
         "conventions": conventions,
         "counters": stored["counters"],
-        "updates": int(params["opt/step/value"]) if "opt/step/value" in params else 0,
+        "updates": int(params.get("opt/step/value", 0)),
     }
 
 
-def _weights(params: dict[str, np.ndarray], translation: Translation) -> dict[str, torch.Tensor]:
-    """The agent's tensors by our names."""
-    names = {name: translation.our_name(name) for name in params if not NOT_WEIGHTS.fullmatch(name)}
+def _weights(params: dict[str, np.ndarray], translation: Translation, normalisers: list[str]) -> dict[str, torch.Tensor]:
+    """The agent's tensors by our names, without the state of the given normalisers, which hDreamer does not have."""
+    left_out = re.compile("|".join([NOT_WEIGHTS.pattern, *(f"{name}/.*" for name in normalisers)]))
+    names = {name: translation.our_name(name) for name in params if not left_out.fullmatch(name)}
     unknown = [name for name, ours in names.items() if ours is None]
     if unknown:
         raise ValueError(f"it has parameters that no layer of hDreamer has: {first(unknown)}")
+    missing = [f"slow{name}" for name in params if name.startswith("val/") and f"slow{name}" not in params]
+    if missing:
+        raise ValueError(f"it lacks the slow critic's {first(missing)}")
     weights = {ours: _tensor(translation.to_ours(name, params[name]), name) for name, ours in names.items()}
-    if any(name in params for name in PERCENTILES):
+    if "retnorm" not in normalisers:
         weights[f"{BEHAVIOR}ema_vals"] = torch.stack([_tensor(_array(params, name, ()), name) for name in PERCENTILES])
     return weights
 
@@ -145,23 +163,30 @@ def _tensor(array: np.ndarray, name: str) -> torch.Tensor:
     return torch.from_numpy(np.array(array, np.float32, order="C"))  # a copy, since arrays are views of the file's bytes
 
 
-def _levels(stored_options: dict, config: dict, weights: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
-    """(latents, classes) of the flat latent, from config.yaml alone, since tensors tell only the product; empty without that."""
+def _levels(stored: dict, config: dict, weights: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
+    """(latents, classes) of the flat latent, from config.yaml and the replay chunks, since tensors tell only the product.
+
+    Empty without both. They are put into `config`.
+    """
+    told = {"config.yaml": (config["dyn_stoch"], config["dyn_discrete"])} if stored["options"] else {}
+    told |= {"replay": tuple(stored["latent"])} if stored.get("latent") else {}
     entries = latent_entries(shapes_of(weights))
-    if not stored_options:
-        config |= {"dyn_stoch": entries, "dyn_discrete": 1}  # 1 stands for unknown, see `latent_sizes`
-        return []
-    latents, classes = config["dyn_stoch"], config["dyn_discrete"]
-    if latents * classes != entries:
-        raise ValueError(f"its config.yaml tells a latent of {latents} x {classes}, and its parameters one of {entries} entries")
-    return [(latents, classes)]
+    for latents, classes in told.values():
+        if latents * classes != entries or (latents, classes) != next(iter(told.values())):
+            others = " and ".join(f"{name} of {size[0]} x {size[1]}" for name, size in told.items())
+            raise ValueError(f"its parameters tell a latent of {entries} entries, its {others}")
+    levels = list(told.values())[:1]
+    config["dyn_stoch"], config["dyn_discrete"] = levels[0] if levels else (entries, 1)  # 1: unknown, see `latent_sizes`
+    return levels
 
 
 def _optimizer(params: dict[str, np.ndarray], translation: Translation, weights: dict[str, torch.Tensor]) -> dict:
     """The optimizer's state in the form of `torch.optim`, whose parameters are numbered in the order of `trained`."""
     counts = {name: _array(params, name, ()) for name in params if COUNTS.fullmatch(name)}
+    if "opt/step/value" not in counts:
+        raise ValueError("it lacks the parameter opt/step/value")
     different = sorted({count.item() for count in counts.values()})
-    if len(different) != 1 or any(count.dtype.kind != "i" for count in counts.values()):
+    if len(different) != 1 or any(count.dtype.kind != "i" or count >= 2**31 for count in counts.values()):
         raise ValueError(f"the parts of its optimizer count different updates: {', '.join(map(str, different))}")
     step = torch.tensor(float(different[0]))
     names = {translation.our_name(name): name for name in params if TRAINED.fullmatch(name)}
@@ -205,7 +230,7 @@ def training_flags(checkpoint: dict, config: settings.Config) -> str:
 def renamed(checkpoint: dict, vectors: list[str], actions: dict[str, ActionPart]) -> dict[str, str]:
     """Keys of observations and actions that have another name in the original, by ours.
 
-    Here the only action is `action`, and the only vector of an environment that has no name for it is `vector`.
+    The only action may have any name. The only vector of an environment that has no name for it is `vector` here.
 
     Args:
         checkpoint: from `convert`.
@@ -213,5 +238,5 @@ def renamed(checkpoint: dict, vectors: list[str], actions: dict[str, ActionPart]
         actions: parts of our actions by key.
     """
     theirs: Conventions = checkpoint["conventions"]
-    pairs = ((vectors, ["vector"], theirs.vectors), (list(actions), ["action"], theirs.actions))
-    return {ours[0]: next(iter(named)) for ours, default, named in pairs if ours == default and len(named) == 1 and ours[0] not in named}
+    pairs = ((vectors if vectors == ["vector"] else [], theirs.vectors), (list(actions), theirs.actions))
+    return {ours[0]: next(iter(named)) for ours, named in pairs if len(ours) == len(named) == 1 and ours[0] not in named}

@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {folder}: {len(state['params'])} arrays after {state['counters']['updates']:,} updates, without episodes.")
+    if checkpoint.get("notes"):
+        print(f"Not written: {checkpoint['notes']}.")
     config = settings.completed(checkpoint["config"])
     print("To go on with it in the original:")
     print(f"    python dreamerv3/main.py {options.flags(config)} --logdir {shlex.quote(str(output))}")

@@ -3,12 +3,13 @@
 import datetime
 import pathlib
 import pickle
+import shutil
 
 import numpy as np
 from torch import Tensor
 
 import settings
-from checkpoints import sizes
+from checkpoints import fitting, sizes
 from checkpoints.dreamerv3_torch import Stored, moments
 from checkpoints.jax_original import FILE, MOMENTS, PERCENTILES, in_optimizer, made, options
 from checkpoints.jax_original.names import BEHAVIOR, KINDS, TRAINED, Conventions, Translation
@@ -56,13 +57,14 @@ def export(checkpoint: dict) -> dict:
         raise ValueError("it stores no settings; give a run folder of hDreamer or of the JAX original")
     config = settings.completed(stored.settings)
     _check_exportable(config, stored)
+    fitting.check_finite(stored.weights)
     if made(checkpoint):
         conventions = checkpoint["conventions"]
     else:
-        stored = _with_their_key(stored, config["task"])
         conventions = _conventions(checkpoint.get("spaces"), config, stored.weights)
+        stored, conventions = _named_as_there(stored, conventions, config["task"])
     translation, weights = Translation(conventions), dict(stored.weights)
-    percentiles = weights.pop(f"{BEHAVIOR}ema_vals").numpy()
+    percentiles = weights.pop(f"{BEHAVIOR}ema_vals", np.zeros(0))
     names = {name: translation.their_name(name) for name in weights if not name.startswith("_expl_behavior.")}
     unknown = [name for name, theirs in names.items() if theirs is None]
     if unknown:
@@ -70,7 +72,7 @@ def export(checkpoint: dict) -> dict:
     updates, moments = _optimizer(stored, names, int(checkpoint.get("updates", 0)))
     tensors = {theirs: (theirs, weights[name]) for name, theirs in names.items()} | moments
     params = {key: np.ascontiguousarray(translation.to_theirs(name, tensor.numpy())) for key, (name, tensor) in tensors.items()}
-    params |= {name: np.array(value) for name, value in zip(PERCENTILES, percentiles)}
+    params |= {name: np.array(value) for name, value in zip(PERCENTILES, np.asarray(percentiles))}
     params |= {name: np.array(updates, np.int32) for name in COUNTERS}
     steps = checkpoint.get("agent_steps", int(checkpoint.get("step", 0)) // config.get("action_repeat", 1))
     counters = checkpoint.get("counters") or {"updates": updates, "batches": updates, "actions": steps // config["envs"]}
@@ -82,6 +84,7 @@ def _check_exportable(config: dict, stored: Stored) -> None:
     has_images = sizes.conv_stacks(sizes.shapes_of(stored.weights), sizes.DECODER)
     needed = {**NEEDED, **(NEEDED_FOR_IMAGES if has_images else {})}
     wrong = [f"{name} {show(config[name])}" for name, allowed in needed.items() if config[name] not in allowed]
+    wrong += [] if config["dyn_discrete"] else ["dyn_discrete 0"]
     if wrong:
         raise ValueError(f"the original has no agent with {first(wrong)}; only flat agents of dreamerv3_2025 can be exported")
 
@@ -96,15 +99,11 @@ def _optimizer(stored: Stored, names: dict[str, str], updates: int) -> tuple[int
     by_name, found = moments("_opt", stored), {}
     for name, theirs in names.items():
         for key, prefix in MOMENTS.items() if TRAINED.fullmatch(theirs) else ():
+            if prefix + in_optimizer(theirs) in found:
+                raise ValueError(f"two of its parameters would have the name {prefix + in_optimizer(theirs)}; rename a key")
             zeros = stored.weights[name].new_zeros(stored.weights[name].shape)
             found[prefix + in_optimizer(theirs)] = theirs, by_name.get(name, {}).get(key, zeros)
     return max([updates, *(int(slots["step"]) for slots in by_name.values())]), found
-
-
-def _with_their_key(stored: Stored, task: str) -> Stored:
-    """Names a vector without a name as the original's gym suite does."""
-    nameless = sizes.vector_keys(stored.weights) == {"vector"} and task.startswith("gym_")
-    return sizes.rename_vector(stored, "image") if nameless else stored
 
 
 def _conventions(spaces: dict, config: dict, weights: dict[str, Tensor]) -> Conventions:
@@ -112,16 +111,25 @@ def _conventions(spaces: dict, config: dict, weights: dict[str, Tensor]) -> Conv
     if not isinstance(spaces, dict):
         raise ValueError("it does not tell its observations and actions; continue its run for one step, which stores them")
     observed, actions = space_of(spaces.get("observation")).spaces, ActionCodec(space_of(spaces.get("action"))).parts
+    unequal = [key for key, part in actions.items() if len(set(part.classes or ())) > 1]
+    if unequal:
+        raise ValueError(f"the original has no action with different numbers of classes, as {first(unequal)} here")
     stacks, keys = sizes.conv_stacks(sizes.shapes_of(weights), sizes.DECODER), sizes.vector_keys(weights)
-    one_hots = [key for key, space in observed.items() if isinstance(space, OneHot)]
     return Conventions(
         deter=config["dyn_deter"],
         vector_units=config["encoder.mlp_units"] if keys else 0,
         stages=len(stacks[0]) if stacks else 0,
         blocks={"dyn/dynhid0": config["dyn_blocks"], "dyn/dyngru": config["dyn_blocks"], "dec/sp0": config["decoder.blocks"]},
-        vectors={key: KINDS["vectors"][key in one_hots] for key in keys},
+        vectors={key: KINDS["vectors"][isinstance(observed[key], OneHot)] for key in keys},
         actions={key: KINDS["actions"][part.classes is not None] for key, part in actions.items()},
     )
+
+
+def _named_as_there(stored: Stored, conventions: Conventions, task: str) -> tuple[Stored, Conventions]:
+    """Names a vector without a name as the original's gym suite does."""
+    if list(conventions.vectors) != ["vector"] or not task.startswith("gym_"):
+        return stored, conventions
+    return sizes.rename_vector(stored, "image"), conventions._replace(vectors={"image": conventions.vectors["vector"]})
 
 
 def write(folder: pathlib.Path, state: dict) -> pathlib.Path:
@@ -131,7 +139,19 @@ def write(folder: pathlib.Path, state: dict) -> pathlib.Path:
         OSError: if the folder exists, or cannot be written.
     """
     name = f"{datetime.datetime.now():%Y%m%dT%H%M%SF%f}"
-    folder.mkdir(parents=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _fill(partial, name, state)
+        partial.rename(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder / "ckpt" / name
+
+
+def _fill(folder: pathlib.Path, name: str, state: dict) -> None:
+    """Writes the files of a run whose only checkpoint has this name."""
     checkpoint = folder / "ckpt" / name
     checkpoint.mkdir(parents=True)
     with open(folder / "config.yaml", "wb") as file:
@@ -141,4 +161,3 @@ def write(folder: pathlib.Path, state: dict) -> pathlib.Path:
         (checkpoint / file).write_bytes(pickle.dumps(content, protocol=4))
     (checkpoint / "done").touch()
     (folder / "ckpt" / "latest").write_text(name)
-    return checkpoint

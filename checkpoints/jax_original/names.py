@@ -137,10 +137,10 @@ def conventions_of(params: Mapping[str, np.ndarray]) -> Conventions:
     Raises:
         ValueError: if they are not those of an agent.
     """
-    shapes = {name: np.shape(array) for name, array in params.items() if np.size(array)}
+    shapes = {name: array.shape for name, array in params.items() if array.ndim and array.size}
     missing = [name for name in ("dyn/dynin0/kernel", "dyn/dynin1/kernel", "dyn/dyngru/kernel") if len(shapes.get(name, ())) < 2]
     if missing:
-        raise ValueError(f"it lacks the parameter {missing[0]}, which every agent has")
+        raise ValueError(f"it lacks the parameter {missing[0]}, which every agent has, or that is no matrix")
     units = [shape[-1] for name, shape in shapes.items() if re.fullmatch(r"enc/mlp\d+/bias", name)]
     return Conventions(
         deter=shapes["dyn/dynin0/kernel"][0],

@@ -1,6 +1,8 @@
 """Settings of the JAX original, by its names, and ours."""
 
 import copy
+import itertools
+import shlex
 from collections.abc import Mapping
 
 import settings
@@ -52,9 +54,7 @@ SAME = {
     "batch_size": "batch_size",
     "batch_length": "batch_length",
     "train_ratio": "run.train_ratio",
-    "replay_context": "replay_context",
     "replay_online": "replay.online",
-    "seed": "seed",
 }
 # The original's name for each setting of our suite atari.
 ATARI = {"sticky": "sticky", "actions": "actions", "lives": "lives", "noops": "noops", "size": "size", "grayscale": "gray"}
@@ -141,7 +141,9 @@ def ours(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
     except (TypeError, ArithmeticError) as error:
         raise ValueError("its config.yaml has an agent.horizon or agent.imag_length that is no number above 0") from error
     if "agent.enc.simple.symlog" in flat:
-        values["encoder.symlog_inputs"] = "numbers" if flat["agent.enc.simple.symlog"] else "none"
+        values["encoder.symlog_inputs"] = "numbers" if flat["agent.enc.simple.symlog"] is True else "none"
+    if "replay_context" in flat:
+        values["replay_context"] = min(1, flat["replay_context"]) if type(flat["replay_context"]) is int else flat["replay_context"]
     # Its task may be of a suite that hDreamer does not have, so it is added afterwards.
     config = settings.plain(settings.load_config(["defaults", GENERATION], {"task": "gym_X-v0", **values, **sizes}))
     config |= _environment(flat)
@@ -150,10 +152,19 @@ def ours(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
     return config, [f"{name} {show(flat[name])} ({show(value)} here)" for name, value in other.items()]
 
 
+def normalisers(options: Mapping) -> list[str]:
+    """The normalisers that have another kind of state than those of hDreamer."""
+    flat = settings.flatten(options)
+    names = {name: f"agent.{name}.impl" for name in ("retnorm", "valnorm", "advnorm")}
+    return [name for name, option in names.items() if flat.get(option, LEARNING[option]) != LEARNING[option]]
+
+
 def _environment(flat: Mapping) -> dict:
     """Task and settings of its environment."""
     suite, _, name = str(flat.get("task")).partition("_")
     found = {"task": flat.get("task"), "action_repeat": flat.get(f"env.{suite}.repeat", 1)}
+    if type(found["action_repeat"]) is not int or found["action_repeat"] < 1:
+        raise ValueError(f"its config.yaml has env.{suite}.repeat {show(found['action_repeat'])}, which is no number of frames")
     if suite in ("atari", "atari100k"):
         found |= {ours: flat.get(f"env.{suite}.{stored}") for ours, stored in ATARI.items() if ours not in ("size", "grayscale")}
         found["task"] = f"atari_{name}"
@@ -171,7 +182,7 @@ def theirs(config: Mapping) -> dict:
     if config["discount"] >= 1.0:
         raise ValueError(f"the original has no discount of {config['discount']}, since its horizon is 1 / (1 - discount)")
     flat = {theirs: config[name] for name, theirs in SAME.items()} | NETWORKS | LEARNING
-    flat |= {f"agent.{head}.units": config["units"] for head in HEADS}
+    flat |= {f"agent.{head}.units": config["units"] for head in HEADS} | {"replay_context": config["replay_context"]}
     flat["agent.repl_loss.lam"] = config["discount_lambda"]
     flat["agent.imag_length"] = config["imag_horizon"] - 1
     flat["agent.enc.simple.symlog"] = config["encoder.symlog_inputs"] == "numbers"
@@ -195,8 +206,8 @@ def flags(config: Mapping) -> str:
     base = settings.load_config(["defaults", GENERATION, preset], {"task": "gym_X-v0"})
     before, flat = (settings.flatten(theirs(settings.flatten(tree))) for tree in (base, config))
     differing = [name for name, value in flat.items() if before.get(name) != value or name in ("task", "run.train_ratio")]
-    words = [f"--{name} {' '.join(map(str, flat[name])) if isinstance(flat[name], list) else flat[name]}" for name in differing]
-    return " ".join([f"--configs {preset}", *words])
+    words = [[f"--{name}", *map(str, flat[name] if isinstance(flat[name], list) else [flat[name]])] for name in differing]
+    return shlex.join(["--configs", preset, *itertools.chain(*words)])
 
 
 def _whole(value: float) -> float | int:
