@@ -599,7 +599,7 @@ def test_episodes_of_another_task_are_left_out(run, tmp_path, capsys):
 
 
 def test_a_second_start_replaces_episodes_that_have_grown(run, tmp_path, capsys):
-    first, second = sorted((run / "replay").glob("*.npz"))
+    _, second = sorted((run / "replay").glob("*.npz"))
     held = second.read_bytes()
     second.unlink()
     start(tmp_path / "new", NEW, "--from_checkpoint", str(run), "--steps", "3564")
