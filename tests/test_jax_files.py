@@ -313,20 +313,31 @@ def test_a_run_counts_frames_by_the_action_repeat_of_the_original(run):
 # Sizes
 
 
-@trials(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@trials(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(top=st.integers(1, 4), bottom=st.integers(1, 4), top_classes=st.sampled_from([2, 4, 5]), bottom_classes=st.sampled_from([3, 4]))
 def test_two_levels_fit_exactly_if_every_filled_slot_has_the_flat_classes(top, bottom, top_classes, bottom_classes):
-    flat, agent = make_agent("checkpoint_cartpole"), new_agent("checkpoint_cartpole", **levels(top, top_classes, bottom, bottom_classes))
     fits = top_classes == 4 and top + bottom >= 2 and (top >= 2 or bottom_classes == 4)
-    found, before = checkpoints.load(CARTPOLE), copy.deepcopy(dict(agent.state_dict()))
+    check_levels((top, top_classes, bottom, bottom_classes), fits)
+
+
+def check_levels(sizes: tuple[int, int, int, int], fits: bool) -> None:
+    """Loads a flat agent into two levels of these sizes; if they do not fit, into those that the error names."""
+    flat, agent, found = make_agent("checkpoint_cartpole"), new_agent("checkpoint_cartpole", **levels(*sizes)), checkpoints.load(CARTPOLE)
     if fits:
         agent.load_checkpoint(found)
-        assert_same_answers(agent, flat)
     else:
+        before = copy.deepcopy(dict(agent.state_dict()))
         with pytest.raises(fitting.DoesNotFit, match="a flat latent fills the slots") as error:
             agent.load_checkpoint(found)
         assert same(before, dict(agent.state_dict()))
-        assert_same_answers(loaded_with(error.value.flags, found), flat)
+        agent = loaded_with(error.value.flags, found)
+    assert_same_answers(agent, flat)
+
+
+@pytest.mark.parametrize("sizes, fits", [((1, 4, 1, 4), True), ((1, 4, 1, 3), False), ((2, 4, 3, 5), True), ((1, 2, 4, 4), False)])
+def test_levels_fit_or_are_refused_with_flags_that_fit(sizes, fits):
+    check_levels(sizes, fits)
 
 
 def loaded_with(flags: str, found: dict) -> Dreamer:
@@ -438,7 +449,8 @@ ACTED = {
 }
 
 
-@trials(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@trials(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flat_agents_of_all_sizes_and_spaces_are_written_and_read_exactly(data):
     def draw(*values):

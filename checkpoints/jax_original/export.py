@@ -57,7 +57,6 @@ def export(checkpoint: dict) -> dict:
         raise ValueError("it stores no settings; give a run folder of hDreamer or of the JAX original")
     config = settings.completed(stored.settings)
     _check_exportable(config, stored)
-    fitting.check_finite(stored.weights)
     if made(checkpoint):
         conventions = checkpoint["conventions"]
     else:
@@ -69,8 +68,9 @@ def export(checkpoint: dict) -> dict:
     unknown = [name for name, theirs in names.items() if theirs is None]
     if unknown:
         raise ValueError(f"the original has no counterpart of {first(unknown)}")
-    updates, moments = _optimizer(stored, names, int(checkpoint.get("updates", 0)))
-    tensors = {theirs: (theirs, weights[name]) for name, theirs in names.items()} | moments
+    updates, averages = _optimizer(stored, names, int(checkpoint.get("updates", 0)))
+    tensors = {theirs: (theirs, weights[name]) for name, theirs in names.items()} | averages
+    fitting.check_finite({key: tensor for key, (_, tensor) in tensors.items()})
     params = {key: np.ascontiguousarray(translation.to_theirs(name, tensor.numpy())) for key, (name, tensor) in tensors.items()}
     params |= {name: np.array(value) for name, value in zip(PERCENTILES, np.asarray(percentiles))}
     params |= {name: np.array(updates, np.int32) for name in COUNTERS}
