@@ -461,7 +461,7 @@ def test_a_file_that_is_missing_damaged_or_of_another_agent_is_named_in_one_line
 def test_a_good_file_is_loaded_and_a_run_without_latents_reads_none(saved, capsys):
     path, memory = saved
     LatentFile(memory, path.parent, Disk()).load(tools.load_config(["debug"], {"dyn_discrete": 119}))
-    assert "20 of the steps" in capsys.readouterr().out
+    assert "20 of the observations" in capsys.readouterr().out
     assert by_position(memory) == [0, *range(1, 11), *range(101, 110)]
     plain = make(latents=None)
     plain.add(step([1.0]))
