@@ -75,7 +75,8 @@ def load(path: str | os.PathLike, way_out: str | None = None) -> dict:
     Raises:
         ValueError: if the file is damaged, lacks these entries, or has a newer format.
     """
-    path = locate(path)
+    path = pathlib.Path(path).expanduser()
+    path = path if path.suffix == ".pt" else locate(path)
     from_jax = path.suffix == ".pkl"
     try:
         with open(path, "rb"):
