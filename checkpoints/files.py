@@ -13,6 +13,7 @@ from checkpoints.jax_original import locate as locate_in_run
 from storage import archives, files
 
 VERSION = 1
+LATEST = "latest.pt"  # in the folder of a run
 AGENT = frozenset(["agent_state_dict", "optims_state_dict"])  # all that dreamerv3-torch stores
 # What a run of this program needs to resume.
 RUN = AGENT | {"version", "step", "last_eval", "updates", "update_credit", "random_state"}
@@ -52,7 +53,7 @@ def locate(path: str | os.PathLike) -> pathlib.Path:
     path = os.fspath(path)
     found = pathlib.Path(path).expanduser()
     if found.is_dir() and path:
-        own = found / "latest.pt"
+        own = found / LATEST
         found = own if own.is_file() else locate_in_run(found) or own
         if found == own and (early := next(own.parent.glob("*.ckpt"), None)):
             raise ValueError(
@@ -76,7 +77,7 @@ def load(path: str | os.PathLike, way_out: str | None = None) -> dict:
         ValueError: if the file is damaged, lacks these entries, or has a newer format.
     """
     path = pathlib.Path(path).expanduser()
-    path = path if path.suffix == ".pt" else locate(path)
+    path = path if path.name == LATEST else locate(path)  # a folder of this name is no run, but a file that cannot be read
     from_jax = path.suffix == ".pkl"
     try:
         with open(path, "rb"):

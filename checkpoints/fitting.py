@@ -92,9 +92,9 @@ def updates_of(agent: nn.Module) -> int:
 
 
 def _with_own_key(agent: nn.Module, stored: dreamerv3_torch.Stored) -> dreamerv3_torch.Stored:
-    """Renames the only vector if it has no name in the agent's environment; other programs have other names then."""
-    nameless = sizes.vector_keys(agent.state_dict()) == {"vector"} and len(sizes.vector_keys(stored.weights)) == 1
-    return sizes.rename_vector(stored, "vector") if nameless else stored
+    """Renames the only vector if it has no name in the agent's environment, see `sizes.is_nameless`."""
+    keys = (sizes.vector_keys(tensors) for tensors in (agent.state_dict(), stored.weights))
+    return sizes.rename_vector(stored, sizes.NAMELESS) if sizes.is_nameless(*keys) else stored
 
 
 def _used_weights(agent: nn.Module, stored: dreamerv3_torch.Stored) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -164,7 +164,7 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     there = sizes.read(sizes.shapes_of(stored.weights)) | sizes.not_in_tensors(stored)
     levels = sizes.latent_sizes(stored, stored.settings, config)
     latent = sizes.latent_settings(levels)
-    _checksize_preset(config, there | latent)
+    _check_size_preset(config, there | latent)
     if config.hierarchical_mode and levels[0][1] == 0:
         latent = {}  # two levels cannot be Gaussian
     elif len(levels) == 2 and (not config.hierarchical_mode or levels == list(settings.level_sizes(config).values())):
@@ -182,7 +182,7 @@ def take_sizes(config: settings.Config, checkpoint: dict, build: Callable[[setti
     return f"Taken from the checkpoint: {told}" if told else None
 
 
-def _checksize_preset(config: settings.Config, there: dict) -> None:
+def _check_size_preset(config: settings.Config, there: dict) -> None:
     """Raises DoesNotFit if a preset that stands for sizes names others than those of a checkpoint."""
     here, known = flatten(config), sections()
     for preset in filter(SIZE.fullmatch, config.presets):
@@ -229,8 +229,8 @@ def check_observations(agent: nn.Module, checkpoint: dict) -> None:
     if config.encoder.symlog_inputs != "numbers" and config.decoder.vector_dist != "auto":
         return
     before = _were_one_hots(checkpoint)
-    if list(agent._wm.encoder.shapes) == ["vector"] and len(before) == 1:
-        before = {"vector": next(iter(before.values()))}
+    if sizes.is_nameless(sizes.vector_keys(agent.state_dict()), before):
+        before = dict.fromkeys([sizes.NAMELESS], *before.values())
     for key, space in agent.obs_space.spaces.items():
         if key in before and before[key] != isinstance(space, OneHot):
             kinds = ("one-hots", "numbers") if isinstance(space, OneHot) else ("numbers", "one-hots")
@@ -245,11 +245,11 @@ def check_observations(agent: nn.Module, checkpoint: dict) -> None:
 
 def _were_one_hots(checkpoint: dict) -> dict[str, bool]:
     """Whether each observed vector was one-hots when a checkpoint was trained, by key; empty if it does not tell."""
-    if jax_original.made(checkpoint):
+    if jax_original.is_converted(checkpoint):
         return {key: kind == "logits" for key, kind in checkpoint["conventions"].vectors.items()}
     spaces = checkpoint.get("spaces")
     observed = space_of(spaces.get("observation")).spaces if isinstance(spaces, dict) else {}
-    return {key: isinstance(space, OneHot) for key, space in observed.items()}
+    return {key: isinstance(space, OneHot) for key, space in observed.items() if len(space.shape) == 1}
 
 
 def changes_of_model(agent: nn.Module, checkpoint: dict) -> list[tuple[str, str, str]]:

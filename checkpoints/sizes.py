@@ -6,7 +6,7 @@ Files of dreamerv3-torch store no settings, so the tensors are the only source.
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import settings
 from checkpoints.dreamerv3_torch import Stored, moments
@@ -95,12 +95,22 @@ def read(shapes: Shapes) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
+NAMELESS = "vector"  # the key that `ObservationCodec` gives to a vector without a name
 DECODED_VECTOR = re.compile(r"(_wm\.heads\.decoder\._mlp\.mean_layer)\.(.+)\.(weight|bias)")
 
 
 def vector_keys(names: Iterable[str]) -> set[str]:
     """The keys of decoded vectors."""
     return {match[2] for name in names if (match := DECODED_VECTOR.fullmatch(name))}
+
+
+def is_nameless(ours: Collection[str], theirs: Collection[str]) -> bool:
+    """Whether our only vector has no name in its environment. Then it is the only one of a checkpoint, whatever that is called there.
+
+    Args:
+        ours, theirs: keys of the vectors.
+    """
+    return list(ours) == [NAMELESS] and len(theirs) == 1
 
 
 def rename_vector(stored: Stored, key: str) -> Stored:

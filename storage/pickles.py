@@ -119,7 +119,7 @@ class _Machine:
             self._build(self._top(_Made), state)
         elif code == pickle.PROTO and argument not in (4, 5):
             raise ValueError(f"it is a pickle of protocol {argument}; 4 and 5 can be read")
-        elif code not in (pickle.PROTO, pickle.FRAME):  # frames are of use to who reads in pieces
+        elif code not in (pickle.PROTO, pickle.FRAME):  # FRAME only helps buffered readers
             raise Unsafe(f"it holds more than arrays and plain values (opcode {code!r})")
 
     def _read(self, size: int) -> bytes:

@@ -33,7 +33,7 @@ from test_2025_checkpoints import assert_moved_alike
 LEVELS = {"split": (1, 4, 1, 4), "new bottom": (2, 4, 3, 5), "wider top": (3, 4, 2, 3), "uneven, with new slots": (1, 4, 3, 4)}
 KINDS = {"flat": {}, **{name: levels(*sizes) for name, sizes in LEVELS.items()}}
 # Largest differences, as shares of an array's largest number, where that follows from predictions of young two-hot heads, whose far bins
-# bring noise. The noise is in the recording: computed in float64, our numbers change by less than a tenth of it.
+# bring noise. The noise is in the recording: computed in float64, our numbers differ from it by as much.
 SHARES = {"checkpoint_cartpole": 3e-4, "checkpoint_dummy": 8e-4}
 EPSILON = 1.2e-7  # of float32 numbers near 1
 FOLLOWS_FROM_TWOHOT = (

@@ -233,23 +233,11 @@ def test_settings_of_the_run_become_ours():
     config = checkpoints.load(DUMMY)["config"]
     flat = settings.flatten(config)
     expected = {
-        **{"task": "dummy_disc", "optimizer": "laprop", "model_lr": 0.01, "warmup": 20, "dyn_blocks": 4, "dyn_hidden": 3, "kl_free": 1.0},
-        **{
-            "encoder.mlp_layers": 2,
-            "decoder.mlp_layers": 3,
-            "imag_horizon": 16,
-            "discount": 1 - 1 / 333,
-            "batch_size": 8,
-            "train_ratio": 40.0,
-        },
-        **{
-            "critic.dist": "symexp_twohot",
-            "encoder.symlog_inputs": "numbers",
-            "encoder.cnn_depth": 2,
-            "decoder.blocks": 8,
-            "size": [64, 64],
-        },
-    }
+        "task": "dummy_disc", "optimizer": "laprop", "model_lr": 0.01, "warmup": 20, "batch_size": 8, "train_ratio": 40.0,
+        "dyn_blocks": 4, "dyn_hidden": 3, "kl_free": 1.0, "imag_horizon": 16, "discount": 1 - 1 / 333, "size": [64, 64],
+        "encoder.mlp_layers": 2, "encoder.cnn_depth": 2, "encoder.symlog_inputs": "numbers", "decoder.mlp_layers": 3,
+        "decoder.blocks": 8, "critic.dist": "symexp_twohot",
+    }  # fmt: skip
     assert {name: flat[name] for name in expected} == expected
 
 
@@ -398,6 +386,14 @@ def test_one_hots_are_never_taken_for_numbers_nor_the_other_way_round(case, key,
         other.load_checkpoint(jax_original.convert(stored(case)))
 
 
+def test_one_hots_of_a_vector_that_has_another_name_there_are_checked_too():
+    stored_agent = checkpoints.load(CARTPOLE)  # its vector is called image
+    config = tools.load_config([NEW], {**TASK, **checkpoints.sizes_of(stored_agent)})
+    with pytest.raises(ValueError, match="the observation 'vector' is one-hots here and was numbers in the checkpoint"):
+        Dreamer(spaces.Dict({"vector": OneHot([4])}), spaces.Discrete(2), config).load_checkpoint(stored_agent)
+    Dreamer(spaces.Dict({"vector": spaces.Box(-1, 1, (4,))}), spaces.Discrete(2), config).load_checkpoint(stored_agent)
+
+
 def test_several_actions_are_never_taken_for_one():
     space, cartpole = spaces.Dict({"vector": spaces.Box(-1, 1, (4,))}), checkpoints.load(CARTPOLE)
     agent = Dreamer(space, ACTED["both"], tools.load_config([NEW], {**TASK, **checkpoints.sizes_of(cartpole)}))
@@ -459,18 +455,13 @@ def test_flat_agents_of_all_sizes_and_spaces_are_written_and_read_exactly(data):
     keys = data.draw(st.sets(st.sampled_from(list(OBSERVED)), min_size=1))
     blocks = draw(1, 2, 4)
     chosen = {
-        **{
-            "dyn_deter": blocks * draw(2, 4),
-            "dyn_blocks": blocks,
-            "dyn_hidden": draw(3, 8),
-            "dyn_stoch": draw(1, 3),
-            "dyn_discrete": draw(2, 5),
-        },
-        **{"dyn_img_layers": draw(1, 3), "dyn_obs_layers": draw(1, 2), "units": draw(3, 6), "decoder.blocks": draw(1, 2), "model_lr": 1e-3},
+        "dyn_deter": blocks * draw(2, 4), "dyn_blocks": blocks, "dyn_hidden": draw(3, 8), "dyn_stoch": draw(1, 3),
+        "dyn_discrete": draw(2, 5), "dyn_img_layers": draw(1, 3), "dyn_obs_layers": draw(1, 2), "units": draw(3, 6),
+        "decoder.blocks": draw(1, 2), "model_lr": 1e-3,
         **{f"{net}.{size}": draw(1, 3) for net in ("encoder", "decoder") for size in ("mlp_layers", "mlp_units", "cnn_depth")},
         **{f"{net}.kernel_size": draw(3, 5) for net in ("encoder", "decoder")},
         **{f"{head}.layers": draw(1, 2) for head in ("reward_head", "cont_head", "actor", "critic")},
-    }
+    }  # fmt: skip
     obs_space = spaces.Dict({key: OBSERVED[key] for key in keys})
     act_space = ACTED[draw(*ACTED)]
 
@@ -556,7 +547,7 @@ def test_a_run_goes_on_with_everything_flat_and_with_two_levels(tmp_path, capsys
     output = " ".join(capsys.readouterr().out.split())
     assert "Resuming at frame 3,564 after 1,378 updates, with 96 steps in memory." in output
     assert "format DreamerV3 in JAX; latent of 2 categoricals of 4 classes" in output
-    assert "To learn with the numbers of the old run: --model_lr 0.01 --warmup 20" in output or name == "whatever presets say"
+    assert "To train with the settings of the old run: --model_lr 0.01 --warmup 20" in output or name == "whatever presets say"
     assert "moments of 79 tensors, after 1,378 updates" in output or name != "flat"
     assert "6 episodes, 96 steps, 102 of their observations with latents" in output
     assert "102 of the observations in memory have the latents that they had." in output

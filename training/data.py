@@ -197,7 +197,7 @@ class Environments:
         Args:
             directory: for the episodes.
         """
-        if not jax_original.made(checkpoint):
+        if not jax_original.is_converted(checkpoint):
             folder.take_over_episodes(run.origin.parent / "train_eps", directory)
             return
         source, steps = jax_original.run_folder(run.origin) / "replay", 0
@@ -208,7 +208,7 @@ class Environments:
             console.warn(f"the episodes in {source} are of the task {task}, so the run begins without them")
         else:
             steps = self._read_chunks(source, checkpoint, directory)
-        # Of steps that are in no file the folder of episodes knows only this.
+        # Steps of the old run that are in no file. Without them a killed run would count too few frames.
         self._removed = max(0, run.step // self._config.action_repeat - steps), {}
 
     def _read_chunks(self, source: pathlib.Path, checkpoint: dict, directory: pathlib.Path) -> int:

@@ -415,8 +415,8 @@ class Run:
         differing = fitting.changes_of_model(self.agent, checkpoint)
         if differing:
             console.say(console.table("Settings that differ from those it was trained with", _arrows(differing)))
-        if jax_original.made(checkpoint) and (flags := jax_original.training_flags(checkpoint, self.config)):
-            console.say(f"To learn with the numbers of the old run: {flags}")
+        if jax_original.is_converted(checkpoint) and (flags := jax_original.training_flags(checkpoint, self.config)):
+            console.say(f"To train with the settings of the old run: {flags}")
 
 
 def _first_rows(batch: dict, count: int) -> dict:

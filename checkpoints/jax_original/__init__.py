@@ -16,7 +16,7 @@ import settings
 from checkpoints.dreamerv3_torch import trained
 from checkpoints.jax_original import options
 from checkpoints.jax_original.names import BEHAVIOR, TRAINED, WM, Conventions, Translation, conventions_of
-from checkpoints.sizes import MEANING, latent_entries, shapes_of
+from checkpoints.sizes import MEANING, is_nameless, latent_entries, shapes_of
 from checkpoints.sizes import read as read_sizes
 from console import first
 from envs.spaces import ActionPart
@@ -211,8 +211,8 @@ def in_optimizer(name: str) -> str:
     return name.lower().replace("_", "")
 
 
-def made(checkpoint: dict) -> bool:
-    """Whether `convert` has made a checkpoint."""
+def is_converted(checkpoint: dict) -> bool:
+    """Whether a checkpoint comes from the original, through `convert`."""
     return "conventions" in checkpoint
 
 
@@ -230,7 +230,7 @@ def training_flags(checkpoint: dict, config: settings.Config) -> str:
 def renamed(checkpoint: dict, vectors: list[str], actions: dict[str, ActionPart]) -> dict[str, str]:
     """Keys of observations and actions that have another name in the original, by ours.
 
-    The only action may have any name. The only vector of an environment that has no name for it is `vector` here.
+    The only action may have any name, and so may the only vector of an environment that has no name for it.
 
     Args:
         checkpoint: from `convert`.
@@ -238,5 +238,6 @@ def renamed(checkpoint: dict, vectors: list[str], actions: dict[str, ActionPart]
         actions: parts of our actions by key.
     """
     theirs: Conventions = checkpoint["conventions"]
-    pairs = ((vectors if vectors == ["vector"] else [], theirs.vectors), (list(actions), theirs.actions))
-    return {ours[0]: next(iter(named)) for ours, named in pairs if len(ours) == len(named) == 1 and ours[0] not in named}
+    same = [(vectors[0], *theirs.vectors)] if is_nameless(vectors, theirs.vectors) else []
+    same += [(*actions, *theirs.actions)] if len(actions) == len(theirs.actions) == 1 else []
+    return {here: there for here, there in same if here != there}

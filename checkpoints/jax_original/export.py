@@ -11,7 +11,7 @@ from torch import Tensor
 import settings
 from checkpoints import fitting, sizes
 from checkpoints.dreamerv3_torch import Stored, moments
-from checkpoints.jax_original import FILE, MOMENTS, PERCENTILES, in_optimizer, made, options
+from checkpoints.jax_original import FILE, MOMENTS, PERCENTILES, in_optimizer, is_converted, options
 from checkpoints.jax_original.names import BEHAVIOR, KINDS, TRAINED, Conventions, Translation
 from console import first
 from envs.spaces import ActionCodec, OneHot, space_of
@@ -57,7 +57,7 @@ def export(checkpoint: dict) -> dict:
         raise ValueError("it stores no settings; give a run folder of hDreamer or of the JAX original")
     config = settings.completed(stored.settings)
     _check_exportable(config, stored)
-    if made(checkpoint):
+    if is_converted(checkpoint):
         conventions = checkpoint["conventions"]
     else:
         conventions = _conventions(checkpoint.get("spaces"), config, stored.weights)
@@ -127,9 +127,9 @@ def _conventions(spaces: dict, config: dict, weights: dict[str, Tensor]) -> Conv
 
 def _named_as_there(stored: Stored, conventions: Conventions, task: str) -> tuple[Stored, Conventions]:
     """Names a vector without a name as the original's gym suite does."""
-    if list(conventions.vectors) != ["vector"] or not task.startswith("gym_"):
+    if list(conventions.vectors) != [sizes.NAMELESS] or not task.startswith("gym_"):
         return stored, conventions
-    return sizes.rename_vector(stored, "image"), conventions._replace(vectors={"image": conventions.vectors["vector"]})
+    return sizes.rename_vector(stored, "image"), conventions._replace(vectors={"image": conventions.vectors[sizes.NAMELESS]})
 
 
 def write(folder: pathlib.Path, state: dict) -> pathlib.Path:

@@ -138,12 +138,12 @@ def ours(options: Mapping, sizes: Mapping) -> tuple[dict, list[str]]:
             values["discount"] = 1.0 - 1.0 / flat["agent.horizon"]
         if "agent.imag_length" in flat:
             values["imag_horizon"] = flat["agent.imag_length"] + 1  # ours counts the replayed state too
+        if "replay_context" in flat:
+            values["replay_context"] = min(1, flat["replay_context"])
     except (TypeError, ArithmeticError) as error:
-        raise ValueError("its config.yaml has an agent.horizon or agent.imag_length that is no number above 0") from error
+        raise ValueError("its config.yaml has an agent.horizon, agent.imag_length or replay_context that is no such number") from error
     if "agent.enc.simple.symlog" in flat:
         values["encoder.symlog_inputs"] = "numbers" if flat["agent.enc.simple.symlog"] is True else "none"
-    if "replay_context" in flat:
-        values["replay_context"] = min(1, flat["replay_context"]) if type(flat["replay_context"]) is int else flat["replay_context"]
     # Its task may be of a suite that hDreamer does not have, so it is added afterwards.
     config = settings.plain(settings.load_config(["defaults", GENERATION], {"task": "gym_X-v0", **values, **sizes}))
     config |= _environment(flat)
