@@ -10,25 +10,22 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Collection, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 import gymnasium
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks import exploring, learning, results, worldmodel
+from benchmarks import agents, exploring, learning, results, worldmodel
+from benchmarks.drawing import FASTER_FLAT, FASTER_TWO_LEVELS, FLAT, STYLE, TWO_LEVELS, markdown, paired, panels, seeds_and_mean
 from benchmarks.synthetic import Switches
 from pages import comparison, curves
 
-T = TypeVar("T")
-
+PLAN_2023, PLAN_TRANSFER = HERE / "plan_2023.yaml", HERE / "plan_transfer.yaml"
 README = HERE.parent / "README.md"
 README_TASKS = ("cartpole", "pendulum", "breakout", "road_runner")
 PAGE = HERE.parent / "docs" / "results.md"
@@ -57,144 +54,6 @@ VARIANTS = {
     "top unmoved by bottom prior": "stop-gradient on the top in the bottom prior",
 }
 SYNTHETIC = ("together", "four_together", "four_apart")  # for as many updates
-
-# The same colors in all figures; darker is twice the learning rate.
-FLAT, TWO_LEVELS, FASTER_FLAT, FASTER_TWO_LEVELS = "C0", "C1", "#0b2f57", "#8c2d04"
-STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.frameon": False}
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table; rows may be shorter than its header."""
-    first, *lines = (f"| {' | '.join(row + [''] * (len(header) - len(row)))} |" for row in (header, *rows))
-    return "\n".join([first, "|" + "---|" * len(header), *lines])
-
-
-def paired(ours: dict[int, T], theirs: dict[int, T]) -> list[tuple[T, T]]:
-    """The results of the seeds that both have."""
-    return [(result, theirs[seed]) for seed, result in ours.items() if seed in theirs]
-
-
-def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
-    """Every seed's value and their mean, as a cell of a table; empty without values."""
-    return f"{', '.join(f'{value:.{digits}f}' for value in values)} (**{np.mean(list(values)):.{digits}f}**)" if values else ""
-
-
-def panels(count: int, columns: int, xlabel: str, ylabel: str, legend: dict[str, tuple[str, str]]) -> tuple[Figure, list]:
-    """A figure with so many panels, and their axes, below one legend of colors and line styles by label."""
-    rows = -(-count // columns)
-    figure = Figure(figsize=(9, 2.2 * rows + 0.4), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for number, axis in enumerate(axes):
-        axis.set_visible(number < count)
-        axis.set(xlabel=xlabel, ylabel="" if number % columns else ylabel)
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=(1, 2, 5, 10)))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.grid(alpha=0.25)
-    lines = [
-        Line2D([], [], color=color, linestyle=style, linewidth=2.2 if style == "-" else 1.3, label=label)
-        for label, (color, style) in legend.items()
-    ]
-    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 120 // (8 + max(map(len, legend)))))
-    return figure, axes[:count]
-
-
-# How agents learn
-
-
-def learning_results(plan: dict) -> dict[str, dict]:
-    """{task: {"random": returns, variant: {seed: result}}} of what is stored."""
-    found = {}
-    stored = results.load("learning")
-    for task in plan["tasks"]:
-        of_task = [result for result in stored if result["task"] == task]
-        if any(result.get("seed") in plan["tasks"][task]["seeds"] for result in of_task):
-            found[task] = {variant: {} for variant in plan["variants"]}
-            for result in of_task:
-                if result["variant"] == "random":
-                    found[task]["random"] = result["returns"]
-                elif result["variant"] in found[task] and result["seed"] in plan["tasks"][task]["seeds"]:
-                    found[task][result["variant"]][result["seed"]] = result
-    return found
-
-
-def final_return(result: dict) -> float:
-    """Mean over the evaluations of the last quarter of a run."""
-    return curves.final_value(evaluations(result))
-
-
-def mean_return(result: dict) -> float:
-    """Mean over all evaluations of a run, which is the larger the sooner it learns."""
-    return float(evaluations(result).values.mean())
-
-
-def evaluations(result: dict) -> curves.Curve:
-    return curves.Curve(*np.array(result["evaluations"]).T)
-
-
-def learning_figure(plan: dict, found: dict, columns: int, references: bool) -> Figure:
-    """Evaluation return against frames, a panel for each task, with a line at the plan's reference return."""
-    colors = dict(zip(plan["variants"], (FLAT, TWO_LEVELS)))
-    legend = {about["title"]: (colors[variant], "-") for variant, about in plan["variants"].items()}
-    legend |= {"random policy": ("gray", ":")} | ({"reference return": ("black", "--")} if references else {})
-    figure, axes = panels(len(found), columns, "environment frames", "evaluation return", legend)
-    for axis, (task, variants) in zip(axes, found.items()):
-        for variant, color in colors.items():
-            comparison.draw_seeds(axis, [evaluations(result) for result in variants[variant].values()], color, variant)
-        axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", linewidth=1.3)
-        if references and "learned" in plan["tasks"][task]:
-            axis.axhline(plan["tasks"][task]["learned"][0], color="black", linestyle="--", linewidth=0.9)
-        axis.set(title=plan["tasks"][task]["title"], xlim=(0, None))
-    return figure
-
-
-def learning_table(plan: dict, found: dict, short: bool = False) -> str:
-    """Returns of the last quarter by task and variant, as Markdown; `short`: without means of all evaluations and hours."""
-    (base, flat), (other, two_levels) = ((variant, about["title"]) for variant, about in plan["variants"].items())
-    columns = ["task", "random", f"{flat}: seeds (mean)", f"{two_levels}: seeds (mean)", f"{two_levels} - {flat}"]
-    if not short:
-        columns += [f"{two_levels} - {flat}, mean of all evaluations", f"hours per run: {flat}, {two_levels}"]
-    rows = []
-    for task, variants in found.items():
-        digits = plan["tasks"][task].get("digits", 0)
-        runs = [dict(sorted(variants[variant].items())) for variant in (base, other)]
-        cells = [plan["tasks"][task]["title"], f"{np.mean(variants['random']):.1f}"]
-        cells += [seeds_and_mean([final_return(result) for result in seeds.values()], digits) for seeds in runs]
-        for value in (final_return,) if short else (final_return, mean_return):
-            pairs = [value(ours) - value(theirs) for theirs, ours in paired(*runs)]
-            cells.append(results.difference(pairs, digits))
-        if not short:
-            cells.append(", ".join(f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" for seeds in runs))
-        rows.append(cells)
-    if any("(" in row[4] for row in rows):  # enough seeds for an interval
-        columns[4] += ", 95%"
-    return markdown(columns, rows)
-
-
-def free_nats_table(plan: dict, runs: list[dict]) -> str:
-    """Returns of the last quarter with one and with half a free nat for each of two levels, as Markdown."""
-    rows = []
-    for task, planned in plan["tasks"].items():
-        finals = {1.0: {}, 0.5: {}}
-        for result in runs:
-            if (result["task"], result["variant"]) == (task, "hdreamer") and result["seed"] in planned["seeds"]:
-                finals[float(result["settings"].get("kl_free", 1.0))][result["seed"]] = final_return(result)
-        one, half = (dict(sorted(final.items())) for final in finals.values())
-        if one and half:
-            cells = [seeds_and_mean(final.values()) for final in (one, half)]
-            pairs = [ours - theirs for ours, theirs in paired(half, one)]
-            rows.append([planned["title"], *cells, results.difference(pairs, 0)])
-    return markdown(["task", "1 free nat each: seeds (mean)", "0.5 free nats each: seeds (mean)", "0.5 - 1, 95%"], rows)
-
-
-def rates_table(found: list[dict]) -> str:
-    """Evaluation returns by learning rates and frames, as Markdown."""
-    frames = range(1000, 15001, 1000)
-    rows = []
-    for result in sorted(found, key=lambda result: (float(result["model_lr"]), float(result["lr"]))):
-        returns = {frame // 1000 * 1000: value for frame, value in result["evaluations"]}  # some are a step late
-        cells = [f"{returns[frame]:.0f}" if frame in returns else "" for frame in frames]
-        rows.append([result["model_lr"], result["lr"], *cells])
-    return markdown(["world model", "actor, critic", *(f"{frame:,}" for frame in frames)], rows)
 
 
 # World models on recorded data
@@ -394,35 +253,39 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 
 def tables() -> dict[pathlib.Path, dict[str, str]]:
-    """Every table by its page and name, as Markdown."""
-    plan, models = learning.load_plan(), worldmodel_results()
-    agents = learning_results(plan)
+    """Every table of what has results by its page and name, as Markdown."""
+    plan, earlier, transfer = (learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_TRANSFER))
+    new, small, transferred = map(agents.learning_results, (plan, earlier, transfer))
+    models = worldmodel_results()
     of_results = {
-        "learning": learning_table(plan, agents),
+        **({"published": agents.published_table(plan, new)} if new else {}),
+        **({"transfer": agents.transfer_table(transfer, transferred)} if transferred else {}),
+        "learning": agents.learning_table(earlier, small),
         "elbo": elbo_table(models),
         "ablations": ablations_table(models),
         "exploring": exploring_table(exploring_results()),
     }
     of_appendix = {
-        "free_nats": free_nats_table(plan, results.load("learning") + results.load("free_nats")),
+        "free_nats": agents.free_nats_table(earlier, results.load(earlier["results"]) + results.load("free_nats")),
         "limits": limits_table(),
-        "rates": rates_table(results.load("rates")),
+        "rates": agents.rates_table(results.load("rates")),
         "training": training_table(models),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in models.items()),
     }
-    of_readme = {task: agents[task] for task in README_TASKS}
-    return {README: {"agents": learning_table(plan, of_readme, short=True)}, PAGE: of_results, APPENDIX: of_appendix}
+    of_readme = {task: small[task] for task in README_TASKS}
+    return {README: {"agents": agents.learning_table(earlier, of_readme, short=True)}, PAGE: of_results, APPENDIX: of_appendix}
 
 
 def figures() -> dict[str, Figure]:
-    """Every figure by its name."""
-    plan, models = learning.load_plan(), worldmodel_results()
-    agents = learning_results(plan)
-    of_readme = {task: agents[task] for task in README_TASKS}
+    """Every figure of what has results by its name."""
+    plan, earlier, models = learning.load_plan(), learning.load_plan(PLAN_2023), worldmodel_results()
+    new, small = agents.learning_results(plan), agents.learning_results(earlier)
+    of_readme = {task: small[task] for task in README_TASKS}
     with matplotlib.rc_context(STYLE):
         return {
-            "readme": learning_figure(plan, of_readme, columns=4, references=False),
-            "learning": learning_figure(plan, agents, columns=4, references=True),
+            **({"published": agents.published_figure(plan, new, columns=3)} if new else {}),
+            "readme": agents.learning_figure(earlier, of_readme, columns=4, references=False),
+            "learning": agents.learning_figure(earlier, small, columns=4, references=True),
             "training": training_figure(models),
             "open_loop": open_loop_figure(models),
         }

@@ -1,13 +1,14 @@
 """Trains agents as `plan.yaml` says:
 
     python benchmarks/learning.py                      # whatever of the plan is not done yet; Ctrl-C stops, the same command goes on
-    python benchmarks/learning.py cartpole --jobs 1
+    python benchmarks/learning.py cartpole --jobs 1 --seeds 0
 
-A run is dreamer.py's own command in a process with one thread. When it has ended, its evaluations are stored in `data/learning/`
-as a small JSON file; beside them those of the random policy. `draw.py` draws them.
+A run is dreamer.py's own command in a process with one thread. When it ends or is stopped, its returns are stored in `data/` as
+a small JSON file, with the frames that they cover; beside them those of the random policy. `draw.py` draws them.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import platform
@@ -24,22 +25,32 @@ from ruamel.yaml import YAML
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import checkpoints
 import settings
 import tools
 from benchmarks import results
+from dreamer import Dreamer, read_agent
 from pages import curves
+from storage.episodes import load_episode, stored_steps
 
 PLAN = HERE / "plan.yaml"
 RANDOM_EPISODES = 100
 
 
 class Run(NamedTuple):
-    """One training run of the plan."""
+    """One training run of the plan.
+
+    Attributes:
+        origin: name of the run whose agent it begins with; None for a new agent.
+        keep: what it keeps of that agent, see `kept`.
+    """
 
     task: str
     variant: str
     seed: int
     command: list[str]
+    origin: str | None = None
+    keep: str | None = None
 
     @property
     def name(self) -> str:
@@ -49,33 +60,43 @@ class Run(NamedTuple):
     def config(self) -> settings.Config:
         return tools.load_config(*settings.parse_flags(self.command))
 
+    @property
+    def frames(self) -> int:
+        """The length of the whole run."""
+        return self.config.steps
 
-def load_plan() -> dict:
-    return YAML(typ="safe", pure=True).load(PLAN.read_text())
+
+def load_plan(path: pathlib.Path = PLAN) -> dict:
+    return YAML(typ="safe", pure=True).load(path.read_text())
 
 
-def planned_runs(plan: dict, tasks: list[str]) -> list[Run]:
-    """The runs of these tasks, seed by seed, so that variants can be compared early."""
+def planned_runs(plan: dict, tasks: list[str], seeds: list[int] | None = None) -> list[Run]:
+    """The runs of these tasks, seed by seed, so that variants can be compared early.
+
+    Args:
+        seeds: those of them that are run; None for all.
+    """
     runs = []
     for task in tasks:
         planned = plan["tasks"][task]
-        for seed in planned["seeds"]:
+        for seed in planned["seeds"] if seeds is None else [seed for seed in planned["seeds"] if seed in seeds]:
             for name, variant in plan["variants"].items():
                 words = ["--configs", "defaults", *planned["presets"], *variant["presets"]]
                 for key, value in {**planned["flags"], **variant["flags"], "seed": seed}.items():
                     words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-                runs.append(Run(task, name, seed, words))
+                origin = f"{planned['from']}-{name}-{seed}" if "from" in planned else None
+                runs.append(Run(task, name, seed, words, origin, planned.get("keep")))
     return runs
 
 
-def play_randomly(task: str, planned: dict) -> None:
+def play_randomly(experiment: str, task: str, planned: dict) -> None:
     """Stores the returns of the random policy."""
     from collect import play_episodes
     from envs import make_envs
     from envs.spaces import ActionCodec
     from exploration import Random
 
-    if results.path_of("learning", f"{task}-random").exists():
+    if results.path_of(experiment, f"{task}-random").exists():
         return
     envs = make_envs(tools.load_config(["defaults", *planned["presets"]], planned["flags"]), 1, training=False)
     try:
@@ -83,14 +104,33 @@ def play_randomly(task: str, planned: dict) -> None:
     finally:
         envs.close()
     returns = [round(float(episode.sums["return"]), 3) for episode in episodes]
-    results.store("learning", f"{task}-random", {"task": task, "variant": "random", "returns": returns})
+    results.store(experiment, f"{task}-random", {"task": task, "variant": "random", "returns": returns})
 
 
-def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
-    """Trains what has no result yet, `jobs` at a time; returns whether all have ended well."""
+def is_done(experiment: str, run: Run) -> bool:
+    """Whether there is a result of the whole run.
+
+    Raises:
+        SystemExit: if there is one of other settings.
+    """
+    there = results.is_done(experiment, run.name, {"settings": results.differing(run.config)})
+    return there and stored_frames(experiment, run) >= run.frames
+
+
+def stored_frames(experiment: str, run: Run) -> int:
+    """How many frames the stored result of a run covers; 0 without one."""
+    path = results.path_of(experiment, run.name)
+    if not path.exists():
+        return 0
+    result = json.loads(path.read_text())
+    return result["frames"] if "frames" in result else result["evaluations"][-1][0]
+
+
+def run_all(experiment: str, runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
+    """Trains what has no result of the whole run yet, `jobs` at a time; returns whether all have ended well."""
     todo, failed, running = queue.SimpleQueue(), [], {}
     for run in runs:
-        if not results.is_done("learning", run.name, {"settings": results.differing(run.config)}):
+        if not is_done(experiment, run):
             todo.put(run)
     stop = threading.Event()
 
@@ -101,7 +141,7 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
             except queue.Empty:
                 return
             try:
-                ended_well = train(run, folder / run.name, running, stop)
+                ended_well = train(experiment, run, folder / run.name, running, stop)
             except Exception as error:  # the other runs go on
                 print(f"error: {run.name}: {error}", file=sys.stderr)
                 ended_well = False
@@ -125,11 +165,17 @@ def run_all(runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
     return not failed and not stop.is_set()
 
 
-def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], stop: threading.Event) -> bool:
-    """Trains one run to its end, and stores its evaluations."""
+def train(experiment: str, run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], stop: threading.Event) -> bool:
+    """Trains one run, and stores its returns, unless longer ones are stored; returns whether it came to its end."""
     logdir.mkdir(parents=True, exist_ok=True)
     seconds = logdir / "seconds.txt"  # one line each time that it went on
     command = [sys.executable, str(HERE.parent / "dreamer.py"), *run.command, "--device", "cpu", "--logdir", str(logdir / "run")]
+    if run.origin and not (logdir / "run" / "latest.pt").exists():
+        origin = logdir.parent / run.origin / "run"
+        if checkpoints.load(origin)["step"] < settings.read_yaml(origin / "config.yaml")["steps"]:
+            raise ValueError(f"it begins with the agent of {run.origin}, which is not trained to its end; give the same command again")
+        checkpoints.save(logdir / "origin.pt", kept(origin, run.keep, run.seed))
+        command += ["--from_checkpoint", str(logdir / "origin.pt")]
     start = time.time()
     with open(logdir / "log.txt", "a") as log:
         # A process group of its own, so that Ctrl-C in a terminal reaches it once, from here.
@@ -137,49 +183,84 @@ def train(run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], 
         running[run.name] = process
         if stop.is_set():  # since the run was taken up
             process.send_signal(signal.SIGINT)
-        code = process.wait()
+        process.wait()
         del running[run.name]
     with open(seconds, "a") as file:
         file.write(f"{time.time() - start:.0f}\n")
-    evaluations = read_evaluations(logdir / "run")
-    steps = int(run.command[run.command.index("--steps") + 1])
-    if code or not evaluations or evaluations[-1][0] < steps:
+    returns = read_returns(logdir / "run", run.config)
+    ((_, points),) = returns.items()
+    if not points:
         return False
-    results.store(
-        "learning",
-        run.name,
-        {
-            "task": run.task,
-            "variant": run.variant,
-            "seed": run.seed,
-            "command": f"python dreamer.py {' '.join(run.command)}",
-            "hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2),
-            "settings": results.differing(run.config),
-            "evaluations": evaluations,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
-        },
-    )
-    print(f"{run.name}: {evaluations[-1][1]:.1f} after {evaluations[-1][0]:,} frames", flush=True)
-    return True
+    frames = int(checkpoints.load(logdir / "run")["step"])
+    if frames > stored_frames(experiment, run):
+        about = {"task": run.task, "variant": run.variant, "seed": run.seed, "command": f"python dreamer.py {' '.join(run.command)}"}
+        about |= {"hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2), "settings": results.differing(run.config)}
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run"
+        results.store(experiment, run.name, {**about, "frames": frames, **returns, "machine": machine})
+    print(f"{run.name}: {points[-1][1]:.1f} after {frames:,} of {run.frames:,} frames", flush=True)
+    return is_done(experiment, run)
 
 
-def read_evaluations(logdir: pathlib.Path) -> list[tuple[int, float]]:
-    """(frames, mean return of the evaluation episodes), in order."""
+def kept(origin: pathlib.Path, keep: str, seed: int) -> dict:
+    """A checkpoint that a run of another task begins with, without episodes, at frame 0.
+
+    Args:
+        origin: folder of the run that it comes from.
+        keep: "all"; or "top": the encoder, the recurrence and the top level, or the only one. The rest is new, as is the optimizer.
+        seed: of what is new.
+    Raises:
+        ValueError: for another `keep`.
+    """
+    agent, checkpoint = read_agent(origin, "cpu")
+    if keep == "all":
+        return {**checkpoint, "step": 0}
+    if keep != "top":
+        raise ValueError(f"keep is {keep!r}; allowed are 'all' and 'top'")
+    tools.set_seed(seed)
+    fresh = Dreamer(agent.obs_space, agent.act_space, agent._config)
+    below = ("bottom", "_top_summary", "_top_to_", "_prior_weight")  # the bottom level, and how it depends on the top
+    weights = fresh.state_dict() | {
+        name: tensor
+        for name, tensor in agent.state_dict().items()
+        if name.startswith(("_wm.encoder.", "_wm.dynamics.")) and not any(part in name for part in below)
+    }
+    return {**checkpoint, **fresh.checkpoint(), "agent_state_dict": weights, "step": 0, "updates": 0}
+
+
+def read_returns(logdir: pathlib.Path, config: settings.Config) -> dict[str, list[tuple[int, float]]]:
+    """Returns of a run as lists of (frames, return) in order.
+
+    Returns:
+        "evaluations", means of evaluation episodes, if the run has them, else "training", the episodes of its only environment
+        but those that were cut off because the run was stopped.
+    """
     found = curves.read(logdir).curves
-    return [(int(frame), round(float(value), 3)) for frame, value in zip(*found["eval/return"])] if "eval/return" in found else []
+    if config.eval_every:
+        points = zip(*found["eval/return"]) if "eval/return" in found else []
+        return {"evaluations": [(int(frame), round(float(value), 3)) for frame, value in points]}
+    cut_at = found["cut_off/return"].steps if "cut_off/return" in found else []
+    training, frames = [], 0
+    for path, steps in stored_steps(logdir / "train_eps").items():
+        frames += config.action_repeat * steps
+        if frames not in cut_at:
+            training.append((frames, round(float(load_episode(path, ["reward"])["reward"].sum()), 3)))
+    return {"training": training}
 
 
 def main() -> None:
-    plan = load_plan()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(plan['tasks'])}; all if none is named")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="tasks of the plan; all if none is named")
+    parser.add_argument("--plan", type=pathlib.Path, default=PLAN, help="what to run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="those of the plan's seeds that are run; all if not given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("logdir/learning"), help="where the runs are")
+    parser.add_argument("--folder", type=pathlib.Path, help="where the runs are (default: logdir/ and the plan's `results`)")
     options = parser.parse_args()
-    tasks = results.chosen(parser, options.tasks, list(plan["tasks"]))
+    plan = load_plan(options.plan)
+    experiment, tasks = plan["results"], results.chosen(parser, options.tasks, list(plan["tasks"]))
     for task in tasks:
-        play_randomly(task, plan["tasks"][task])
-    sys.exit(0 if run_all(planned_runs(plan, tasks), options.folder, options.jobs) else 1)
+        play_randomly(experiment, task, plan["tasks"][task])
+    runs, folder = planned_runs(plan, tasks, options.seeds), options.folder or pathlib.Path("logdir") / experiment
+    sys.exit(0 if run_all(experiment, runs, folder, options.jobs) else 1)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import checkpoints
+import dreamer
 import networks
+import settings
 import tools
-from benchmarks import draw, exploring, learning, results, shapes, speed, worldmodel
+from benchmarks import agents, draw, exploring, learning, results, shapes, speed, worldmodel
 from envs import make_envs
+from storage.episodes import save_episode
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +126,7 @@ def test_intervals_of_five_pairs_are_as_narrow_as_the_page_says():
 
 def test_results_of_other_settings_are_not_taken_for_done(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "HERE", tmp_path)
-    runs = learning.planned_runs(learning.load_plan(), ["cartpole"])
+    runs = learning.planned_runs(learning.load_plan(draw.PLAN_2023), ["cartpole"])
     config = runs[0].config
     conditions = {"settings": results.differing(config), "updates": 8}
     assert not results.is_done("learning", runs[0].name, conditions)
@@ -168,25 +172,110 @@ def test_the_error_of_the_mean_does_not_grow_with_the_spread_of_dreams():
 
 
 def test_the_final_return_is_the_mean_of_the_last_quarter():
-    assert draw.final_return({"evaluations": [(1000, 0.0), (2000, 1.0), (3000, 4.0), (4000, 8.0)]}) == 8.0
-    assert draw.final_return({"evaluations": [(step, float(step)) for step in range(1, 9)]}) == 7.5
+    assert agents.final_return({"evaluations": [(1000, 0.0), (2000, 1.0), (3000, 4.0), (4000, 8.0)]}) == 8.0
+    assert agents.final_return({"evaluations": [(step, float(step)) for step in range(1, 9)]}) == 7.5
 
 
 def test_planned_runs_differ_in_variant_and_seed_alone():
-    plan = learning.load_plan()
+    plan = learning.load_plan(draw.PLAN_2023)
     runs = learning.planned_runs(plan, ["cartpole"])
+    assert [run.seed for run in learning.planned_runs(plan, ["cartpole"], seeds=[2, 7])] == [2, 2]
     assert [(run.variant, run.seed) for run in runs] == [(variant, seed) for seed in (1, 2, 3) for variant in ("flat", "hdreamer")]
     flat, two_levels = runs[:2]
     assert [word for word in two_levels.command if word not in flat.command] == ["hdreamer_split", "--kl_free", "0.5"]
 
 
-def test_a_plan_may_name_presets_of_2025():
-    task = {"presets": ["dreamerv3_2025", "size1m"], "flags": {"task": "gym_CartPole-v1", "steps": 9000}, "seeds": [1]}
-    variants = {"flat": {"presets": [], "flags": {}}, "hdreamer": {"presets": ["hdreamer_split"], "flags": {"kl_free": 0.5}}}
-    flat, two_levels = learning.planned_runs({"tasks": {"new": task}, "variants": variants}, ["new"])
-    assert (flat.config.optimizer, flat.config.dyn_deter, flat.config.hierarchical_mode) == ("laprop", 512, False)
-    assert two_levels.config.hierarchical_mode and two_levels.config.kl_free == 0.5
-    assert results.differing(flat.config)["dyn_core"] == "block_gru"
+def test_the_plan_has_the_published_settings_and_as_many_latents_for_both_variants():
+    plan = learning.load_plan()
+    for task in plan["tasks"]:
+        flat, two_levels = (run.config for run in learning.planned_runs(plan, [task], seeds=[0]))
+        assert flat.optimizer == "laprop" and (flat.dyn_deter, flat.units) == (512, 64)
+        assert settings.level_sizes(flat) == {"flat": (32, 4)} and settings.level_sizes(two_levels) == {"top": (16, 4), "bottom": (16, 4)}
+        assert flat.kl_free == two_levels.kl_free == 1.0
+        ratio = {"atari": 256, "minatar": 32}.get(flat.task.partition("_")[0], 512)
+        assert (flat.train_ratio, flat.batch_size, flat.batch_length) == (ratio, 16, 64)
+        assert flat.action_repeat == {"dmc": 2, "atari": 4}.get(flat.task.partition("_")[0], 1)
+
+
+def test_the_table_of_transfer_has_frames_to_the_target_and_mean_returns():
+    def result(learns_after: int) -> dict:
+        training = [[at, 300.0 if at > learns_after else 100.0] for at in range(1000, 40_001, 1000)]
+        return {"training": training, "frames": 40_000}
+
+    plan = learning.load_plan(draw.PLAN_TRANSFER)
+    found = {"continued": {"flat": {0: result(20_000), 1: result(99_999)}, "hdreamer": {0: result(10_000), 2: result(10_000)}}}
+    # The mean of five episodes reaches 250 with the fourth of 300: (100 + 4 * 300) / 5 = 260.
+    assert agents.frames_to(found["continued"]["flat"][0], 250) == 24_000
+    cells = cells_of_last(agents.transfer_table(plan, found))
+    assert cells == ["the whole agent", "24,000, over 40,000", "14,000, 14,000", "200, 100 (**150**)", "250, 250 (**250**)", ""]
+
+
+def test_returns_of_a_run_are_those_of_its_training_episodes_but_for_those_cut_off_when_it_stopped(tmp_path):
+    for number, length in enumerate((5, 9, 3)):  # observations, one more than steps
+        episode = {"reward": np.full(length, 0.5, np.float32), "is_terminal": np.zeros(length, bool)}
+        save_episode(tmp_path / "train_eps", episode, stem=f"20260101T00000{number}-0")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 8, "episode/return": 2.5}\n{"step": 24, "cut_off/return": 4.5}\n')
+    config = tools.load_config([], {"task": "gym_CartPole-v1", "eval_every": 0, "action_repeat": 2})
+    assert learning.read_returns(tmp_path, config) == {"training": [(8, 2.5), (28, 1.5)]}
+
+
+def test_a_run_that_was_stopped_is_stored_and_not_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    (run,) = learning.planned_runs(learning.load_plan(), ["cartpole"], seeds=[0])[:1]
+    assert learning.stored_frames("learning", run) == 0 and not learning.is_done("learning", run)
+    for frames, done in ((8999, False), (9000, True)):
+        results.store("learning", run.name, {"settings": results.differing(run.config), "frames": frames, "training": [[20, 20.0]]})
+        assert learning.stored_frames("learning", run) == frames and learning.is_done("learning", run) == done
+
+
+@pytest.mark.parametrize("presets", [[], ["hdreamer_split"]], ids=["flat", "two levels"])
+def test_a_run_begins_with_the_part_of_an_agent_that_its_plan_keeps(presets, tmp_path, capsys):
+    """The source is a run on CartPole; a run of another task with the same spaces begins with it, at frame 0 and without episodes."""
+    start = ["--configs", "dreamerv3_2025", *presets, "debug", "--device", "cpu", "--eval_every", "0", "--seed", "3"]
+    assert dreamer.main([*start, "--task", "gym_CartPole-v1", "--steps", "80", "--logdir", str(tmp_path / "source")]) == 0
+    source = checkpoints.load(tmp_path / "source")
+    whole, top = (learning.kept(tmp_path / "source", keep, seed=5) for keep in ("all", "top"))
+    assert all(torch.equal(whole["agent_state_dict"][name], tensor) for name, tensor in source["agent_state_dict"].items())
+    same = {name for name, tensor in source["agent_state_dict"].items() if torch.equal(top["agent_state_dict"][name], tensor)}
+    weights = {name for name in source["agent_state_dict"] if name.endswith("weight") and "norm" not in name}
+    new = {name.removeprefix("_wm.dynamics.") for name in weights - same}
+    stat_layers = [f"_wm.dynamics._{part}_stat_layer.{'top.' if presets else ''}weight" for part in ("imgs", "obs")]
+    assert {*stat_layers, "_wm.dynamics._cell.gates.weight"} <= same
+    assert "_task_behavior.actor.layers.Actor_linear0.weight" in new
+    assert {"_imgs_stat_layer.bottom.weight", "_obs_stat_layer.bottom.weight", "_top_summary.0.weight"} <= new or not presets
+    capsys.readouterr()
+    for name, checkpoint, updates in (("whole", whole, source["updates"]), ("top", top, 0)):
+        checkpoints.save(tmp_path / f"{name}.pt", checkpoint)
+        begins = ["--from_checkpoint", str(tmp_path / f"{name}.pt"), "--logdir", str(tmp_path / name)]
+        assert dreamer.main([*start, "--task", "gym_CartPole-v0", "--steps", "60", *begins]) == 0
+        output = capsys.readouterr().out
+        assert "Resuming at frame 0 after" in output and f"after {updates} updates" in output, output
+        assert learning.read_returns(tmp_path / name, tools.load_config([], {"task": "gym_X-v0", "eval_every": 0}))["training"][-1][0] == 60
+    with pytest.raises(ValueError, match="keep is 'bottom'"):
+        learning.kept(tmp_path / "source", "bottom", seed=5)
+
+
+def test_training_curves_are_means_over_bins_of_frames():
+    result = {"training": [[400, 1.0], [1000, 3.0], [1001, 5.0], [3500, 7.0], [4100, 9.0]], "frames": 4500}
+    curve = agents.training_curve(result, 1000)
+    assert curve.steps.tolist() == [1000, 2000, 4000] and curve.values.tolist() == [2.0, 5.0, 7.0]
+    assert agents.return_before(agents.episodes(result), 4000, 3000) == 6.0
+
+
+def test_the_table_beside_the_original_has_final_returns_and_areas_of_the_runs_that_reached_it():
+    def result(first: float, second: float, frames: int = 50_000) -> dict:
+        training = [[at, first if at <= 25_000 else second] for at in range(1000, frames + 1, 1000)]
+        return {"training": training, "frames": frames, "hours": 2.0}
+
+    plan = learning.load_plan()
+    flat, two_levels = {0: result(100, 300), 1: result(100, 400)}, {0: result(200, 310), 1: result(200, 430), 2: result(200, 0, 20_000)}
+    table = agents.published_table(plan, {"cartpole_swingup": {"random": [50.0], "flat": flat, "hdreamer": two_levels}})
+    early, late = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[-2:])
+    assert early[1:4] == ["10,000 to 20,000", "50", "**189** (137 to 213)"]
+    assert early[4:] == ["100, 100 (**100**)", "200, 200, 200 (**200**)", "+100 \\*", "+100 \\*", ""]
+    # Of the curves' five bins the middle one has half of either: 100, 100, 200, 300, 300 for the first seed.
+    assert late[1:4] == ["40,000 to 50,000", "50", "**322** (265 to 457)"]
+    assert late[4:] == ["300, 400 (**350**)", "310, 430 (**370**)", "+20", "+60", "2.0, 2.0"]
 
 
 @pytest.mark.parametrize("name, latents", [("size1m_vectors", 32 * 4), ("size1m_images", 32 * 4), ("size12m_images", 32 * 16)])
@@ -232,10 +321,12 @@ def test_the_jax_original_answers_with_the_seconds_of_one_train_step(tmp_path):
 
 def test_stored_results_are_those_of_the_plans():
     """They were stored when presets had other sizes and free nats, and every flat run named sizes of levels too."""
-    stored = {path.stem for path in (results.HERE / "data" / "learning").glob("*.json")}
-    plan = learning.load_plan()
-    runs = [run for run in learning.planned_runs(plan, list(plan["tasks"])) if run.name in stored]
-    assert len(runs) == 32 and all(results.is_done("learning", run.name, {"settings": results.differing(run.config)}) for run in runs)
+    for path, least in ((learning.PLAN, 0), (draw.PLAN_TRANSFER, 0), (draw.PLAN_2023, 32)):
+        plan = learning.load_plan(path)
+        stored = {path.stem for path in (results.HERE / "data" / plan["results"]).glob("*.json")}
+        runs = [run for run in learning.planned_runs(plan, list(plan["tasks"])) if run.name in stored]
+        assert len(runs) >= least
+        assert all(results.is_done(plan["results"], run.name, {"settings": results.differing(run.config)}) for run in runs)
     for name, data in worldmodel.DATA.items():
         for variant in data.variants:
             assert results.is_done("worldmodel", results.name_of(name, variant, 0), worldmodel.conditions(name, variant))

@@ -76,6 +76,20 @@ def test_a_run_that_began_with_a_checkpoint_does_not_read_it_again(logdir, tmp_p
     assert folder.command_settings([], {"logdir": str(killed)}).from_checkpoint == str(logdir)
 
 
+def test_a_run_of_another_task_does_not_learn_from_the_old_episodes(logdir, tmp_path, capsys):
+    """Their rewards are those of the old task."""
+    start = [*START, "--task", "gym_CartPole-v0", "--steps", "150"]  # the same spaces
+    assert dreamer.main([*start, "--from_checkpoint", str(logdir), "--logdir", str(tmp_path / "other")]) == 0
+    output = capsys.readouterr()
+    assert "train_eps are of the task gym_CartPole-v1, so the run begins without them" in output.err
+    assert "Resuming at frame 120 after" in output.out and "with 0 steps in memory" in output.out
+    old, new = ({path.name for path in (folder / "train_eps").iterdir()} for folder in (logdir, tmp_path / "other"))
+    assert new and not old & new
+    (tmp_path / "other" / "latest.pt").unlink()  # killed before its first checkpoint
+    assert dreamer.main([*start, "--from_checkpoint", str(logdir), "--logdir", str(tmp_path / "other")]) == 0
+    assert checkpoints.load(tmp_path / "other" / "latest.pt")["step"] == 150
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

@@ -10,20 +10,20 @@ import pathlib
 import gymnasium
 
 import console
+import settings
 import tools
 from checkpoints import jax_original
 from collect import Collector
 from envs import EnvBatch, make_envs
 from envs.spaces import ActionCodec
 from replay import Replay
-from settings import Config
 from storage import chunks
 from storage.disk import Disk
 from storage.episodes import old_episodes, stored_steps
 from training import folder, latents, offline
 
 
-def open_eval_envs(config: Config, opened: contextlib.ExitStack) -> EnvBatch | None:
+def open_eval_envs(config: settings.Config, opened: contextlib.ExitStack) -> EnvBatch | None:
     """The environments to evaluate in; None if evaluation plays no episodes."""
     count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
     return opened.enter_context(contextlib.closing(make_envs(config, count, training=False))) if count else None
@@ -101,7 +101,7 @@ class Environments:
         missing_steps: agent steps to collect before training.
     """
 
-    def __init__(self, config: Config, opened: contextlib.ExitStack):
+    def __init__(self, config: settings.Config, opened: contextlib.ExitStack):
         self._config = config
         self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
         self.eval_envs = open_eval_envs(config, opened)
@@ -192,22 +192,25 @@ class Environments:
         self.collector = Collector(self.envs, self.replay, directory, run.disk, seed=seed, training=True)
 
     def _take_over_episodes(self, run, checkpoint: dict, directory: pathlib.Path) -> None:
-        """Takes over the episodes beside the checkpoint of another run; of the JAX original also the latents.
+        """Takes over the episodes beside the checkpoint of another run, unless they are of another task; of the JAX original also
+        the latents.
 
         Args:
             directory: for the episodes.
         """
-        if not jax_original.is_converted(checkpoint):
-            folder.take_over_episodes(run.origin.parent / "train_eps", directory)
-            return
-        source, steps = jax_original.run_folder(run.origin) / "replay", 0
-        task = checkpoint["config"].get("task", self._config.task)
-        if not source.is_dir():
-            console.warn(f"there is no folder {source}, so the run begins without episodes")
-        elif task != self._config.task:
+        converted = jax_original.is_converted(checkpoint)
+        source = jax_original.run_folder(run.origin) / "replay" if converted else run.origin.parent / "train_eps"
+        stored, steps = checkpoint.get("config"), 0
+        task = stored.get("task", self._config.task) if settings.holds_settings(stored) else self._config.task
+        if task != self._config.task:
             console.warn(f"the episodes in {source} are of the task {task}, so the run begins without them")
-        else:
+        elif converted and not source.is_dir():
+            console.warn(f"there is no folder {source}, so the run begins without episodes")
+        elif converted:
             steps = self._read_chunks(source, checkpoint, directory)
+        else:
+            folder.take_over_episodes(source, directory)
+            return
         # Steps of the old run that are in no file. Without them a killed run would count too few frames.
         self._removed = max(0, run.step // self._config.action_repeat - steps), {}
 
@@ -256,7 +259,7 @@ class Recordings:
 
     episodes = None  # the run writes none
 
-    def __init__(self, config: Config, opened: contextlib.ExitStack):
+    def __init__(self, config: settings.Config, opened: contextlib.ExitStack):
         self._config = config
         try:
             self.eval_envs = open_eval_envs(config, opened)
