@@ -43,6 +43,12 @@ def make_player(logdir: pathlib.Path, count: int, device: str, modules: Collecti
     return agent, envs, checkpoint
 
 
+def untrained_networks(agent: Dreamer, seed: int) -> list[Dreamer]:
+    """Agents of the same settings that have learned nothing, to compare probes with."""
+    torch.manual_seed(seed)
+    return [Dreamer(agent.obs_space, agent.act_space, agent._config) for _ in range(UNTRAINED)]
+
+
 def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str, modules: Collection[str] = ()) -> pathlib.Path:
     """Measures the agent of a run and writes the report into its folder; returns the path of the page.
 
@@ -60,9 +66,7 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
         folder = (logdir if logdir.is_dir() else logdir.parent) / "latents"
         folder.mkdir(exist_ok=True)
         data = play(agent, players, steps // envs, seed)
-    torch.manual_seed(seed)
-    untrained = [Dreamer(agent.obs_space, agent.act_space, config) for _ in range(UNTRAINED)]
-    measured = measure(agent, untrained, data, config.task, seed)
+    measured = measure(agent, untrained_networks(agent, seed), data, config.task, seed)
     numbers = measured.numbers
     about = {
         "task": config.task,

@@ -82,7 +82,7 @@ def planned_runs(plan: dict, tasks: list[str], seeds: list[int] | None = None) -
         for seed in planned["seeds"] if seeds is None else [seed for seed in planned["seeds"] if seed in seeds]:
             for name, variant in plan["variants"].items():
                 words = ["--configs", "defaults", *planned["presets"], *variant["presets"]]
-                for key, value in {**planned["flags"], **variant["flags"], "seed": seed}.items():
+                for key, value in {**variant["flags"], **planned["flags"], "seed": seed}.items():
                     words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
                 origin = f"{planned['from']}-{name}-{seed}" if "from" in planned else None
                 runs.append(Run(task, name, seed, words, origin, planned.get("keep")))
@@ -126,79 +126,101 @@ def stored_frames(experiment: str, run: Run) -> int:
     return result["frames"] if "frames" in result else result["evaluations"][-1][0]
 
 
-def run_all(experiment: str, runs: list[Run], folder: pathlib.Path, jobs: int) -> bool:
-    """Trains what has no result of the whole run yet, `jobs` at a time; returns whether all have ended well."""
-    todo, failed, running = queue.SimpleQueue(), [], {}
-    for run in runs:
-        if not is_done(experiment, run):
-            todo.put(run)
-    stop = threading.Event()
+class Trainer:
+    """Trains runs of a plan, several at a time, each in a process with one thread.
 
-    def work() -> None:
-        while not stop.is_set():
-            try:
-                run = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                ended_well = train(experiment, run, folder / run.name, running, stop)
-            except Exception as error:  # the other runs go on
-                print(f"error: {run.name}: {error}", file=sys.stderr)
-                ended_well = False
-            if not ended_well:
-                failed.append(run.name)
+    Args:
+        experiment: where results are stored, `results` of the plan.
+        folder: where the runs are.
+        device: of the runs.
+    """
 
-    def interrupt(*_) -> None:
-        stop.set()
-        for process in list(running.values()):
+    def __init__(self, experiment: str, folder: pathlib.Path, device: str):
+        self._experiment, self._folder, self._device = experiment, folder, device
+        self._stop, self._processes = threading.Event(), {}
+
+    def train(self, runs: list[Run], jobs: int) -> bool:
+        """Trains what has no result of the whole run yet, `jobs` at a time; returns whether all have ended well."""
+        todo, failed = queue.SimpleQueue(), []
+        for run in runs:
+            if not is_done(self._experiment, run):
+                todo.put(run)
+
+        def work() -> None:
+            while not self._stop.is_set():
+                try:
+                    run = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    ended_well = self._train(run)
+                except Exception as error:  # the other runs go on
+                    print(f"error: {run.name}: {error}", file=sys.stderr)
+                    ended_well = False
+                if not ended_well:
+                    failed.append(run.name)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+        workers = [threading.Thread(target=work) for _ in range(jobs)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if failed and not self._stop.is_set():
+            print(f"error: {', '.join(failed)} ended early; see log.txt in {self._folder}", file=sys.stderr)
+        return not failed and not self._stop.is_set()
+
+    def _interrupt(self, *_) -> None:
+        self._stop.set()
+        for process in list(self._processes.values()):
             process.send_signal(signal.SIGINT)  # it saves, and goes on from there next time
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
-    workers = [threading.Thread(target=work) for _ in range(jobs)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if failed and not stop.is_set():
-        print(f"error: {', '.join(failed)} ended early; see log.txt in {folder}", file=sys.stderr)
-    return not failed and not stop.is_set()
+    def _train(self, run: Run) -> bool:
+        """Trains one run, and stores its returns, unless longer ones are stored; returns whether it came to its end."""
+        logdir = self._folder / run.name
+        logdir.mkdir(parents=True, exist_ok=True)
+        seconds = logdir / "seconds.txt"  # one line each time that it went on
+        command = [sys.executable, str(HERE.parent / "dreamer.py"), *run.command, "--device", self._device, "--logdir", str(logdir / "run")]
+        command += self._begin(run, logdir)
+        start = time.time()
+        with open(logdir / "log.txt", "a") as log:
+            # A process group of its own, so that Ctrl-C in a terminal reaches it once, from here.
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+            self._processes[run.name] = process
+            if self._stop.is_set():  # since the run was taken up
+                process.send_signal(signal.SIGINT)
+            process.wait()
+            del self._processes[run.name]
+        with open(seconds, "a") as file:
+            file.write(f"{time.time() - start:.0f}\n")
+        returns = read_returns(logdir / "run", run.config)
+        ((_, points),) = returns.items()
+        if not points:
+            return False
+        frames = int(checkpoints.load(logdir / "run")["step"])
+        if frames > stored_frames(self._experiment, run):
+            about = {"task": run.task, "variant": run.variant, "seed": run.seed, "command": f"python dreamer.py {' '.join(run.command)}"}
+            about |= {"hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2), "settings": results.differing(run.config)}
+            machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run"
+            machine += "" if self._device == "cpu" else f", {tools.describe_device(self._device)}"
+            results.store(self._experiment, run.name, {**about, "frames": frames, **returns, "machine": machine})
+        print(f"{run.name}: {points[-1][1]:.1f} after {frames:,} of {run.frames:,} frames", flush=True)
+        return is_done(self._experiment, run)
 
+    def _begin(self, run: Run, logdir: pathlib.Path) -> list[str]:
+        """Flags for a run that begins with what is kept of another agent.
 
-def train(experiment: str, run: Run, logdir: pathlib.Path, running: dict[str, subprocess.Popen], stop: threading.Event) -> bool:
-    """Trains one run, and stores its returns, unless longer ones are stored; returns whether it came to its end."""
-    logdir.mkdir(parents=True, exist_ok=True)
-    seconds = logdir / "seconds.txt"  # one line each time that it went on
-    command = [sys.executable, str(HERE.parent / "dreamer.py"), *run.command, "--device", "cpu", "--logdir", str(logdir / "run")]
-    if run.origin and not (logdir / "run" / "latest.pt").exists():
+        Raises:
+            ValueError: if that agent is not trained to its end.
+        """
+        if not run.origin or (logdir / "run" / "latest.pt").exists():
+            return []
         origin = logdir.parent / run.origin / "run"
-        if checkpoints.load(origin)["step"] < settings.read_yaml(origin / "config.yaml")["steps"]:
+        if not (origin / "latest.pt").exists() or checkpoints.load(origin)["step"] < settings.read_yaml(origin / "config.yaml")["steps"]:
             raise ValueError(f"it begins with the agent of {run.origin}, which is not trained to its end; give the same command again")
         checkpoints.save(logdir / "origin.pt", kept(origin, run.keep, run.seed))
-        command += ["--from_checkpoint", str(logdir / "origin.pt")]
-    start = time.time()
-    with open(logdir / "log.txt", "a") as log:
-        # A process group of its own, so that Ctrl-C in a terminal reaches it once, from here.
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
-        running[run.name] = process
-        if stop.is_set():  # since the run was taken up
-            process.send_signal(signal.SIGINT)
-        process.wait()
-        del running[run.name]
-    with open(seconds, "a") as file:
-        file.write(f"{time.time() - start:.0f}\n")
-    returns = read_returns(logdir / "run", run.config)
-    ((_, points),) = returns.items()
-    if not points:
-        return False
-    frames = int(checkpoints.load(logdir / "run")["step"])
-    if frames > stored_frames(experiment, run):
-        about = {"task": run.task, "variant": run.variant, "seed": run.seed, "command": f"python dreamer.py {' '.join(run.command)}"}
-        about |= {"hours": round(sum(map(int, seconds.read_text().split())) / 3600, 2), "settings": results.differing(run.config)}
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run"
-        results.store(experiment, run.name, {**about, "frames": frames, **returns, "machine": machine})
-    print(f"{run.name}: {points[-1][1]:.1f} after {frames:,} of {run.frames:,} frames", flush=True)
-    return is_done(experiment, run)
+        return ["--from_checkpoint", str(logdir / "origin.pt")]
 
 
 def kept(origin: pathlib.Path, keep: str, seed: int) -> dict:
@@ -253,6 +275,7 @@ def main() -> None:
     parser.add_argument("--plan", type=pathlib.Path, default=PLAN, help="what to run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", help="those of the plan's seeds that are run; all if not given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:<number> or mps (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, help="where the runs are (default: logdir/ and the plan's `results`)")
     options = parser.parse_args()
     plan = load_plan(options.plan)
@@ -260,7 +283,7 @@ def main() -> None:
     for task in tasks:
         play_randomly(experiment, task, plan["tasks"][task])
     runs, folder = planned_runs(plan, tasks, options.seeds), options.folder or pathlib.Path("logdir") / experiment
-    sys.exit(0 if run_all(experiment, runs, folder, options.jobs) else 1)
+    sys.exit(0 if Trainer(experiment, folder, options.device).train(runs, options.jobs) else 1)
 
 
 if __name__ == "__main__":

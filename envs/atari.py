@@ -164,8 +164,10 @@ def make_with_memory(game: str, count: int, config):
     return vectorize(functools.partial(AtariWithMemory, game, config), count, config)
 
 
-# RAM addresses of some games' variables (Anand et al. 2019, "Unsupervised State Representation Learning in Atari").
+# RAM addresses of some games' variables (Anand et al. 2019, "Unsupervised State Representation Learning in Atari"). Boxing's scores and
+# clock are decimal, one digit in each half of the byte; the clock has the seconds, without the minutes.
 MEMORY = {
+    "boxing": {"player x": 32, "player y": 34, "enemy x": 33, "enemy y": 35, "player score": 18, "enemy score": 19, "clock": 17},
     "breakout": {"paddle x": 72, "ball x": 99, "ball y": 101},
     "freeway": {"chicken y": 14, **{f"car {lane} x": 117 - lane for lane in range(10)}},
     "pong": {"player y": 51, "enemy y": 50, "ball x": 49, "ball y": 54, "player score": 14, "enemy score": 13},

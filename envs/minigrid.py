@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.gym import ActionRepeat, vectorize
+from envs.spaces import STATE_PREFIX
 from settings import unknown
 
 # All words of missions. Trained agents depend on their order, so append new words at the end.
@@ -24,6 +25,8 @@ WORDS = (
 )
 WORD_BITS = len(WORDS).bit_length()
 MISSION_LENGTH = 72  # words; BabyAI's longest missions join four clauses
+KINDS = ("goal", "door", "key", "ball", "box", "lava")  # of objects in the state
+STATE = {"pose": 4, "motion": 2, "carrying": 1, **dict.fromkeys(KINDS, 3)}  # how many numbers each part of the state has
 
 
 def make(name: str, count: int, config):
@@ -59,6 +62,14 @@ def _make_one(name: str, repeat: int, size: tuple[int, int]) -> gymnasium.Env:
 class View(gymnasium.Wrapper):
     """Observations are `image`, the agent's view as pixels, its `direction`, and its `mission`, see `encode_mission`.
 
+    For probes there is the state, float32 vectors whose keys begin with `log_state_`, in cells:
+
+    - `pose` (4,): x to the right, y down, cosine and sine of the direction, which is clockwise from the x axis.
+    - `motion` (2,): 1 if the last action moved the agent, and its turn, 1 to the right and -1 to the left.
+    - `carrying` (1,): 1 if the agent carries an object.
+    - each of `KINDS` (3,): how far the nearest one is ahead and to the right, and 1 if the agent sees it. Zeros if the grid has none;
+      an object that is carried is not in the grid.
+
     Args:
         env: a MiniGrid environment.
         size: (H, W) of images after resizing. They are rendered at least as large, so that resizing never enlarges
@@ -75,13 +86,14 @@ class View(gymnasium.Wrapper):
                 "image": spaces.Box(0, 255, (side, side, 3), np.uint8),
                 "direction": spaces.Discrete(4),
                 "mission": spaces.Box(0.0, 1.0, (MISSION_LENGTH * WORD_BITS,), np.float32),
+                **{STATE_PREFIX + name: spaces.Box(-np.inf, np.inf, (numbers,), np.float32) for name, numbers in STATE.items()},
             }
         )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints every rejected level
             obs, info = self.env.reset(seed=seed, options=options)
-        self._mission = encode_mission(obs["mission"])
+        self._mission, self._before = encode_mission(obs["mission"]), None
         return self._observe(obs), info
 
     def step(self, action) -> tuple:
@@ -90,7 +102,30 @@ class View(gymnasium.Wrapper):
 
     def _observe(self, obs: dict) -> dict:
         image = self.env.unwrapped.get_frame(tile_size=self._tile, agent_pov=True)
-        return {"image": image, "direction": int(obs["direction"]), "mission": self._mission}
+        state = {STATE_PREFIX + name: np.array(numbers, np.float32) for name, numbers in self._state(obs["image"]).items()}
+        return {"image": image, "direction": int(obs["direction"]), "mission": self._mission, **state}
+
+    def _state(self, view: np.ndarray) -> dict[str, tuple]:
+        """The state by name; `view` is what MiniGrid observes, (columns, rows, 3) with the agent in the middle of the last row."""
+        level = self.env.unwrapped
+        x, y, cos, sin = map(int, (*level.agent_pos, *level.dir_vec))
+        old_x, old_y, old_direction = self._before or (x, y, level.agent_dir)
+        self._before = x, y, level.agent_dir
+        moved, turn = (x, y) != (old_x, old_y), (level.agent_dir - old_direction + 1) % 4 - 1
+        state = {"pose": (x, y, cos, sin), "motion": (moved, turn), "carrying": (level.carrying is not None,)}
+        state |= dict.fromkeys(KINDS, (0, 0, 0))
+        objects = [(index, cell.type) for index, cell in enumerate(level.grid.grid) if cell and cell.type in KINDS]
+        places = [(index % level.width - x, index // level.width - y, kind) for index, kind in objects]
+        for dx, dy, kind in sorted(places, key=lambda place: -abs(place[0]) - abs(place[1])):  # the nearest last
+            ahead, right = dx * cos + dy * sin, dy * cos - dx * sin
+            state[kind] = ahead, right, _is_seen(view, ahead, right)
+        return state
+
+
+def _is_seen(view: np.ndarray, ahead: int, right: int) -> bool:
+    """Whether a cell is in the agent's view and not behind walls."""
+    column, row = len(view) // 2 + right, len(view) - 1 - ahead
+    return 0 <= column < len(view) and 0 <= row < len(view) and view[column, row, 0] != 0  # 0: unseen
 
 
 def encode_mission(mission: str) -> np.ndarray:

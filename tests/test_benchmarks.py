@@ -1,6 +1,7 @@
 """The experiments: their environments, what they measure, and their tables."""
 
 import argparse
+import json
 import pathlib
 import re
 import subprocess
@@ -19,7 +20,7 @@ import settings
 import tools
 from benchmarks import agents, draw, exploring, learning, results, shapes, speed, worldmodel
 from envs import make_envs
-from storage.episodes import save_episode
+from storage.episodes import save_episode, stored_steps
 
 pytestmark = pytest.mark.slow
 
@@ -192,9 +193,28 @@ def test_the_plan_has_the_published_settings_and_as_many_latents_for_both_varian
         assert flat.optimizer == "laprop" and (flat.dyn_deter, flat.units) == (512, 64)
         assert settings.level_sizes(flat) == {"flat": (32, 4)} and settings.level_sizes(two_levels) == {"top": (16, 4), "bottom": (16, 4)}
         assert flat.kl_free == two_levels.kl_free == 1.0
-        ratio = {"atari": 256, "minatar": 32}.get(flat.task.partition("_")[0], 512)
+        ratio = {"atari": 256, "minatar": 32, "minigrid": 128}.get(flat.task.partition("_")[0], 512)
         assert (flat.train_ratio, flat.batch_size, flat.batch_length) == (ratio, 16, 64)
         assert flat.action_repeat == {"dmc": 2, "atari": 4}.get(flat.task.partition("_")[0], 1)
+
+
+def test_a_plan_is_trained_and_a_run_that_begins_with_another_waits_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    task = {"presets": ["dreamerv3_2025", "debug"], "seeds": [4], "flags": {"task": "gym_CartPole-v1", "steps": 60, "eval_every": 0}}
+    plan = {
+        "variants": {"flat": {"presets": [], "flags": {}}},
+        "tasks": {"first": task, "second": {**task, "from": "first", "keep": "top"}},
+    }
+    first, second = (learning.planned_runs(plan, [name]) for name in plan["tasks"])
+    assert not learning.Trainer("trial", tmp_path / "runs", "cpu").train(second, jobs=1)
+    assert "begins with the agent of first-flat-4, which is not trained to its end" in capsys.readouterr().err
+    assert learning.Trainer("trial", tmp_path / "runs", "cpu").train(first + second, jobs=1)
+    for run in first + second:
+        result = json.loads(results.path_of("trial", run.name).read_text())
+        steps = sum(stored_steps(tmp_path / "runs" / run.name / "run" / "train_eps").values())
+        assert result["frames"] == steps == 60 and result["training"][0] == [frames := result["training"][0][0], frames]  # 1 for each step
+        assert "GPU" not in result["machine"] and result["settings"]["train_ratio"] == "4.0"
+    assert "tensors" in (tmp_path / "runs" / "second-flat-4" / "log.txt").read_text()
 
 
 def test_the_table_of_transfer_has_frames_to_the_target_and_mean_returns():

@@ -355,6 +355,31 @@ def test_images_beside_the_memory_are_those_that_the_agent_was_trained_on():
         envs.close()
 
 
+def test_named_bytes_of_boxing_move_with_actions_and_count_the_score():
+    config = tools.load_config(overrides={"task": "atari_boxing", "noops": 0})
+    env = atari.AtariWithMemory("boxing", config)
+    env.reset(seed=0)
+    directions = ["RIGHT", "DOWN", "LEFT", "UP"]
+    meanings = [action.name for action in env._actions]
+    rng, memories, rewards, pushed = np.random.default_rng(0), [env._ale.getRAM().astype(int)], [], []
+    for step in range(400):
+        pushed.append(directions[step // 4 % 4] if step < 200 else None)  # then actions at random
+        action = meanings.index(pushed[-1]) if pushed[-1] else rng.integers(len(meanings))
+        obs, reward, *_ = env.step(action)
+        memories.append(obs["log_memory"].astype(int))
+        rewards.append(reward)
+    found = {name: np.array(memories)[:, index] for name, index in atari.MEMORY["boxing"].items()}
+    for direction, name, sign in (("RIGHT", "player x", 1), ("LEFT", "player x", -1), ("DOWN", "player y", 1), ("UP", "player y", -1)):
+        change = np.diff(found[name])[[other == direction for other in pushed]]
+        assert (sign * change).mean() > 0.5, (direction, change)  # of about 4; at a rope or at the opponent it cannot go on
+    for name in ("enemy x", "enemy y"):
+        assert np.ptp(found[name]) > 10 and np.abs(np.diff(found[name])).max() < 16  # it moves, and does not jump
+    tens_and_ones = {name: found[name] // 16 * 10 + found[name] % 16 for name in ("player score", "enemy score", "clock")}
+    np.testing.assert_array_equal(np.diff(tens_and_ones["player score"] - tens_and_ones["enemy score"]), rewards)
+    assert np.any(rewards) and set(np.diff(tens_and_ones["clock"]) % 60) == {0, 59}  # stays, or a second less
+    assert (tens_and_ones["clock"][0] - tens_and_ones["clock"][-1]) % 60 == pytest.approx(400 * 4 / 61, abs=2)
+
+
 # Figures
 
 

@@ -18,7 +18,8 @@ from envs import OPTIONAL, SUITES, EnvBatch, crafter, make_envs
 from envs.dmc import DmEnv
 from envs.gym import ActionRepeat, OldGym, vectorize
 from envs.metaworld import Drawn, MetaWorld
-from envs.minigrid import MISSION_LENGTH, WORD_BITS, WORDS, View, encode_mission
+from envs.minigrid import KINDS, MISSION_LENGTH, WORD_BITS, WORDS, View, encode_mission
+from envs.spaces import STATE_PREFIX
 
 pytestmark = pytest.mark.slow
 
@@ -227,13 +228,23 @@ def test_a_mission_can_be_read_from_its_numbers():
 
 
 class Grid(gymnasium.Env):
-    """As MiniGrid answers, with five cells to a side; prints at reset."""
+    """As MiniGrid answers, with five cells to a side; prints at reset. An action turns the agent to a direction.
+
+    Of a grid of 6 x 5 cells: the agent at (2, 3), a key at (4, 1), a ball at (0, 3), lava at (3, 4) and at (2, 0), a wall at (2, 2).
+    """
 
     observation_space = spaces.Dict({"image": spaces.Box(0, 255, (5, 5, 3), np.uint8), "direction": spaces.Discrete(4)})
     action_space = spaces.Discrete(7)
+    width, carrying = 6, None
+
+    def __init__(self):
+        cells = {(4, 1): "key", (0, 3): "ball", (3, 4): "lava", (2, 0): "lava", (2, 2): "wall"}
+        places = [(x, y) for y in range(5) for x in range(6)]
+        self.grid = types.SimpleNamespace(grid=[types.SimpleNamespace(type=cells[at]) if at in cells else None for at in places])
 
     def reset(self, seed=None, options=None):
         print("discarded a level")
+        self.agent_pos = (2, 3)
         return self._observe(0), {}
 
     def step(self, action):
@@ -244,7 +255,11 @@ class Grid(gymnasium.Env):
         return np.full((5 * tile_size, 5 * tile_size, 3), 7, np.uint8)
 
     def _observe(self, direction):
-        return {"image": np.zeros((5, 5, 3), np.uint8), "direction": np.int64(direction), "mission": "get to the green goal square"}
+        self.agent_dir, self.dir_vec = direction, np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][direction])
+        view = np.zeros((5, 5, 3), np.uint8)
+        if direction == 0:
+            view[0, 2] = 5, 4, 0  # the key: two columns left of the agent's, two rows ahead
+        return {"image": view, "direction": np.int64(direction), "mission": "get to the green goal square"}
 
 
 def test_the_view_of_a_grid_is_drawn_no_smaller_than_images_are_asked_for(capsys):
@@ -255,6 +270,62 @@ def test_the_view_of_a_grid_is_drawn_no_smaller_than_images_are_asked_for(capsys
     assert env.observation_space.contains(first) and capsys.readouterr().out == ""
     obs, reward, ended, cut, _ = env.step(3)
     assert (obs["direction"], reward, ended, cut) == (3, 1.0, True, False)
+
+
+def state_of(obs: dict) -> dict[str, list[float]]:
+    return {key.removeprefix(STATE_PREFIX): value.tolist() for key, value in obs.items() if key.startswith(STATE_PREFIX)}
+
+
+def test_the_state_of_a_grid_is_told_from_where_the_agent_stands_and_looks():
+    grid = Grid()
+    env = View(grid, (32, 32))
+    state = state_of(env.reset(seed=0)[0])
+    nothing = {"goal": [0, 0, 0], "door": [0, 0, 0], "box": [0, 0, 0]}
+    key, ball, lava = [2, -2, 1], [-2, 0, 0], [1, 1, 0]
+    assert state == {"pose": [2, 3, 1, 0], "motion": [0, 0], "carrying": [0], "key": key, "ball": ball, "lava": lava, **nothing}
+    state = state_of(env.step(1)[0])  # it turns to the right and looks down
+    key, ball, lava = [-2, -2, 0], [0, 2, 0], [1, -1, 0]
+    assert state == {"pose": [2, 3, 0, 1], "motion": [0, 1], "carrying": [0], "key": key, "ball": ball, "lava": lava, **nothing}
+    grid.agent_pos, grid.carrying = np.array([2, 4]), object()
+    state = state_of(env.step(1)[0])
+    assert (state["pose"], state["motion"], state["carrying"]) == ([2, 4, 0, 1], [1, 0], [1])
+    assert (state["key"], state["ball"], state["lava"]) == ([-3, -2, 0], [-1, 2, 0], [0, -1, 0])
+    assert state_of(env.step(0)[0])["motion"] == [0, -1] and state_of(env.step(3)[0])["motion"] == [0, -1]
+    assert state_of(env.step(0)[0])["motion"] == [0, 1]  # from up to the right
+    assert state_of(env.reset(seed=1)[0])["motion"] == [0, 0]  # it was not moved by an action
+
+
+@pytest.mark.parametrize("name", ["MiniGrid-DoorKey-6x6-v0", "BabyAI-GoToRedBallGrey-v0", "MiniGrid-LavaCrossingS9N1-v0"])
+def test_the_state_of_an_installed_minigrid_agrees_with_its_own_coordinates_and_actions(name):
+    pytest.importorskip("minigrid")
+    env = View(gymnasium.make(name, disable_env_checker=True), (32, 32))
+    level, rng = env.unwrapped, np.random.default_rng(0)
+    env.reset(seed=0)
+    for step in range(30):
+        level.step_count = 0
+        action = int(rng.choice([0, 1, 2, 2, 3]))
+        ahead = level.grid.get(*level.front_pos)
+        obs, _, ended, *_ = env.step(action)
+        state = state_of(obs)
+        assert env.observation_space.contains(obs) and state["pose"] == [*level.agent_pos, *level.dir_vec]
+        free = ahead is None or ahead.can_overlap()
+        assert state["motion"] == [action == 2 and free, {0: -1, 1: 1}.get(action, 0)], step
+        assert state["carrying"] == [level.carrying is not None]
+        for kind in KINDS:
+            places = [
+                (index % level.width, index // level.width) for index, cell in enumerate(level.grid.grid) if cell and cell.type == kind
+            ]
+            if not places:
+                assert state[kind] == [0, 0, 0]
+                continue
+            distance = lambda place: abs(place[0] - level.agent_pos[0]) + abs(place[1] - level.agent_pos[1])
+            nearest = [place for place in places if distance(place) == min(map(distance, places))]
+            # In MiniGrid's view the agent is at column 3 of row 6, and looks to row 0.
+            views = {tuple(level.get_view_coords(*place)): place for place in nearest}
+            at = views[3 + state[kind][1], 6 - state[kind][0]]
+            assert distance(at) == 0 or state[kind][2] == level.agent_sees(*at)
+        if ended:
+            env.reset()
 
 
 class Arm:
@@ -309,7 +380,7 @@ def test_success_of_a_robots_arm_is_logged_once_and_ends_nothing():
         ("dm_control", "dmc_proprio", "dmc_cup_catch", {"position", "velocity"}),
         ("crafter", "crafter", "crafter_reward", {"image", "log_achievement_collect_wood"}),
         ("minatar", "small", "minatar_breakout", {"vector"}),
-        ("minigrid", "small", "minigrid_DoorKey-5x5-v0", {"image", "direction", "mission"}),
+        ("minigrid", "small", "minigrid_DoorKey-5x5-v0", {"image", "direction", "mission", "log_state_pose", "log_state_key"}),
         ("minigrid", "small", "minigrid_BabyAI-BossLevel-v0", {"image", "direction", "mission"}),
         ("popgym", "small", "popgym_AutoencodeEasy", {"0", "1"}),
         ("popgym", "small", "popgym_LabyrinthEscapeEasy", {"vector"}),
