@@ -80,6 +80,7 @@ class WorldModel(nn.Module):
         if unknown:
             raise ValueError(f"grad_heads names {', '.join(sorted(unknown))}; allowed are {', '.join(self.heads)}")
         self._loss_scales = {"reward": config.reward_head.loss_scale, "cont": config.cont_head.loss_scale}
+        self._loss_scales |= dict.fromkeys(shapes, config.decoder.loss_scale)
         self.to(config.device)
         if config.optimizer == "adam":
             options = dict(lr=config.model_lr, eps=config.opt_eps, clip=config.grad_clip, weight_decay=config.weight_decay)

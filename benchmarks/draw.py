@@ -25,7 +25,7 @@ from benchmarks.drawing import FASTER_FLAT, FASTER_TWO_LEVELS, FLAT, STYLE, TWO_
 from benchmarks.synthetic import Switches
 from pages import comparison, curves
 
-PLAN_2023, PLAN_TRANSFER = HERE / "plan_2023.yaml", HERE / "plan_transfer.yaml"
+PLAN_2023, PLAN_LAPTOP, PLAN_TRANSFER = (HERE / f"plan_{name}.yaml" for name in ("2023", "laptop", "transfer"))
 README = HERE.parent / "README.md"
 README_TASKS = ("cartpole", "pendulum", "breakout", "road_runner")
 PAGE = HERE.parent / "docs" / "results.md"
@@ -254,8 +254,8 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 def tables() -> dict[pathlib.Path, dict[str, str]]:
     """Every table of what has results by its page and name, as Markdown."""
-    plan, earlier, transfer = (learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_TRANSFER))
-    new, small, transferred = map(agents.learning_results, (plan, earlier, transfer))
+    plans = [learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_LAPTOP, PLAN_TRANSFER)]
+    (plan, earlier, laptop, transfer), (new, small, for_laptops, transferred) = plans, map(agents.learning_results, plans)
     models = worldmodel_results()
     of_results = {
         **({"published": agents.published_table(plan, new)} if new else {}),
@@ -267,6 +267,7 @@ def tables() -> dict[pathlib.Path, dict[str, str]]:
     }
     of_appendix = {
         "free_nats": agents.free_nats_table(earlier, results.load(earlier["results"]) + results.load("free_nats")),
+        "laptop": agents.published_table(laptop, for_laptops),
         "limits": limits_table(),
         "rates": agents.rates_table(results.load("rates")),
         "training": training_table(models),

@@ -440,11 +440,11 @@ def test_one_step_moves_everything_and_the_slow_critic_follows_the_new_critic(hi
 
 
 def test_world_model_loss_weighs_its_terms_as_set():
-    settings = {"reward_head.loss_scale": 3.0, "cont_head.loss_scale": 0.5, "dyn_scale": 0.7, "rep_scale": 0.2, "kl_free": 0.1}
-    agent = make_agent(**settings)
+    scales = {"decoder.loss_scale": 2.0, "reward_head.loss_scale": 3.0, "cont_head.loss_scale": 0.5}
+    agent = make_agent(**scales, dyn_scale=0.7, rep_scale=0.2, kl_free=0.1)
     loss, _, metrics = agent._wm.loss(agent._wm.preprocess(make_batch(agent)))
     expected = (
-        metrics["vector_loss"]
+        2.0 * metrics["vector_loss"]
         + 3.0 * metrics["reward_loss"]
         + 0.5 * metrics["cont_loss"]
         + 0.7 * metrics["dyn_loss"]
