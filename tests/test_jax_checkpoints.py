@@ -35,7 +35,7 @@ KINDS = {"flat": {}, **{name: levels(*sizes) for name, sizes in LEVELS.items()}}
 # Largest differences, as shares of an array's largest number, where that follows from predictions of young two-hot heads, whose far bins
 # bring noise. The noise is in the recording: computed in float64, our numbers differ from it by as much.
 SHARES = {"checkpoint_cartpole": 3e-4, "checkpoint_dummy": 8e-4}
-EPSILON = 1.2e-7  # of float32 numbers near 1
+EPSILON = 2 * 1.2e-7  # of float32 numbers near 1, rounded in our program and in the other one
 FOLLOWS_FROM_TWOHOT = (
     *("rew/pred", "val/pred", "slowval/pred", "img/rew", "img/val", "img/slowval", "img/ret", "img/adv", "img/loss_", "rep/"),
     *("retnorm/", "loss/policy", "loss/value", "loss/repval", "loss/total"),
