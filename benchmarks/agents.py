@@ -41,10 +41,10 @@ def episodes(result: dict) -> curves.Curve:
     return curves.Curve(*np.array(result["training"]).T)
 
 
-def training_curve(result: dict, bin: int) -> curves.Curve:
-    """Mean returns of the episodes that end in each bin of so many frames, at the ends of the bins, without an incomplete last bin."""
+def training_curve(result: dict, size: int) -> curves.Curve:
+    """Mean returns of the episodes that end in each bin of `size` frames, at the ends of the bins, without an incomplete last bin."""
     frames, returns = episodes(result)
-    ends = np.ceil(frames / bin) * bin
+    ends = np.ceil(frames / size) * size
     complete = [end for end in np.unique(ends) if end <= result["frames"]]
     return curves.Curve(np.array(complete), np.array([returns[ends == end].mean() for end in complete]))
 
@@ -68,7 +68,8 @@ def published_figure(plan: dict, found: dict, columns: int) -> Figure:
             axis.fill_between(band.steps, band.low, band.high, color="black", alpha=0.1, linewidth=0)
         for variant, color in colors.items():
             drawn = [training_curve(result, planned["bin"]) for result in variants[variant].values()]
-            if drawn := [curve for curve in drawn if len(curve.steps)]:
+            drawn = [curve for curve in drawn if len(curve.steps)]  # not of runs that were stopped within the first bin
+            if drawn:
                 comparison.draw_seeds(axis, drawn, color, variant)
         axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", linewidth=1.3)
         axis.set(title=planned["title"], xlim=(0, plan_frames(planned)))
@@ -91,13 +92,14 @@ def published_table(plan: dict, found: dict) -> str:
             runs = [that_reached(at, variants[variant]) for variant in (base, other)]
             if not any(runs):
                 continue
-            theirs = [return_before(seed, at, last) for seed in original.get(planned.get("published"), [])]
+            reference = [return_before(seed, at, last) for seed in original.get(planned.get("published"), [])]
             cells = [planned["title"], f"{at - last:,} to {at:,}", f"{np.mean(variants['random']):.{digits}f}"]
-            cells.append(f"**{np.mean(theirs):.{digits}f}** ({min(theirs):.{digits}f} to {max(theirs):.{digits}f})" if theirs else "")
+            low, high = min(reference, default=0.0), max(reference, default=0.0)
+            cells.append(f"**{np.mean(reference):.{digits}f}** ({low:.{digits}f} to {high:.{digits}f})" if reference else "")
             # Final return, and the mean over the whole curve: the area under it, per frame.
             final, whole = (
                 [{seed: return_before(curve(result), at, span) for seed, result in seeds.items()} for seeds in runs]
-                for curve, span in ((episodes, last), (functools.partial(training_curve, bin=size), at))
+                for curve, span in ((episodes, last), (functools.partial(training_curve, size=size), at))
             )
             cells += [seeds_and_mean(seeds.values(), digits) for seeds in final]
             cells += [results.difference([ours - theirs for theirs, ours in paired(*kind)], digits) for kind in (final, whole)]
@@ -117,8 +119,8 @@ def that_reached(at: int, seeds: dict[int, dict]) -> dict[int, dict]:
 
 
 def hours(runs: list[dict[int, dict]]) -> str:
-    """Mean hours of each variant's runs, as a cell."""
-    return ", ".join(f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" for seeds in runs if seeds)
+    """Mean hours of each variant's runs, as a cell; "-" without runs."""
+    return ", ".join(f"{np.mean([result['hours'] for result in seeds.values()]):.1f}" if seeds else "-" for seeds in runs)
 
 
 def frames_to(result: dict, target: float) -> float:

@@ -17,7 +17,7 @@ FIXED = re.compile(
     r"""
     task | size | grayscale | action_repeat | sticky | actions | lives |
     hierarchical_mode | dyn_(?!scale).* | initial | units | act | norm |
-    (encoder|decoder)\.(?!outscale|image_dist).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
+    (encoder|decoder)\.(?!outscale|image_dist|loss_scale).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
     cont_head\.discounted | optimizer | replay_context | actor\.(layers|dist|std|min_std|max_std) |
     expl_behavior | disag_(?!log|offset).*
 """,

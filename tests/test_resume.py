@@ -40,12 +40,17 @@ def stored(logdir: pathlib.Path) -> dict:
 
 @pytest.mark.parametrize("spelling", [["{}"], ["--logdir", "{}"]])
 def test_a_run_is_resumed_from_its_folder_with_its_own_settings_and_flags_on_top(logdir, spelling, capsys):
-    before = stored(logdir)
-    assert dreamer.main([*(word.format(logdir) for word in spelling), "--steps", "150", "--model_lr", "0.002"]) == 0
+    before, weight = stored(logdir), ["--decoder.loss_scale", "2"]
+    assert dreamer.main([*(word.format(logdir) for word in spelling), "--steps", "150", "--model_lr", "0.002", *weight]) == 0
     output = capsys.readouterr().out
     assert "Resuming at frame 120" in output and "Finished at frame 150" in output
     changes = {name: value for name, value in stored(logdir).items() if value != before[name]}
-    assert changes == {"steps": 150, "model_lr": 0.002, **({"logdir": str(logdir)} if before["logdir"] != str(logdir) else {})}
+    assert changes == {
+        "steps": 150,
+        "model_lr": 0.002,
+        "decoder.loss_scale": 2.0,
+        **({"logdir": str(logdir)} if before["logdir"] != str(logdir) else {}),
+    }
     assert checkpoints.load(logdir / "latest.pt")["step"] == 150
 
 
