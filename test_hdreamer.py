@@ -349,9 +349,12 @@ def test_a_wrong_command_line_is_answered_with_the_way_out(capsys):
 
 
 class Limit:
-    """Fails a fast test that takes more than `SECONDS` of CPU time, including fixtures and child processes."""
+    """Fails a fast test that takes more than `SECONDS` of CPU time, including fixtures and child processes.
 
-    SECONDS = 10.0
+    Half of that is the aim, so that a slower processor passes too.
+    """
+
+    SECONDS = 20.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
