@@ -132,24 +132,24 @@ def frames_to(result: dict, target: float) -> float:
 
 
 def transfer_table(plan: dict, found: dict) -> str:
-    """Frames to the target return and mean returns, by what the agents begin with, as Markdown."""
+    """Frames to the target return and mean returns, by what the agents of the target task begin with, as Markdown."""
     (base, flat), (other, two_levels) = ((variant, about["title"]) for variant, about in plan["variants"].items())
-    rows = []
+    over, rows = plan["over"], []
     for task, variants in found.items():
         planned = plan["tasks"][task]
-        at = plan_frames(planned)
-        runs = [that_reached(at, variants[variant]) for variant in (base, other)]
+        runs = [that_reached(over, variants[variant]) for variant in (base, other)]
         if planned["flags"]["task"] != plan["target_task"] or not any(runs):
             continue
-        cells = [planned["title"]]
+        cells = [planned["begins"]]
         for seeds in runs:
-            reached = [frames_to(result, plan["target"]) for result in seeds.values()]
-            cells.append(", ".join(f"{frames:,.0f}" if np.isfinite(frames) else f"over {at:,}" for frames in reached))
-        means = [{seed: return_before(episodes(result), at, at) for seed, result in seeds.items()} for seeds in runs]
+            reached = [(frames_to(result, plan["target"]), result["frames"]) for result in seeds.values()]
+            cells.append(", ".join(f"{frames:,.0f}" if np.isfinite(frames) else f"over {length:,}" for frames, length in reached))
+        means = [{seed: return_before(episodes(result), over, over) for seed, result in seeds.items()} for seeds in runs]
         cells += [seeds_and_mean(seeds.values()) for seeds in means]
         rows.append([*cells, results.difference([ours - theirs for theirs, ours in paired(*means)], 0)])
     columns = ["begins with", *(f"{name}: frames to {plan['target']}" for name in (flat, two_levels))]
-    return markdown([*columns, *(f"{name}: mean return" for name in (flat, two_levels)), f"{two_levels} - {flat}"], rows)
+    columns += [f"{name}: mean return over {over:,} frames" for name in (flat, two_levels)]
+    return markdown([*columns, f"{two_levels} - {flat}"], rows)
 
 
 # Generation of 2023, preset small: returns of evaluation episodes

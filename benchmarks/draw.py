@@ -25,7 +25,7 @@ from benchmarks.drawing import FASTER_FLAT, FASTER_TWO_LEVELS, FLAT, STYLE, TWO_
 from benchmarks.synthetic import Switches
 from pages import comparison, curves
 
-PLAN_2023, PLAN_LAPTOP, PLAN_TRANSFER = (HERE / f"plan_{name}.yaml" for name in ("2023", "laptop", "transfer"))
+PLAN_2023, PLAN_LAPTOP, PLAN_QUARTER = (HERE / f"plan_{name}.yaml" for name in ("2023", "laptop", "quarter"))
 README = HERE.parent / "README.md"
 README_TASKS = ("cartpole", "pendulum", "breakout", "road_runner")
 PAGE = HERE.parent / "docs" / "results.md"
@@ -254,12 +254,13 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 def tables() -> dict[pathlib.Path, dict[str, str]]:
     """Every table of what has results by its page and name, as Markdown."""
-    plans = [learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_LAPTOP, PLAN_TRANSFER)]
-    (plan, earlier, laptop, transfer), (new, small, for_laptops, transferred) = plans, map(agents.learning_results, plans)
+    plans = [learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_LAPTOP, PLAN_QUARTER)]
+    (plan, earlier, laptop, quarter), (new, small, for_laptops, quarters) = plans, map(agents.learning_results, plans)
     models = worldmodel_results()
     of_results = {
         **({"published": agents.published_table(plan, new)} if new else {}),
-        **({"transfer": agents.transfer_table(transfer, transferred)} if transferred else {}),
+        **({"quarter": agents.published_table(quarter, from_scratch(quarter, quarters))} if quarters else {}),
+        **({"transfer": agents.transfer_table(quarter, quarters)} if any("from" in quarter["tasks"][task] for task in quarters) else {}),
         "learning": agents.learning_table(earlier, small),
         "elbo": elbo_table(models),
         "ablations": ablations_table(models),
@@ -277,14 +278,21 @@ def tables() -> dict[pathlib.Path, dict[str, str]]:
     return {README: {"agents": agents.learning_table(earlier, of_readme, short=True)}, PAGE: of_results, APPENDIX: of_appendix}
 
 
+def from_scratch(plan: dict, found: dict) -> dict:
+    """The tasks whose agents are new ones."""
+    return {task: runs for task, runs in found.items() if "from" not in plan["tasks"][task]}
+
+
 def figures() -> dict[str, Figure]:
     """Every figure of what has results by its name."""
-    plan, earlier, models = learning.load_plan(), learning.load_plan(PLAN_2023), worldmodel_results()
-    new, small = agents.learning_results(plan), agents.learning_results(earlier)
+    plan, earlier, quarter = (learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_QUARTER))
+    new, small, quarters = map(agents.learning_results, (plan, earlier, quarter))
+    models = worldmodel_results()
     of_readme = {task: small[task] for task in README_TASKS}
     with matplotlib.rc_context(STYLE):
         return {
             **({"published": agents.published_figure(plan, new, columns=3)} if new else {}),
+            **({"quarter": agents.published_figure(quarter, from_scratch(quarter, quarters), columns=3)} if quarters else {}),
             "readme": agents.learning_figure(earlier, of_readme, columns=4, references=False),
             "learning": agents.learning_figure(earlier, small, columns=4, references=True),
             "training": training_figure(models),
