@@ -1,6 +1,7 @@
 """Steps environments with a policy, and stores the steps."""
 
 import pathlib
+import uuid
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from envs import EnvBatch
 from envs.spaces import ActionCodec, is_summed
 from replay import Replay
 from storage.disk import Disk
-from storage.episodes import save_episode
+from storage.episodes import new_stem, save_episode
 
 
 class Finished(NamedTuple):
@@ -34,6 +35,55 @@ class Finished(NamedTuple):
         return {**self.sums, "length": self.length}
 
 
+class OpenEpisode:
+    """The steps of an episode that has not ended, until they are written.
+
+    A long one is written in parts with the same id. Each file is an episode that loads by itself: the last step of a part has `is_last`
+    there, as at a time limit. The next part begins with that step, without action and reward, so that agent steps and rewards of all
+    parts add up.
+    """
+
+    MOST_BYTES = 2**29  # that wait in memory; no episode of the suites takes as much, so that theirs stay whole
+    STEP_BYTES = 2**11  # that a step takes beside its arrays
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the steps; the next one begins an episode."""
+        self._steps, self._bytes, self._id, self._continues = [], 0, uuid.uuid4().hex, False
+
+    def append(self, step: dict[str, np.ndarray]) -> None:
+        self._steps.append(step)
+        self._bytes += self.STEP_BYTES + sum(value.nbytes for value in step.values())
+
+    def cut(self) -> None:
+        """Ends the episode at its last step, as a time limit would."""
+        for step in self._steps[-1:]:
+            step["is_last"] = np.array(True)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a part is to be written."""
+        return self._bytes > self.MOST_BYTES and len(self._steps) > 1
+
+    def take(self) -> tuple[str, dict[str, np.ndarray]] | None:
+        """The stem of a file, and the steps, as arrays (L, ...), which are forgotten; None if there are none beyond the part before."""
+        stem, steps, known = new_stem(self._id), self._steps, int(self._continues)
+        self.clear()
+        return (stem, {key: np.stack([step[key] for step in steps]) for key in steps[0]}) if len(steps) > known else None
+
+    def take_part(self) -> tuple[str, dict[str, np.ndarray]]:
+        """`take` in the middle of an episode; the next part begins with the last step of this one."""
+        id, last = self._id, self._steps[-1]
+        stem, part = self.take()
+        part["is_last"][-1] = True
+        self._id, self._continues = id, True
+        counted = {key: np.zeros_like(value) for key, value in last.items() if key in ("action", "reward") or is_summed(key)}
+        self.append({**last, **counted, "is_first": np.array(True), "is_terminal": np.array(False)})
+        return stem, part
+
+
 class Collector:
     """Steps N environments with a policy, one step at a time.
 
@@ -44,7 +94,7 @@ class Collector:
     Args:
         envs: the environments.
         replay: replay memory that receives the steps; None to store none.
-        directory: folder for finished episodes; None to write none.
+        directory: folder for episodes, which are written when they end, long ones in parts; None to write none.
         disk: writes the episodes such that failures do not end the run, see `save_episode`; None to raise them.
         seed: seed of the environments.
         training: passed to the policy: sample actions, or take the most likely ones.
@@ -70,7 +120,7 @@ class Collector:
         self._state = None
         self._sums = {}
         self._lengths = np.zeros(self._envs.count, int)
-        self._episodes = [[] for _ in range(self._envs.count)]
+        self._episodes = [OpenEpisode() for _ in range(self._envs.count)]
         self._obs = self._envs.reset(seed)
         self._action_vectors = None
         self._sum()
@@ -102,6 +152,9 @@ class Collector:
         self._lengths += ~self._obs["is_first"]
         for env in np.flatnonzero(self._obs["is_last"]):
             finished.append(self._finish(int(env)))
+        for env, episode in enumerate(self._episodes):
+            if episode.is_full:
+                self._write(env, *episode.take_part())
         return int((~self._obs["is_first"]).sum()), finished
 
     def _finish(self, env: int) -> Finished:
@@ -127,10 +180,9 @@ class Collector:
         closed = []
         for env in map(int, envs):
             if self._lengths[env]:
-                for step in self._episodes[env][-1:]:
-                    step["is_last"] = np.array(True)
+                self._episodes[env].cut()
                 closed.append(self._finish(env)._replace(cut=True))
-            self._episodes[env] = []
+            self._episodes[env].clear()
         return closed
 
     def _sum(self) -> None:
@@ -154,11 +206,16 @@ class Collector:
                 episode.append({key: value[env].copy() for key, value in step.items()})
 
     def _save(self, env: int) -> None:
-        episode, self._episodes[env] = self._episodes[env], []
-        if episode and self.written[env]:
-            path = save_episode(self._directory, {key: np.stack([step[key] for step in episode]) for key in episode[0]}, self._disk)
+        """Writes what is not written yet of an episode that has ended."""
+        if taken := self._episodes[env].take():
+            self._write(env, *taken)
+
+    def _write(self, env: int, stem: str, episode: dict[str, np.ndarray]) -> None:
+        """Writes the newest steps of an environment as an episode, arrays (L, ...)."""
+        if self.written[env]:
+            path = save_episode(self._directory, episode, self._disk, stem)
             if self._replay is not None:
-                self._replay.note_episode(env, len(episode), path.name)
+                self._replay.note_episode(env, len(episode["reward"]), path.name)
 
 
 def play_episodes(
@@ -191,4 +248,6 @@ def play_episodes(
                     share[episode.env] -= 1
                     results.append(episode)
             progress.update(len(results))
+    if cut := envs.tell_cut([episode.length for episode in results]):
+        console.say(cut)
     return results

@@ -114,17 +114,19 @@ class Dreamer(nn.Module):
         """Chooses actions for a batch of N observations, or for a single one.
 
         Args:
-            obs: arrays (N, ...) by name; for a single observation without N. With one observation key, the array alone
-                is enough. `is_first` (N,) marks the first observations of episodes. Without a state all are first.
+            obs: arrays, tensors or lists (N, ...) by name; for a single observation without N. With one observation key,
+                the array alone is enough. Images are integers from 0 to 255 of any dtype. `is_first` (N,) marks the first
+                observations of episodes. Without a state all are first. Other names are ignored.
             state: what the last call returned; None at the start.
             training: sample actions, instead of taking the most likely ones.
         Returns:
             N actions for the environment (one action for a single observation), and the state for the next call. Its
             entry "action" has the action vectors (N, A).
         Raises:
-            ValueError: for observations that do not fit `obs_space`.
+            ValueError: for observations that do not fit `obs_space`, or images of floats.
         """
         obs, single = as_batch(obs, self._wm.encoder.shapes)
+        obs = {key: value for key, value in obs.items() if key in self._wm.encoder.shapes or key == "is_first"}
         with autocast(self._config):
             begins = state is None or bool(torch.as_tensor(obs.get("is_first", False)).any())
             actions, state = self._act(self._wm.preprocess(obs), state, training, begins)
@@ -535,6 +537,9 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print(f"error: {error}", file=sys.stderr)
             tell_unsaved(run)
             return 1
+        except KeyboardInterrupt:  # from elsewhere than Ctrl-C, which `run.stop` takes
+            console.say(how_to_resume(run, script=make_env is not None))
+            return tell_unsaved(run) or 130
         console.say(how_to_resume(run, script=make_env is not None))
         return tell_unsaved(run)
 

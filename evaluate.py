@@ -9,7 +9,6 @@ Shapes: T steps of an episode, H height, W width.
 
 import argparse
 import contextlib
-import json
 import pathlib
 import sys
 
@@ -25,7 +24,7 @@ from pages.intervals import bootstrap_interval
 from play.camera import image_keys
 from play.film import FPS, film
 from play.playing import add_import_flag, play
-from storage import disk, gif
+from storage import disk, files, gif
 
 ENVS = 5  # that play in parallel
 
@@ -81,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sample", action=argparse.BooleanOptionalAction, help=sampled)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: %(default)s)")
     add_import_flag(parser)
+    kwargs_help = "dict of keyword arguments for the environment, added to env_kwargs (default: the run's eval_env_kwargs)"
+    parser.add_argument("--eval_env_kwargs", metavar="DICT", help=kwargs_help)
     film_help = "film one more episode: the environment, reconstructions and open-loop predictions"
     parser.add_argument("--video", type=pathlib.Path, metavar="FILE.gif", help=film_help)
     parser.add_argument("--video_steps", type=int, default=300, help="agent steps that are filmed at most (default: %(default)s)")
@@ -113,6 +114,10 @@ def run(options: argparse.Namespace) -> None:
     """Plays, prints and films as the options say."""
     agent, checkpoint = read_agent(options.run, options.device)
     check_modules(agent._config, options.modules)
+    if options.eval_env_kwargs is not None:
+        if "eval_env_kwargs" not in agent._config:
+            raise ValueError(f"--eval_env_kwargs is for tasks of the suite gym, and the task is {agent._config.task}; leave it out")
+        agent._config.eval_env_kwargs = options.eval_env_kwargs
     sample = agent._config.eval_sample if options.sample is None else options.sample
     about = {
         "task": agent._config.task,
@@ -132,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
         if options.json:
             written = {**about, "summary": summary, "scores": scores, "episodes": [episode.metrics for episode in episodes]}
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(written, indent=1) + "\n")
+            options.json.write_text(files.json_text(written, indent=1) + "\n")
     if options.video:
         steps = record_video(agent, options.video, options.video_steps, options.seed, sample)
         console.say(f"{options.video}: {steps} steps")

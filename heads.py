@@ -57,7 +57,7 @@ class MLP(nn.Module):
     def _output_layer(self, inp_dim: int, shape, outscale: float) -> nn.Module:
         """A linear layer for a shape, or one by key for a dict of shapes."""
         if isinstance(shape, dict):
-            taken = [key for key in shape if hasattr(nn.ModuleDict, key)]
+            taken = [key for key in shape if hasattr(nn.ModuleDict(), key)]  # of an instance: `training` is no attribute of the class
             if taken:
                 raise ValueError(f"the keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
             layer = nn.ModuleDict({key: Linear(inp_dim, self._out_size(part)) for key, part in shape.items()})

@@ -10,7 +10,6 @@ Shapes: N environments, T steps.
 
 import argparse
 import contextlib
-import json
 import pathlib
 import sys
 from collections.abc import Collection
@@ -25,6 +24,7 @@ from pages import run_page
 from play.measures import BEFORE, HORIZON, UNTRAINED, measure
 from play.playing import add_import_flag, play
 from play.report import draw, page
+from storage import files
 
 
 def make_player(logdir: pathlib.Path, count: int, device: str, modules: Collection[str] = ()) -> tuple[Dreamer, EnvBatch, dict]:
@@ -76,7 +76,7 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
         "episodes": int(data["is_first"].sum()),
         "seed": seed,
     }
-    (folder / "report.json").write_text(json.dumps({**about, **numbers}, indent=1) + "\n")
+    (folder / "report.json").write_text(files.json_text({**about, **numbers}, indent=1) + "\n")
     figures = draw(agent._wm, measured)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)

@@ -62,6 +62,7 @@ class WorldModel(nn.Module):
         self._config = config
         observed = {key: space for key, space in obs_space.spaces.items() if key not in RESERVED and not key.startswith("log_")}
         shapes = {key: space.shape for key, space in observed.items()}
+        self._images = {key for key, shape in shapes.items() if len(shape) == 3}
         onehots = {key: space.classes for key, space in observed.items() if isinstance(space, OneHot)}
         self.encoder = encoders.MultiEncoder(shapes, config.encoder, onehots)
         self.dynamics = make_dynamics(config, num_actions, self.encoder.outdim)
@@ -95,6 +96,8 @@ class WorldModel(nn.Module):
             tensors by key, without `replay.steps` and keys that start with `log_`. Reward gets a last dimension of 1.
             From `is_terminal` comes the continue flag `cont` = 1 - is_terminal, with a last dimension of 1 too. The
             stored latents in `replay.context` become a state.
+        Raises:
+            ValueError: for an image with other numbers than integers from 0 to 255, whatever their dtype.
         """
         data = {}
         device = torch.device(self._config.device)
@@ -105,9 +108,10 @@ class WorldModel(nn.Module):
                 data[key] = self.dynamics.unpack(value)
                 continue
             value = torch.as_tensor(value)
+            value = _as_bytes(key, value) if key in self._images else value
             if device.type == "cuda" and value.device.type == "cpu":
                 value = value.pin_memory()  # makes the copy to the GPU asynchronous
-            if value.dtype == torch.uint8:  # images are copied as bytes, a quarter of their float32 size
+            if key in self._images:  # images are copied as bytes, a quarter of their float32 size
                 data[key] = value.to(device, non_blocking=True).float() / 255.0
             else:
                 data[key] = value.to(device, torch.float32, non_blocking=True)
@@ -234,6 +238,21 @@ class WorldModel(nn.Module):
     def _decode_images(self, state: State) -> dict[str, Tensor]:
         predictions = self.heads["decoder"](self.dynamics.get_feat(state))
         return {key: predictions[key].mode.clamp(0.0, 1.0) for key in self.heads["decoder"].image_keys}
+
+
+def _as_bytes(key: str, image: Tensor) -> Tensor:
+    """Images of any integer dtype as uint8. Floats are refused, since a dark image in 0..255 and one in 0..1 look alike."""
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.bool or image.is_floating_point() or image.is_complex():
+        raise ValueError(
+            f"the image {key!r} has dtype {image.dtype}; it must have integers from 0 to 255, as uint8. If its numbers are between 0 "
+            "and 1, multiply them by 255; then round and convert them"
+        )
+    numbers = image.long()  # unsigned dtypes have no comparison
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) <= 255:
+        raise ValueError(f"the image {key!r} has integers from {int(numbers.min())} to {int(numbers.max())}; allowed are 0 to 255")
+    return numbers.to(torch.uint8)
 
 
 def make_dynamics(config, num_actions: int, embed: int) -> networks.RSSM:

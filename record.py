@@ -10,7 +10,8 @@
     --episodes NUMBER   number of episodes
     --steps NUMBER      number of frames instead; the last episode is cut off
 
-All other flags are settings of dreamer.py, such as --seed, --envs, --time_limit and --device.
+All other flags are settings of dreamer.py, such as --seed, --envs, --time_limit, --env_kwargs and --device. The
+environments are those for training. With --episodes, eval_time_limit cuts off episodes that do not end.
 python dreamer.py --help lists them.
 """
 
@@ -95,7 +96,7 @@ def run(presets: list[str], flags: dict) -> None:
     policy = policy or ("sampled" if agent else "random")
     if policy not in POLICIES or (policy != "random" and not agent):
         raise ValueError(f"--policy is {policy!r}; allowed are random and, with the folder of a run, sampled and most_likely")
-    with contextlib.closing(make_envs(config, config.envs, training=True)) as envs:
+    with contextlib.closing(make_envs(config, config.envs, training=True, capped=episodes is not None)) as envs:
         if agent:
             agent.act_in(envs.act_space)
         tools.set_seed(config.seed)

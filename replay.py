@@ -14,7 +14,8 @@ import numpy as np
 import console
 from storage import archives
 from storage import latents as latent_files
-from storage.episodes import episode_headers, load_episode
+from storage.episodes import episode_headers, load_episode, names_in
+from storage.memory import available_memory
 
 FLAGS = ("is_first", "is_last", "is_terminal")
 PIECE = 1000  # steps whose latents are written or read at once
@@ -122,10 +123,10 @@ class Replay:
         step_bytes = _step_bytes(layout) + latent_bytes
         self.nbytes, self.latent_nbytes = step_bytes * self.capacity, latent_bytes * self.capacity
         free = available_memory()
-        if free is not None and self.nbytes > free:
+        if free is not None and self.nbytes > free.bytes:
             raise ValueError(
-                f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
-                f"free; set dataset_size to at most {int(0.9 * free / step_bytes)}"
+                f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free.bytes / 1e9:.1f} GB are "
+                f"free ({free.limit}); set dataset_size to at most {int(0.9 * free.bytes / step_bytes)}"
             )
         self._copier: ThreadPoolExecutor | None = None
         self._next: Future | None = None  # the batch that the thread copies
@@ -401,27 +402,38 @@ class Replay:
         Returns:
             loaded agent steps; the first observation of an episode is not a step.
         """
-        chosen, loaded, room, skipped = [], [], self.capacity, 0
-        for path in sorted(directory.glob("*.npz"), reverse=True):
-            if room <= 0:
-                break
-            if length := _unless_damaged(self._length_of, path):
-                chosen.append(path)
-                room -= length
-            else:
-                skipped += 1
-        for path in reversed(chosen):
-            if episode := _unless_damaged(load_episode, path, self._arrays.keys()):
-                self.add_episode(episode, path.name)
-                loaded.append(len(episode["reward"]))
-            else:
-                skipped += 1
+        names = names_in(directory)
+        with console.Progress("look for episodes", self.capacity, "steps", brief=True) as progress:
+            chosen, skipped = self._choose(directory, names, progress)
+        loaded = []
+        with console.Progress("load", len(chosen), "episodes", brief=True) as progress:
+            for number, path in enumerate(reversed(chosen), start=1):
+                if episode := _unless_damaged(load_episode, path, self._arrays.keys()):
+                    self.add_episode(episode, path.name)
+                    loaded.append(len(episode["reward"]))
+                progress.update(number)
+        skipped += len(chosen) - len(loaded)
         if skipped:
             console.warn(
                 f"skipped {skipped} damaged episode{'s' if skipped > 1 else ''}, loaded {len(loaded)}; training goes on "
                 "without what they held"
             )
         return sum(loaded) - len(loaded)
+
+    def _choose(self, directory: pathlib.Path, names: list[str], progress: console.Progress) -> tuple[list[pathlib.Path], int]:
+        """The newest episodes that fit, the newest first, and how many others were skipped. No headers of older files are read."""
+        chosen, room, skipped = [], self.capacity, 0
+        for name in reversed(names):
+            if room <= 0:
+                break
+            path = directory / name
+            if length := _unless_damaged(self._length_of, path):
+                chosen.append(path)
+                room -= length
+            else:
+                skipped += 1
+            progress.update(self.capacity - room)
+        return chosen, skipped
 
     def _length_of(self, path: pathlib.Path) -> int:
         """Length of an episode on disk.
@@ -457,13 +469,3 @@ def _own_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if hasattr(mmap, "MADV_DONTFORK"):
         memory.madvise(mmap.MADV_DONTFORK)
     return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
-
-
-def available_memory() -> int | None:
-    """Free memory in bytes; None if the system does not report it."""
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
-        return 1024 * int(fields["MemAvailable"].split()[0])
-    except (OSError, KeyError):
-        return None

@@ -8,6 +8,7 @@ a small JSON file, with the frames that they cover; beside them those of the ran
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -31,7 +32,7 @@ import tools
 from benchmarks import results
 from dreamer import Dreamer, read_agent
 from pages import curves
-from storage.episodes import load_episode, stored_steps
+from storage.episodes import id_of, load_episode, stored_steps
 
 PLAN = HERE / "plan.yaml"
 RANDOM_EPISODES = 100
@@ -261,11 +262,14 @@ def read_returns(logdir: pathlib.Path, config: settings.Config) -> dict[str, lis
         points = zip(*found["eval/return"]) if "eval/return" in found else []
         return {"evaluations": [(int(frame), round(float(value), 3)) for frame, value in points]}
     cut_at = found["cut_off/return"].steps if "cut_off/return" in found else []
-    training, frames = [], 0
-    for path, steps in stored_steps(logdir / "train_eps").items():
-        frames += config.action_repeat * steps
+    training, frames, lengths = [], 0, stored_steps(logdir / "train_eps")
+    for _, parts in itertools.groupby(lengths, key=id_of):  # a long episode has several files
+        reward = 0.0
+        for name in parts:
+            frames += config.action_repeat * lengths[name]
+            reward += float(load_episode(logdir / "train_eps" / name, ["reward"])["reward"].sum())
         if frames not in cut_at:
-            training.append((frames, round(float(load_episode(path, ["reward"])["reward"].sum()), 3)))
+            training.append((frames, round(reward, 3)))
     return {"training": training}
 
 

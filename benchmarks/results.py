@@ -27,7 +27,7 @@ def store(experiment: str, name: str, result: dict) -> None:
     path = path_of(experiment, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
-        file.write((json.dumps(result) + "\n").encode())
+        file.write((files.json_text(result) + "\n").encode())
 
 
 def differing(config: settings.Config) -> dict[str, str]:

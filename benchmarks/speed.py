@@ -40,7 +40,9 @@ import networks
 import tools
 from benchmarks.rival import peak_memory
 from benchmarks.shapes import LARGE, LARGE_SETTINGS, SHAPES, Shape
-from replay import Replay, available_memory
+from replay import Replay
+from storage.files import json_text
+from storage.memory import available_memory
 
 WARM_UP = 3  # steps until the kernel has provided the memory of an update
 MEASURES_MEMORY = pathlib.Path("/proc/self/status").exists()
@@ -346,7 +348,7 @@ def measure_replay(options) -> dict:
     results = {}
     for stored in (10**3, 10**4, 10**5, 10**6):
         free = available_memory()
-        if free is not None and 13_000 * stored > 0.8 * free:
+        if free is not None and 13_000 * stored > 0.8 * free.bytes:
             console.say(f"{stored:,} steps do not fit into memory here.")
             continue
         memory = Replay(
@@ -597,7 +599,7 @@ def main() -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     for part in options.only:
         results[part] = PARTS[part](options)
-        path.write_text(json.dumps(results, indent=1))
+        path.write_text(json_text(results, indent=1))
 
 
 if __name__ == "__main__":

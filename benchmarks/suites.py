@@ -30,15 +30,17 @@ LEFT_OUT = ("minecraft", "dmlab")  # cannot be installed everywhere; the page sa
 LOSSES = ("model_loss", "actor_loss", "value_loss")
 
 
-def trained(metrics: pathlib.Path) -> str:
-    """What a run's metrics show: "yes" and its updates, or "no" and why."""
+def trained(metrics: pathlib.Path, evaluation: bool = True) -> str:
+    """What a run's metrics show: "yes" and its updates, or "no" and why. `evaluation`: whether there must be one."""
     if not metrics.exists():
         return "no: nothing logged"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    for name in (*(f"train/{loss}" for loss in LOSSES), "eval/return"):
+    for name in (*(f"train/{loss}" for loss in LOSSES), *(["eval/return"] if evaluation else [])):
         values = [line[name] for line in lines if name in line]
         if not values or not all(math.isfinite(value) for value in values):
             return f"no: {name} is {values[-1] if values else 'missing'}"
+    if any(line[name] for line in lines for name in line if name.endswith("_skipped")):  # losses are means of the finite ones
+        return "no: updates were skipped, as they were not finite"
     return f"yes, {max(line.get('time/updates', 0) for line in lines):,.0f} updates"
 
 
@@ -48,11 +50,10 @@ def required(text: str) -> list[str]:
     return [name for name in names if name not in COMMON]
 
 
-def versions(suite: str, requirements: pathlib.Path | None) -> str:
-    """Versions of Python, of what every suite shares, and of a suite's own packages."""
-    names = [*COMMON, *(required(requirements.read_text()) if requirements else IN_MAIN_FILE.get(suite, []))]
+def versions(packages: list[str]) -> str:
+    """Versions of Python, of what every suite shares, and of these packages."""
     found = []
-    for name in names:
+    for name in (*COMMON, *packages):
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -66,16 +67,31 @@ def with_row(page: str, row: dict[str, str], order: list[str]) -> str:
     Raises:
         ValueError: if the page has no place for the table.
     """
-    if BEGIN not in page or END not in page.split(BEGIN, 1)[1]:
-        raise ValueError(f"the page has no table between the lines {BEGIN!r} and {END!r}; put both where it belongs")
-    before, rest = page.split(BEGIN, 1)
-    old, after = rest.split(END, 1)
+    before, old, after = around(page, BEGIN)
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in old.strip().splitlines()[2:]]
     by_suite = {cells[0]: cells for cells in rows} | {row["suite"]: [row[column] for column in COLUMNS]}
     ordered = [by_suite[suite] for suite in order if suite in by_suite]
     left_out = [[suite, "none: left out", "not everywhere", "no", "no", "", ""] for suite in LEFT_OUT]
     lines = [COLUMNS, ["---"] * len(COLUMNS), *ordered, *left_out]
-    return f"{before}{BEGIN}\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + END + after
+    return before + markdown(lines) + after
+
+
+def around(page: str, begin: str) -> tuple[str, str, str]:
+    """A page in three parts: up to the line `begin`, with it; the table; and the rest from `END`.
+
+    Raises:
+        ValueError: if the page has no place for the table.
+    """
+    if begin not in page or END not in page.split(begin, 1)[1]:
+        raise ValueError(f"the page has no table between the lines {begin!r} and {END!r}; put both where it belongs")
+    before, rest = page.split(begin, 1)
+    old, after = rest.split(END, 1)
+    return f"{before}{begin}\n", old, END + after
+
+
+def markdown(rows: list) -> str:
+    """Rows of cells as the lines of a table; the first has the titles, the second is `---` in each cell."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         "trains": trains,
         "learns": SHOWN_TO_LEARN.get(options.suite, "smoke only") if works else "no",
         "date": datetime.date.today().isoformat(),
-        "versions": versions(options.suite, options.requirements),
+        "versions": versions(required(options.requirements.read_text()) if options.requirements else IN_MAIN_FILE.get(options.suite, [])),
     }
     options.page.write_text(with_row(options.page.read_text(), row, options.order))
     print(f"{options.suite}: installs {options.installs}, trains {trains}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 60.0
+SECONDS_OF_BRIEF = 5.0
 
 
 class _Tolerant:
@@ -26,8 +27,9 @@ class _Tolerant:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with self._going_silent():
-            self._stream.write(text)
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))  # names may have letters that it lacks
         return len(text)
 
     def flush(self) -> None:
@@ -70,13 +72,14 @@ class Progress:
         unit: what is counted, in plural.
         done: the count that it begins with.
         nested: runs within another phase; its bar vanishes at the end.
+        brief: usually takes no time; shown only if it takes longer than `SECONDS_OF_BRIEF`.
     """
 
-    def __init__(self, phase: str, total: int, unit: str, done: int = 0, nested: bool = False):
+    def __init__(self, phase: str, total: int, unit: str, done: int = 0, nested: bool = False, brief: bool = False):
         self._phase, self._total, self._unit = phase, total, unit
         self._start, self._done = min(done, total), min(done, total)
         self._began = self._printed = time.monotonic()
-        self._bar = None
+        self._bar, self._brief = None, brief
         if sys.stdout.isatty():
             self._bar = tqdm(
                 desc=phase,
@@ -88,9 +91,10 @@ class Progress:
                 dynamic_ncols=True,
                 miniters=1,
                 smoothing=0.05,
-                leave=not nested,
+                leave=not nested and not brief,
+                delay=SECONDS_OF_BRIEF if brief else 0.0,
             )
-        else:
+        elif not brief:
             say(f"{phase}: {self._start:,} of {total:,} {unit}")
 
     def __enter__(self) -> "Progress":
@@ -104,7 +108,8 @@ class Progress:
         self._done = done
         if self._bar is not None and episodes:
             self._bar.set_postfix_str(f"return {episodes[-1].sums['return']:.4g}")
-        if self._bar is None and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
+        if self._bar is None and time.monotonic() - self._printed > (SECONDS_OF_BRIEF if self._brief else SECONDS_BETWEEN_LINES):
+            self._brief = False
             self._print()
 
     def _print(self) -> None:
@@ -120,7 +125,7 @@ class Progress:
     def __exit__(self, *_) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done > self._start:
+        elif self._done > self._start and not self._brief:
             seconds = time.monotonic() - self._began
             say(f"{self._phase}: {self._done:,} of {self._total:,} {self._unit} in {tqdm.format_interval(seconds)}")
 

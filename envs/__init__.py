@@ -10,12 +10,14 @@ OPTIONAL = ("dmc", "crafter", "memorymaze", "minatar", "minigrid", "popgym", "me
 SUITES = ("atari", "gym", *OPTIONAL)
 
 
-def make_envs(config, count: int, training: bool) -> "EnvBatch":
+def make_envs(config, count: int, training: bool, *, capped: bool | None = None, tried: "EnvBatch | None" = None) -> "EnvBatch":
     """Builds environments of the task in `config`.
 
     Args:
         count: number of environments.
-        training: False for evaluation, where a lost life never ends an episode.
+        training: False for evaluation, where a lost life never ends an episode, and `eval_env_kwargs` apply.
+        capped: whether `eval_time_limit` cuts episodes off; None for evaluation alone.
+        tried: environments for training with the same settings; unless `eval_env_kwargs` differ, these are not tried out again.
     Raises:
         ValueError: if the suite or the task does not exist, or if a package of the suite is not installed.
     """
@@ -27,15 +29,27 @@ def make_envs(config, count: int, training: bool) -> "EnvBatch":
         )
     if suite not in SUITES:
         raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are {', '.join(SUITES)}")
+    trial = tried.trial if tried and not config.get("eval_env_kwargs") else None
+    config, limit = _adapted(config, training, suite != "atari" and (not training if capped is None else capped))
+    arguments = {"atari": [training], "gym": [trial]}.get(suite, [])
     try:
         module = importlib.import_module(f"envs.{suite}")
-        envs = module.make(name, count, config, training) if suite == "atari" else module.make(name, count, config)
+        envs = module.make(name, count, config, *arguments)
     except ImportError as error:
         requirements = f"requirements/{suite}.txt" if suite in OPTIONAL else "requirements.txt"
         raise ValueError(
             f"task {config.task!r} needs a package that is not installed ({error}); run: pip install -r {requirements}"
         ) from error
-    return EnvBatch(envs, getattr(module, "scores", None))
+    return EnvBatch(envs, getattr(module, "scores", None), limit, config.action_repeat)
+
+
+def _adapted(config, training: bool, capped: bool) -> tuple:
+    """The settings that environments are made with, and the frames after which `eval_time_limit` cuts episodes off; 0 if it does not."""
+    limit = config.eval_time_limit if capped and not 0 < config.time_limit <= config.eval_time_limit else 0
+    changes = {"time_limit": limit} if limit else {}
+    if not training and config.get("eval_env_kwargs"):
+        changes["env_kwargs"] = {**config.env_kwargs, **config.eval_env_kwargs}
+    return type(config)({**config, **changes}), limit
 
 
 class EnvBatch:
@@ -50,10 +64,15 @@ class EnvBatch:
             it also needs `prepare_render` and `render`, see `workers.Workers`.
         scores: computes the scores of a suite by name from a list of episodes. Each episode is a dict of sums: `return` and the
             logged quantities. None if the suite has no scores of its own.
+        limit: frames after which `eval_time_limit` cuts episodes off; 0 if it does not.
+        repeat: frames per step.
+    Attributes:
+        trial: what is known of the environment since it was tried out, see `check.Trial`; None if it was not.
     """
 
-    def __init__(self, envs, scores: Callable[[list[dict[str, float]]], dict[str, float]] | None = None):
-        self._envs, self._scores = envs, scores
+    def __init__(self, envs, scores: Callable[[list[dict[str, float]]], dict[str, float]] | None = None, limit: int = 0, repeat: int = 1):
+        self._envs, self._scores, self._limit, self._repeat = envs, scores, limit, repeat
+        self.trial = getattr(envs, "trial", None)
         self.count = envs.num_envs
         self.obs_space = envs.single_observation_space
         self.act_space = envs.single_action_space
@@ -104,6 +123,11 @@ class EnvBatch:
     def scores(self, episodes: list[dict[str, float]]) -> dict[str, float]:
         """The suite's own scores of these episodes, from the sums over each episode. Empty if the suite has none."""
         return self._scores(episodes) if self._scores and episodes else {}
+
+    def tell_cut(self, lengths: list[int]) -> str:
+        """How many of the episodes of these lengths, in steps, `eval_time_limit` has cut off; "" if it is none."""
+        cut = sum(length >= max(1, self._limit // self._repeat) for length in lengths) if self._limit else 0
+        return f"{cut} of {len(lengths)} episodes were cut off at {self._limit:,} frames (eval_time_limit)" if cut else ""
 
     def close(self) -> None:
         if self._pending:

@@ -1,9 +1,11 @@
-"""Checks an environment with a few steps before a run begins, and its values at every step of the run."""
+"""Tries an environment out before a run begins, and checks its values at every step of the run."""
 
+import contextlib
 import numbers
+import pickle
 import signal
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -11,72 +13,172 @@ from gymnasium import spaces
 
 import console
 from envs import processes
+from envs.modules import describe
+from envs.spaces import ActionCodec, ObservationCodec, is_in, mismatch
 
 STEPS = 20
 LARGEST = 1e12  # magnitude of observations and rewards: sums of their squares must fit into float32 (3e38)
+RENDER_MODE = "rgb_array"
+ENDING = 5.0  # seconds that the process of a trial has to end by itself
 
 
-def check(make_env: Callable[[], gymnasium.Env], name: str, timeout: float = 0.0) -> None:
-    """Plays `STEPS` random steps in a separate process. Warns of observations outside their bounds.
+class Trial(NamedTuple):
+    """What is known of an environment that has been tried out.
+
+    Attributes:
+        observation_space, action_space: as the environment has them.
+        time_limit: steps after which gymnasium's TimeLimit cuts its episodes off; None if there is none.
+        render_mode: of the environment.
+        offers_rendering: whether it lists `RENDER_MODE`.
+        outside: names of observations that were outside their bounds.
+    """
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    time_limit: int | None
+    render_mode: str | None
+    offers_rendering: bool
+    outside: frozenset[str] = frozenset()
+
+
+def check(make_env: Callable[[], gymnasium.Env], name: str, timeout: float = 0.0, *, steps: int = STEPS, start: str | None = None) -> Trial:
+    """Builds an environment in a process of its own, plays random steps and closes it. This process has no instance of it.
+
+    Warns of observations outside their bounds, of a `close` that fails, and of windows.
 
     Args:
         make_env: builds the environment.
         name: name of the environment in messages.
-        timeout: largest duration of a step or reset in seconds; 0 for no limit.
+        timeout: largest duration of a step, reset or close in seconds; 0 for no limit.
+        steps: number of steps; with 0, the environment is not reset either.
+        start: how the process starts, see `processes.start`.
     Raises:
-        ValueError: if the environment violates gymnasium's interface or its own spaces, or if it dies or hangs.
+        ValueError: if the environment cannot be made, has spaces that are not supported, violates gymnasium's interface or its own
+            spaces, or if it dies or hangs.
+        ImportError: if making it needs a package that is not installed.
     """
-    process, connection = processes.start("check", _play, (make_env,))
+    process, connection = processes.start("check", _try_out, (make_env, steps), start)
     try:
-        found = None
+        found, problem = None, ""
         while found is None:
-            if not connection.poll(timeout or None):
-                raise ValueError(f"the environment {name!r} hangs in its first steps, for {timeout:g} seconds (env_timeout)")
-            found = connection.recv()
-    except (EOFError, OSError) as error:
-        process.join(1.0)
-        raise ValueError(f"the environment {name!r} ends its process in its first steps (exit code {process.exitcode})") from error
+            found = _receive(process, connection, timeout, "in its first steps")
+        problem = _receive(process, connection, timeout, "when it is closed")
+        process.join(ENDING)
+    except _Broken as error:
+        if found is None:
+            raise ValueError(f"the environment {name!r} {error}") from error.__cause__
+        problem = str(error)
     finally:
         processes.stop(process, connection)
-    if isinstance(found, str):
-        raise ValueError(f"the environment {name!r} {found}")
-    if found:
-        console.warn(f"the environment {name!r} has values outside the bounds of its observation space: {', '.join(sorted(found))}")
+    if isinstance(found, Exception):
+        raise type(found)(f"the environment {name!r} {found}")
+    if problem:
+        console.warn(f"the environment {name!r} {problem}; that is ignored")
+    if found.outside:
+        console.warn(f"the environment {name!r} has values outside the bounds of its observation space: {', '.join(sorted(found.outside))}")
+    if found.render_mode == "human":
+        console.warn(f"the environment {name!r} opens a window in each of its processes; leave its render_mode 'human' out")
+    return found
 
 
-def _play(make_env: Callable[[], gymnasium.Env], connection) -> None:
-    """Sends None after every step, then the names of observations outside their bounds, or an error message."""
+def _receive(process, connection, timeout: float, when: str):
+    """What the process of a trial sends.
+
+    Raises:
+        _Broken: if it sends nothing, or what cannot be read.
+    """
+    if not connection.poll(timeout or None):
+        raise _Broken(f"hangs {when}, for {timeout:g} seconds (env_timeout)")
+    try:
+        return connection.recv()
+    except (EOFError, OSError) as error:
+        process.join(1.0)
+        raise _Broken(f"ends its process {when} (exit code {process.exitcode})") from error
+    except Exception as error:  # the class of a space may be of the user's making
+        raise _Broken(f"cannot be used: {_cannot_be_sent(error)}") from error
+
+
+def _cannot_be_sent(error: Exception) -> str:
+    return f"its spaces cannot be sent between processes; define their classes in a module, not in a function ({describe(error)})"
+
+
+def _try_out(make_env: Callable[[], gymnasium.Env], steps: int, connection) -> None:
+    """Sends None after every step, then a `Trial` or an error, then how `close` failed, if it did."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process gets the signal too, and ends this one
-    outside = set()
+    env = None
     try:
         env = make_env()
-        env.action_space.seed(0)
-        outside |= _check_reset(env)
-        for _ in range(STEPS):
-            connection.send(None)
-            found, ended = _check_step(env)
-            outside |= found
-            if ended:
-                outside |= _check_reset(env)
-        env.close()
-        answer = outside
+        trial = _look_at(env)
+        answer = trial._replace(outside=_play(env, steps, connection)) if steps else trial
     except _Broken as error:
-        answer = f"breaks its interface: {error}"
+        answer = ValueError(f"breaks its interface: {error}")
+    except _Unsupported as error:
+        answer = ValueError(f"cannot be used: {error}")
     except Exception as error:  # environments raise errors of any kind
-        answer = f"fails in its first steps: {describe(error)}"
-    connection.send(answer)
+        kind = ImportError if env is None and isinstance(error, ImportError) else ValueError
+        answer = kind(f"{'cannot be made' if env is None else 'fails in its first steps'}: {describe(error)}")
+    with contextlib.suppress(OSError):  # the main process may be gone
+        connection.send(answer)
+    problem = _close(env)
+    with contextlib.suppress(OSError):
+        connection.send(problem)
 
 
-def describe(error: Exception) -> str:
-    """Type, message and location of an error in a user's code."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    # The message of a SyntaxError already has the location.
-    where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"
+def _look_at(env: gymnasium.Env) -> Trial:
+    """What an environment says of itself.
+
+    Raises:
+        _Broken: if it lacks a space.
+        _Unsupported: if one of its spaces cannot be handled, or not be sent to another process.
+    """
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, gymnasium.Space):
+            raise _Broken(f"its {name} is {_kind(space)}; it must be a space of gymnasium")
     try:
-        message = str(error)
-    except Exception:  # it may be of a class of the user's own
-        message = "its message cannot be shown"
-    return f"{type(error).__name__}: {message}{where}"
+        ActionCodec(env.action_space), ObservationCodec(env.observation_space, (64, 64))
+    except ValueError as error:
+        raise _Unsupported(str(error)) from error
+    modes = env.metadata.get("render_modes") if isinstance(env.metadata, dict) else None
+    offers = isinstance(modes, Collection) and RENDER_MODE in modes  # metadata is of the user's making
+    trial = Trial(env.observation_space, env.action_space, _time_limit(env), getattr(env, "render_mode", None), offers)
+    try:
+        pickle.dumps(trial)
+    except Exception as error:
+        raise _Unsupported(_cannot_be_sent(error)) from error
+    return trial
+
+
+def _time_limit(env: gymnasium.Env) -> int | None:
+    """The steps after which a wrapper cuts the environment's episodes off; None if none does."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return env._max_episode_steps
+        env = env.env
+    return None
+
+
+def _play(env: gymnasium.Env, steps: int, connection) -> frozenset[str]:
+    """Plays random steps; returns the names of observations outside their bounds."""
+    codec, rng = ActionCodec(env.action_space), np.random.default_rng(0)
+    outside = _check_reset(env)
+    for _ in range(steps):
+        connection.send(None)
+        found, ended = _check_step(env, codec.decode(codec.random(rng, 1))[0])  # actions as those of a run, unlike those of the space
+        outside |= found
+        if ended:
+            outside |= _check_reset(env)
+    return frozenset(outside)
+
+
+def _close(env: gymnasium.Env | None) -> str:
+    """Closes an environment; returns how that failed, or ""."""
+    try:
+        if env is not None:
+            env.close()
+        return ""
+    except Exception as error:  # what an environment does last does not matter to a run
+        return f"fails when it is closed: {describe(error)}"
 
 
 def check_values(obs: dict[str, np.ndarray], reward, terminated, truncated) -> None:
@@ -105,7 +207,11 @@ def is_sound(value) -> bool:
 
 
 class _Broken(Exception):
-    """The environment violates the interface; the message says how."""
+    """The environment violates the interface, or its process does not answer; the message says how."""
+
+
+class _Unsupported(Exception):
+    """The environment has a space that cannot be handled; the message says which."""
 
 
 def _check_reset(env: gymnasium.Env) -> set[str]:
@@ -115,9 +221,9 @@ def _check_reset(env: gymnasium.Env) -> set[str]:
     return _check_observation(env.observation_space, returned[0], "reset()")
 
 
-def _check_step(env: gymnasium.Env) -> tuple[set[str], bool]:
+def _check_step(env: gymnasium.Env, action) -> tuple[set[str], bool]:
     """Returns names of observations outside their bounds, and whether the episode has ended."""
-    returned = env.step(env.action_space.sample())
+    returned = env.step(action)
     if not (isinstance(returned, tuple) and len(returned) == 5):
         raise _Broken(
             f"step() returned {_kind(returned)}; it must return (observation, reward, terminated, truncated, info), as in gymnasium"
@@ -146,14 +252,12 @@ def _check_observation(space: gymnasium.Space, value, source: str, key: str = ""
             )
         return set().union(*(_check_observation(part, given[at], source, f"{key}/{at}" if key else str(at)) for at, part in parts.items()))
     if not isinstance(space, spaces.Box):
-        if not space.contains(value):
+        if not is_in(value, space):
             raise _Broken(f"{source} gave {name} {value!r}, {_kind(value)}, which is not in its space {space}")
         return set()
     array = np.asarray(value)
-    if array.shape != space.shape:
-        raise _Broken(f"{source} gave {name} of shape {array.shape}; its space says {space.shape}")
-    if not np.can_cast(array.dtype, space.dtype, "same_kind"):
-        raise _Broken(f"{source} gave {name} of dtype {array.dtype}; its space says {space.dtype}")
+    if wrong := mismatch(array, space):
+        raise _Broken(f"{source} gave {name} {wrong}")
     if not is_sound(array):
         raise _Broken(f"{source} gave {name} with NaN or infinite values, or numbers beyond {LARGEST:g}")
     return set() if (array >= space.low).all() and (array <= space.high).all() else {key or "observation"}

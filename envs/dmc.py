@@ -102,7 +102,6 @@ class DmEnv(gymnasium.Env):
         self.metadata = {"render_modes": ["rgb_array"] if draw else []}
         self.render_mode = render_mode
         self._env = make_env(None)
-        # Do not render here: this process forks the workers, and an open renderer does not survive a fork.
         spec = self._env.observation_spec()
         spec = dict(spec) if hasattr(spec, "items") else {"image": spec}
         self.observation_space = spaces.Dict({key: _observation_space(part.shape, part.dtype) for key, part in spec.items()})

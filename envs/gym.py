@@ -3,51 +3,98 @@
 Your own environments need `--import my_module` as well.
 """
 
-import copy
 import functools
-import importlib
+import pickle
+import sys
 from collections.abc import Callable, Collection
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs import registration
 
-from envs.check import check, describe
-from envs.spaces import ActionCodec, ObservationCodec, is_summed
+import console
+from envs.check import Trial, check
+from envs.modules import import_module
+from envs.spaces import ObservationCodec, is_summed
 from envs.workers import Workers
+from settings.files import show
 
 
-def make(name: str, count: int, config):
+def make(name: str, count: int, config, trial: Trial | None = None):
     """Builds `count` environments of a gymnasium id. Imports the module of the setting `import` first, if there is one.
 
+    Args:
+        trial: of the same environment, if it has been tried out; then nothing is said of it again.
     Raises:
         ValueError: if the id is unknown, a module or package is missing, a space is not supported, or the environment violates
             gymnasium's interface.
     """
     if module := config["import"]:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):  # neither the module nor a package that contains it
-                raise ValueError(f"import is {module!r}, which needs a module that is not installed: {error}") from error
-            raise ValueError(
-                f"import is {module!r}, but there is no such module; put it beside dreamer.py, or its folder into PYTHONPATH"
-            ) from error
-        except Exception as error:  # the user's module may raise anything
-            raise ValueError(f"import is {module!r}, but importing it fails: {describe(error)}") from error
+        import_module(module, "import")
+    spec, kwargs = _spec(name, bool(module)), config.env_kwargs
+    if {**spec.kwargs, **kwargs}.get("render_mode") == "human":
+        kwargs = {**kwargs, "render_mode": None}
+        if trial is None:
+            console.warn(f"the environment {name!r} is made without its render_mode 'human', which would open a window in each process")
+    start = _start_method(spec, bool(module))
+    if trial is None:
+        trial = _try_out(name, spec, kwargs, config, start)
+    return vectorize(functools.partial(_make_one, spec, kwargs, config.action_repeat), count, config, start, trial)
+
+
+def _spec(name: str, imported: bool) -> registration.EnvSpec:
+    """What is registered under an id, which may have a module before a colon, and no version; then it is the newest.
+
+    A worker may lack the imports and registrations of this process, so it gets this instead of the id.
+
+    Raises:
+        ValueError: if nothing is registered.
+    """
+    module, _, plain = name.rpartition(":")
+    if module:
+        import_module(module, "the module of the task")
     try:
-        env = gymnasium.make(name, disable_env_checker=True)
-    except Exception as error:  # an environment's constructor may raise anything
-        way_out = "" if module else " If a module of yours registers it, name that with --import"
+        namespace, title, version = registration.parse_env_id(plain)
+        newest = registration.find_highest_version(namespace, title)
+        return gymnasium.spec(registration.get_env_id(namespace, title, newest) if version is None and newest is not None else plain)
+    except gymnasium.error.Error as error:
+        way_out = "" if imported or module else " If a module of yours registers it, name that with --import"
         raise ValueError(f"gymnasium cannot make the environment {name!r}: {str(error).rstrip('.?')}.{way_out}") from error
-    ActionCodec(env.action_space), ObservationCodec(env.observation_space, config.size)  # raise ValueError for unsupported spaces
-    # A worker may lack the imports and registrations of this process, so it gets the spec instead of the id. The spec of the unwrapped
-    # environment can always be built again, but it lacks the time limit, which gymnasium adds as a wrapper.
-    spec = copy.deepcopy(env.unwrapped.spec)
-    spec.max_episode_steps = env.spec.max_episode_steps
-    env.close()
-    check(functools.partial(_make_one, spec, repeat=1), name, config.env_timeout)
-    return vectorize(functools.partial(_make_one, spec, config.action_repeat), count, config)
+
+
+def _start_method(spec: registration.EnvSpec, imported: bool) -> str | None:
+    """How processes start, see `processes.start`.
+
+    A forked process lacks the threads of JAX, which may have begun when the user's module was imported, and would wait for them
+    for ever. A script that calls `main` imports nothing, and might be run again in a spawned process.
+    """
+    if not imported or "jax" not in sys.modules:
+        return None
+    try:
+        pickle.dumps(spec)
+    except Exception:  # a function within a function, for example
+        return None
+    return "spawn"
+
+
+def _try_out(name: str, spec: registration.EnvSpec, kwargs: dict, config, start: str | None) -> Trial:
+    """Tries an environment out, and says what its user should know."""
+    try:
+        trial = check(functools.partial(_make_one, spec, kwargs, repeat=1), name, config.env_timeout, start=start)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{error}; its env_kwargs are {show(kwargs)}" if kwargs else str(error)) from error
+    codec = ObservationCodec(trial.observation_space, config.size, config.grayscale)
+    newest = registration.find_highest_version(spec.namespace, spec.name)
+    told = [] if name.rpartition(":")[2] == spec.id else [f"{name} has no version, so it is the newest, {spec.id}"]
+    for text in [*told, *codec.notes]:
+        console.say(f"note: {text}")
+    old = [f"{spec.id} is out of date; the newest version is v{newest}"] if spec.version is not None and newest > spec.version else []
+    for text in [*old, *codec.warnings]:
+        console.warn(text)
+    if not config.time_limit and trial.time_limit is None:
+        console.say(f"note: of the environment {name!r} no time limit is known; if its episodes may never end, give a --time_limit")
+    return trial
 
 
 def modules_of(task: str, module: str | None) -> set[str]:
@@ -71,8 +118,10 @@ def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
     """Registers a function that builds environments as the task `gym_<name>`, in this process.
 
     Raises:
-        ValueError: if the task belongs to another suite, or gymnasium does not allow the name.
+        ValueError: if `make_env` is no function, the task belongs to another suite, or gymnasium does not allow the name.
     """
+    if not callable(make_env):
+        raise ValueError(f"make_env is {make_env}; it must be a function that makes an environment, such as the class of it")
     suite, _, name = task.partition("_")
     if suite != "gym":
         raise ValueError(f"task is {task!r}; an environment that make_env makes needs a task gym_<name>")
@@ -82,22 +131,33 @@ def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
         raise ValueError(f"task is {task!r}, but gymnasium cannot register that name: {error}") from error
 
 
-def _make_one(spec: gymnasium.envs.registration.EnvSpec, repeat: int, **render_mode: str) -> gymnasium.Env:
-    env = gymnasium.make(spec, disable_env_checker=True, **render_mode)
+def _make_one(spec: registration.EnvSpec, kwargs: dict, repeat: int, **render_mode: str) -> gymnasium.Env:
+    try:
+        env = gymnasium.make(spec, **{"disable_env_checker": True, **kwargs, **render_mode})
+    except TypeError as error:
+        if "gymnasium.Env" not in str(error):
+            raise
+        raise TypeError(
+            f"{error} hDreamer needs one environment: several in one are not allowed (the setting envs makes several), and OldGym in "
+            "envs/gym.py adapts environments of the old gym"
+        ) from error
     return ActionRepeat(env, repeat) if repeat > 1 else env
 
 
-def vectorize(make_env: Callable[..., gymnasium.Env], count: int, config, start: str | None = None) -> Workers:
+def vectorize(make_env: Callable[..., gymnasium.Env], count: int, config, start: str | None = None, trial: Trial | None = None) -> Workers:
     """Builds a vector environment of `count` environments, each in a worker process.
 
     Args:
         make_env: builds one environment, which already repeats actions. If the environment offers the render mode rgb_array,
             `make_env` must also accept render_mode="rgb_array"; films of evaluation episodes need it.
         start: how processes start, as in `multiprocessing`; "spawn" for environments that cannot be forked.
+        trial: of the environment that `make_env` builds, if it has been tried out. Otherwise it is built once, in a process of its own.
     """
+    trial = trial or check(make_env, config.task, config.env_timeout, steps=0, start=start)
     steps = config.time_limit and max(1, config.time_limit // config.action_repeat)
+    codec = ObservationCodec(trial.observation_space, config.size, config.grayscale)
     make_one = functools.partial(_make_wrapped, make_env, steps, tuple(config.size), config.grayscale)
-    return Workers(make_one, count, config.env_timeout, start)
+    return Workers(make_one, trial, codec.space, count, config.env_timeout, start)
 
 
 def _make_wrapped(

@@ -41,12 +41,13 @@ def make(name: str, count: int, config):
     """
     import minigrid  # noqa: F401 -- registers the ids
 
-    # WFC levels need patterns that the package does not contain.
     ids = {
         spec.removeprefix("MiniGrid-"): spec
         for spec in gymnasium.registry
         if spec.startswith(("MiniGrid-", "BabyAI-")) and not spec.startswith("MiniGrid-WFC-")
     }
+    if name.startswith("WFC-"):
+        raise ValueError(f"task 'minigrid_{name}' is not supported: the package minigrid lacks the patterns that generate WFC levels")
     if name not in ids:
         raise ValueError(unknown("task", f"minigrid_{name}", [f"minigrid_{known}" for known in ids]))
     return vectorize(functools.partial(_make_one, ids[name], config.action_repeat, tuple(config.size)), count, config)

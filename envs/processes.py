@@ -1,11 +1,16 @@
 """Processes for environments, so that one that dies or hangs does not stop the program."""
 
 import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def start(name: str, target: Callable, args: tuple, method: str | None = None) -> tuple:
-    """Starts a process that calls `target(*args, connection)`.
+    """Starts a process that calls `target(*args, connection)`, with one thread for products, see `limit_threads`.
 
     Args:
         name: name of the process.
@@ -25,10 +30,43 @@ def start(name: str, target: Callable, args: tuple, method: str | None = None) -
     context = multiprocessing.get_context(method or ("fork" if "fork" in multiprocessing.get_all_start_methods() else None))
     ours, theirs = context.Pipe()
     # Not a daemon: environments may start processes of their own.
-    process = context.Process(name=name, target=target, args=(*args, theirs))
+    process = context.Process(name=name, target=_begin, args=(target, *args, theirs))
     process.start()
     theirs.close()
     return process, ours
+
+
+def _begin(target: Callable, *args) -> None:
+    limit_threads()
+    target(*args)
+
+
+def limit_threads() -> None:
+    """Lets PyTorch, and libraries that are loaded from now on, compute in one thread.
+
+    A forked process has none of the threads of its parent, and OpenMP would wait for them for ever. Environments that run in parallel
+    would also take more threads than there are cores.
+    """
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+def outlive_signals() -> None:
+    """Lets this process go on after SIGINT and SIGTERM, which reach its whole process group.
+
+    What it starts ends at SIGTERM as usual, since `multiprocessing` and `subprocess` end their processes with it. Ctrl-C does not end it,
+    because the environment needs it until the main process stops.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _nothing)  # unlike SIG_IGN, not inherited by other programs
+    if hasattr(signal, "siginterrupt"):  # there is none on Windows
+        signal.siginterrupt(signal.SIGTERM, False)
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _nothing(*_) -> None:
+    """Handles a signal."""
 
 
 def stop(process, connection) -> None:

@@ -6,19 +6,22 @@ concatenated parts of a Dict or Tuple, each of them one-hots, or numbers in [-1,
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from PIL import Image
+
+from envs.image_spaces import LEAST_SIDE, ImageReader, image_axes
+from envs.names import check_key
 
 KINDS = ("Dict", "Tuple", "Box", "OneHot", "Discrete", "MultiDiscrete", "MultiBinary")  # of stored descriptions
+LARGEST_BOUND = 1e12  # of actions; numbers with larger ones count as unbounded, since no environment needs such
 MOST_NUMBERS = 2**24  # largest size of an observation or action in a stored description
 STATE_PREFIX = "log_state_"  # of keys with the environment's state, for probes
 # Keys of a step that are not observations
-RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob")
+RESERVED = ("action", "reward", "discount", "is_first", "is_last", "is_terminal", "cont", "logprob", "log_return", "log_length")
 
 
 def is_summed(key: str) -> bool:
@@ -61,6 +64,8 @@ class ActionCodec:
                 f"the action space {space} has no parts, two with the same name, or a name that is empty or has a dot; rename "
                 "them in a wrapper"
             )
+        for key in self._codecs:
+            check_key(key)
         self.parts = {key: codec.part for key, codec in self._codecs.items()}
         self.size = sum(part.size for part in self.parts.values())
 
@@ -72,7 +77,8 @@ class ActionCodec:
     def decode(self, vectors: np.ndarray) -> np.ndarray | list:
         """Converts action vectors to actions of the environment.
 
-        Numbers with finite bounds are scaled from [-1, 1] to their bounds. Others are clipped to [-1, 1] and the Box.
+        Numbers with two bounds are scaled from [-1, 1] to their bounds. Others are clipped to [-1, 1] and the Box. Bounds of
+        `LARGEST_BOUND` and beyond, or of the dtype's largest number, do not count.
 
         Args:
             vectors: (N, A).
@@ -104,39 +110,61 @@ class _LeafCodec:
             classes, self._starts = tuple(int(n) for n in space.nvec.flatten()), space.start
         elif isinstance(space, spaces.MultiBinary):
             classes = (2,) * int(np.prod(space.shape))
-        elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        elif isinstance(space, spaces.Box) and space.dtype.kind in "biu":
             # Python integers, because a range may exceed the dtype.
             counts = space.high.astype(object) - space.low.astype(object) + 1
-            if max(counts.flatten()) > self.MOST_INTEGERS:
+            if max(counts.flatten(), default=0) > self.MOST_INTEGERS:
                 raise ValueError(
                     f"the action space {space} has numbers of more than {self.MOST_INTEGERS} values; use floats, or "
                     "offer fewer in a wrapper"
                 )
             classes, self._starts = tuple(int(n) for n in counts.flatten()), space.low
-        elif not (isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)):
+        elif isinstance(space, spaces.Box) and space.dtype.kind == "f":
+            self._set_bounds(space)
+        else:
             raise ValueError(
                 f"the action space {space} is not supported; allowed are Discrete, MultiDiscrete, MultiBinary and Box, and "
                 "dicts and tuples of them; wrap the environment to offer one of them"
             )
-        self.part = ActionPart(sum(classes) if classes else int(np.prod(space.shape)), classes)
+        self.part = ActionPart(int(np.prod(space.shape)) if classes is None else sum(classes), classes)
+        if not self.part.size:
+            raise ValueError(f"the action space {space} has no numbers; leave it out in a wrapper")
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
         """Action vectors (N, A) -> N actions."""
         if self.part.classes is None:
-            vectors = np.clip(vectors, -1.0, 1.0).reshape(-1, *self._space.shape)
-            low, high = self._space.low, self._space.high
-            bounded = np.isfinite(low) & np.isfinite(high)
-            scaled = np.where(bounded, low, 0.0) + (vectors + 1.0) / 2.0 * np.where(bounded, high - low, 0.0)
-            return np.where(bounded, scaled, np.clip(vectors, low, high)).astype(self._space.dtype)
+            return self._scale(np.clip(vectors, -1.0, 1.0).reshape(-1, *self._space.shape))
         parts = np.split(vectors, np.cumsum(self.part.classes)[:-1], -1)
         index = np.stack([part.argmax(-1) for part in parts], -1)  # (N, number of one-hots)
         return (index.reshape(-1, *self._space.shape) + self._starts).astype(self._space.dtype)
+
+    def _set_bounds(self, space: spaces.Box) -> None:
+        """Finds the numbers of a Box of floats that are scaled to their bounds, and those bounds."""
+        self._bounded = _is_bound(space.low) & _is_bound(space.high)
+        if (~self._bounded & ((space.low >= 1.0) | (space.high <= -1.0))).any():
+            raise ValueError(
+                f"the action space {space} has a number without two bounds that must be beyond -1 or 1; such numbers are drawn from "
+                f"[-1, 1]; give it two bounds below {LARGEST_BOUND:g} in a wrapper such as gymnasium.wrappers.TransformAction"
+            )
+        # The range of half-precision bounds may exceed their dtype.
+        bounds = (bound.astype(np.promote_types(bound.dtype, np.float32)) for bound in (space.low, space.high))
+        self._low, self._high = (np.where(self._bounded, bound, 0.0) for bound in bounds)
+
+    def _scale(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers (N, ...) in [-1, 1] -> actions of a Box of floats."""
+        scaled = np.where(self._bounded, self._low + (numbers + 1.0) / 2.0 * (self._high - self._low), numbers)
+        return np.clip(scaled, self._space.low, self._space.high).astype(self._space.dtype)  # rounding may exceed a bound
 
     def random(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Uniformly random action vectors, (count, A)."""
         if self.part.classes is None:
             return rng.uniform(-1.0, 1.0, (count, self.part.size)).astype(np.float32)
         return np.concatenate([np.eye(n, dtype=np.float32)[rng.integers(n, size=count)] for n in self.part.classes], -1)
+
+
+def _is_bound(bound: np.ndarray) -> np.ndarray:
+    """Which bounds of a Box of floats limit anything. The largest number of a dtype is a usual way to say that there is none."""
+    return np.abs(bound) < min(LARGEST_BOUND, float(np.finfo(bound.dtype).max))
 
 
 class OneHot(spaces.Box):
@@ -157,73 +185,137 @@ class OneHot(spaces.Box):
         return f"OneHot({', '.join(map(str, self.classes))})"
 
 
+class _VectorReader:
+    """Converts the values of a space that is no image to vectors (n,) float32.
+
+    Attributes:
+        space: of the vectors, with `OneHot` for discrete ones.
+        notes, warnings: see `ObservationCodec`.
+    """
+
+    MANY, VERY_MANY = 1024, 4096  # numbers that are worth a warning: of something like an image, of any vector
+
+    def __init__(self, key: str, space: gymnasium.Space):
+        self._given, self.notes, self.warnings = space, [], []
+        if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise ValueError(
+                f"the observation {key!r} has the space {space}, which is not supported; allowed are Box, Discrete, "
+                "MultiDiscrete and MultiBinary, and dicts and tuples of them; convert it with gymnasium.wrappers.TransformObservation, or "
+                "leave it out with gymnasium.wrappers.FilterObservation"
+            )
+        size = spaces.flatdim(space)
+        if size > MOST_NUMBERS:
+            raise ValueError(f"the observation {key!r} has {size:,} numbers; allowed are {MOST_NUMBERS:,}; make it smaller in a wrapper")
+        if isinstance(space, spaces.Discrete):
+            self.space = OneHot([space.n])
+        elif isinstance(space, spaces.MultiDiscrete):
+            self.space = OneHot(space.nvec.flatten())
+        else:
+            self.space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self._tell(f"the observation {key!r}, {space.dtype} {space.shape},", space.shape, size)
+
+    def _tell(self, name: str, shape: tuple[int, ...], size: int) -> None:
+        grid = len(shape) > 2 or (len(shape) == 2 and min(shape) >= LEAST_SIDE)
+        if size > self.VERY_MANY or (grid and size >= self.MANY):
+            self.warnings.append(
+                f"{name} becomes a vector of {size:,} numbers, which takes a large network; give an image as uint8 from 0 to 255 of the "
+                "shape (height, width, channels), and make other observations smaller, for example with "
+                "gymnasium.wrappers.TransformObservation"
+            )
+        elif self._given.dtype == np.uint8 and len(shape) == 2 and size:
+            self.notes.append(f"{name} is read as a vector; if it is an image, give it the shape {(*shape, 1)}")
+
+    def __call__(self, value) -> np.ndarray:
+        """Converts a value of the space."""
+        return np.asarray(spaces.flatten(self._given, value), np.float32)
+
+
 class ObservationCodec:
     """Converts observations of a single environment to a flat dict of images and vectors.
 
     Args:
         space: observation space: Box, Discrete, MultiDiscrete, MultiBinary, or a (nested) Dict or Tuple of them.
         size: (H, W) that images are resized to.
-        grayscale: whether images are reduced to one channel.
+        grayscale: whether colour images are reduced to one channel.
     Attributes:
         space: gymnasium Dict of the converted observations, with `OneHot` for discrete ones. Keys of nested spaces are
             joined by "/". A single image is called `image`, a single vector `vector`.
+        notes, warnings: what a user should know of the conversion, as sentences.
     Raises:
-        ValueError: for a space that is not supported, or a key that is reserved or has a dot.
+        ValueError: for a space that is not supported, an image whose axes are not certain, or a key that is reserved, twice there or
+            not allowed.
     """
 
     def __init__(self, space: gymnasium.Space, size: tuple[int, int], grayscale: bool = False):
-        self._size, self._grayscale = tuple(size), grayscale
-        self._leaves = {key or ("image" if _is_image(leaf) else "vector"): leaf for key, leaf in _leaves(space)}
-        for key in self._leaves:
-            if key in RESERVED or "." in key:
-                raise ValueError(f"the observation key {key!r} is reserved or has a dot; rename it in a wrapper")
-        self.space = spaces.Dict({key: self._out_space(key, leaf) for key, leaf in self._leaves.items()})
+        self._given, self._leaves, self._readers = space, {}, {}
+        for name, leaf in _leaves(space):
+            axes = image_axes(leaf, name or "image")
+            key = name if isinstance(space, (spaces.Dict, spaces.Tuple)) else "vector" if axes is None else "image"
+            _check_key(key, self._leaves)
+            self._leaves[key] = leaf
+            self._readers[key] = _VectorReader(key, leaf) if axes is None else ImageReader(key, leaf, axes, tuple(size), grayscale)
+        if not any(math.prod(reader.space.shape) for reader in self._readers.values()):
+            raise ValueError(f"the observation space {space} has no numbers; give at least one, such as a constant, in a wrapper")
+        self.space = spaces.Dict({key: reader.space for key, reader in self._readers.items()})
+        told = [reader for key, reader in self._readers.items() if not key.startswith("log_")]
+        self.notes = [note for reader in told for note in reader.notes]
+        self.warnings = [warning for reader in told for warning in reader.warnings]
 
     def __call__(self, obs) -> dict[str, np.ndarray]:
         """Converts one observation.
 
         Raises:
-            ValueError: if its shape or dtype does not match the space.
+            ValueError: if a part is missing, or does not match its space.
         """
-        values = dict(_values(obs)) if isinstance(obs, (dict, tuple)) else {next(iter(self._leaves)): obs}
-        return {key: self._encode(key, leaf, values[key]) for key, leaf in self._leaves.items()}
-
-    def _out_space(self, key: str, leaf: gymnasium.Space) -> spaces.Box:
-        if _is_image(leaf):
-            channels = 1 if self._grayscale or len(leaf.shape) == 2 else leaf.shape[-1]
-            return spaces.Box(0, 255, (*self._size, channels), np.uint8)
-        if isinstance(leaf, spaces.Discrete):
-            return OneHot([leaf.n])
-        if isinstance(leaf, spaces.MultiDiscrete):
-            return OneHot(leaf.nvec.flatten())
-        if isinstance(leaf, (spaces.MultiBinary, spaces.Box)):
-            return spaces.Box(-np.inf, np.inf, (spaces.flatdim(leaf),), np.float32)
-        raise ValueError(
-            f"the observation {key!r} has the space {leaf}, which is not supported; allowed are Box, Discrete, "
-            "MultiDiscrete and MultiBinary, and dicts and tuples of them"
-        )
-
-    def _encode(self, key: str, leaf: gymnasium.Space, value) -> np.ndarray:
-        if isinstance(leaf, spaces.Box):
-            value = np.asarray(value)
-            if value.shape != leaf.shape or not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
-                raise ValueError(f"the observation {key!r} has shape {value.shape} and dtype {value.dtype}; its space says {leaf}")
-        if _is_image(leaf):
-            return self._image(value)
-        return np.asarray(spaces.flatten(leaf, value), np.float32)
-
-    def _image(self, image: np.ndarray) -> np.ndarray:
-        image = image[..., None] if image.ndim == 2 else image
-        if self._grayscale and image.shape[-1] > 1:
-            image = (image[..., :3] @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)[..., None]
-        if image.shape[:2] != self._size:
-            channels = np.moveaxis(image, -1, 0)
-            image = np.stack([Image.fromarray(x).resize(self._size[::-1], Image.Resampling.BOX) for x in channels], -1)
-        return image
+        parts = zip(self._leaves.items(), _values(self._given, obs))
+        return {key: self._readers[key](_checked(key, leaf, value)) for (key, leaf), value in parts}
 
 
-def _is_image(space: gymnasium.Space) -> bool:
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+def _checked(key: str, space: gymnasium.Space, value) -> np.ndarray:
+    """A value of a space as an array. Bounds of a Box are not checked.
+
+    Raises:
+        ValueError: if it is none of the space.
+    """
+    array = np.asarray(value)
+    if isinstance(space, spaces.Box):
+        if wrong := mismatch(array, space):
+            raise ValueError(f"the observation {key!r} is {wrong}")
+        return array
+    if not is_in(array, space):
+        raise ValueError(f"the observation {key!r} is {value!r:.200}, which is not in its space {space}")
+    return array.astype(space.dtype)
+
+
+def _check_key(key: str, others: Container[str]) -> None:
+    """Raises ValueError if an observation cannot have this key."""
+    if key in RESERVED or "." in key:
+        raise ValueError(f"the observation key {key!r} is reserved or has a dot; rename it in a wrapper")
+    if not key or key in others:
+        raise ValueError(f"the observation key {key!r} is {'there twice' if key else 'empty'}; rename it in a wrapper")
+    check_key(key)
+
+
+def mismatch(array: np.ndarray, space: spaces.Box) -> str:
+    """Why an array is no value of a Box, whatever its bounds, as the end of "it is ..."; "" if it is one.
+
+    Integers may be of any dtype, if the dtype of the space holds them.
+    """
+    if array.shape != space.shape:
+        return f"of shape {array.shape}; its space says {space.shape}"
+    if array.dtype.kind in "biu" and space.dtype.kind in "biu" and array.dtype != space.dtype and array.size:
+        limits = np.iinfo(space.dtype) if space.dtype.kind in "iu" else None
+        low, high = (limits.min, limits.max) if limits else (0, 1)
+        least, most = int(array.min()), int(array.max())
+        return "" if low <= least and most <= high else f"of numbers from {least} to {most}; its space says {space.dtype}"
+    return "" if np.can_cast(array.dtype, space.dtype, "same_kind") else f"of dtype {array.dtype}; its space says {space.dtype}"
+
+
+def is_in(value, space: gymnasium.Space) -> bool:
+    """Whether a value, array, tensor or list belongs to a discrete space. Its integers may be of any dtype."""
+    array = np.asarray(value)
+    numbers = array.astype(space.dtype) if array.dtype.kind in "biu" else array
+    return bool((numbers == array).all()) and space.contains(numbers)
 
 
 def _leaves(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gymnasium.Space]]:
@@ -235,13 +327,17 @@ def _leaves(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gym
         yield prefix, space
 
 
-def _values(obs, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields (key, value) of an observation, with the keys of `_leaves`."""
-    if isinstance(obs, (dict, tuple)):
-        for key, part in _items(obs):
-            yield from _values(part, _join(prefix, key))
-    else:
-        yield prefix, obs
+def _values(space: gymnasium.Space, value) -> Iterator:
+    """Yields the parts of an observation in the order of `_leaves`."""
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        yield value
+        return
+    for key, part in _items(space.spaces):
+        try:
+            inner = value[key]
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"an observation lacks its part {key!r}; the space is {space}") from error
+        yield from _values(part, inner)
 
 
 def _nested(space: gymnasium.Space, values: dict, prefix: str = ""):
@@ -265,7 +361,7 @@ def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tupl
     """Turns a single observation into a batch; a batch stays as it is.
 
     Args:
-        obs: arrays by name, or a single array if there is only one name.
+        obs: arrays, tensors or lists by name, or a single one if there is only one name.
         shapes: shape of a single observation by name. Other names pass unchecked.
     Returns:
         arrays (N, ...) by name, and whether `obs` was a single observation.
@@ -276,6 +372,7 @@ def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tupl
         if len(shapes) > 1:
             raise ValueError(f"the agent observes {', '.join(shapes)}; give a dict of arrays with these names")
         obs = {next(iter(shapes)): obs}
+    obs = {key: value if hasattr(value, "shape") else np.asarray(value) for key, value in obs.items()}  # tensors stay on their device
     leading = {}
     for key, shape in shapes.items():
         if key not in obs:
@@ -290,7 +387,7 @@ def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tupl
     if len(set(leading.values())) > 1:
         raise ValueError(f"of {', '.join(leading)} some are single observations and some are batches")
     single = 0 in leading.values()
-    return {key: value[None] if np.ndim(value) else np.array([value]) for key, value in obs.items()} if single else obs, single
+    return {key: value[None] for key, value in obs.items()} if single else obs, single
 
 
 def describe_space(space: gymnasium.Space) -> dict:
@@ -307,7 +404,9 @@ def describe_space(space: gymnasium.Space) -> dict:
     elif isinstance(space, OneHot):
         return {"kind": kind, "classes": list(space.classes)}
     elif isinstance(space, spaces.Box):
-        low, high = (bound.flat[0].item() if (bound == bound.flat[0]).all() else bound.tolist() for bound in (space.low, space.high))
+        low, high = (
+            bound.flat[0].item() if bound.size and (bound == bound.flat[0]).all() else bound.tolist() for bound in (space.low, space.high)
+        )
         return {"kind": kind, "low": low, "high": high, "shape": list(space.shape), "dtype": space.dtype.name}
     elif isinstance(space, spaces.Discrete):
         return {"kind": kind, "n": int(space.n), "start": int(space.start)}

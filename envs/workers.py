@@ -6,23 +6,22 @@ import multiprocessing.connection
 import multiprocessing.util
 import os
 import random
-import signal
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
 
 import console
 from envs import processes
-from envs.check import check_values, describe
+from envs.check import RENDER_MODE, Trial, check_values
+from envs.modules import describe
 
 RESTARTS = 3  # allowed in a row, that is without a completed episode or GOOD_STEPS steps in between
 GOOD_STEPS = 1000
 SEED_STRIDE = 1000  # between the seeds of an environment and of its replacement; larger than the number of environments
 ALIVE = 2.0  # seconds after which an idle worker checks whether the main process still exists
-RENDER_MODE = "rgb_array"
 # A worker has no window and no sound: SDL, which pygame draws with, must not look for a display. pygame must not print its greeting.
 NO_WINDOW = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
 
@@ -35,8 +34,10 @@ class Workers:
     bool array, marks the environment.
 
     Args:
-        make_env: builds one environment with dict observations. It is called in the workers, and once in this process. If the
-            environment offers the render mode rgb_array, it is also called with render_mode="rgb_array".
+        make_env: builds one environment with dict observations. It is called in the workers alone. If the environment offers the
+            render mode rgb_array, it is also called with render_mode="rgb_array".
+        trial: what is known of the environment.
+        observation_space: of what `make_env` builds.
         count: number of environments.
         timeout: seconds that a step or reset may take; 0 for no limit.
         start: how processes start, see `processes.start`.
@@ -44,13 +45,20 @@ class Workers:
         RuntimeError: in a daemonic process.
     """
 
-    def __init__(self, make_env: Callable[..., gymnasium.Env], count: int, timeout: float = 0.0, start: str | None = None):
-        env = make_env()  # errors surface here, not in a worker
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+    def __init__(
+        self,
+        make_env: Callable[..., gymnasium.Env],
+        trial: Trial,
+        observation_space: gymnasium.spaces.Dict,
+        count: int,
+        timeout: float = 0.0,
+        start: str | None = None,
+    ):
+        self.trial = trial
+        self.single_observation_space, self.single_action_space = observation_space, trial.action_space
         # `_renders`: environment 0 is built to render. `_render_problem`: why it cannot render.
-        self._renders = env.render_mode == RENDER_MODE
-        self._render_problem = "" if self._renders or _offers_rendering(env) else f"does not render {RENDER_MODE}"
-        env.close()
+        self._renders = trial.render_mode == RENDER_MODE
+        self._render_problem = "" if self._renders or trial.offers_rendering else f"does not render {RENDER_MODE}"
         self._make_env, self._method, self._timeout, self.num_envs = make_env, start, timeout or None, count
         self._seed, self._restarts = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
@@ -187,17 +195,9 @@ def _stop_all(workers: list[tuple]) -> None:
         processes.stop(process, connection)
 
 
-def _offers_rendering(env: gymnasium.Env) -> bool:
-    """Whether an environment lists rgb_array in its metadata, which is of the user's making."""
-    modes = env.metadata.get("render_modes") if isinstance(env.metadata, dict) else None
-    return isinstance(modes, Collection) and RENDER_MODE in modes
-
-
 def _work(make_env: Callable[..., gymnasium.Env], connection: multiprocessing.connection.Connection) -> None:
     """A worker. It answers a request with a step (observation, reward, terminated, truncated) or an image, or with an error as text."""
-    # A signal reaches the whole process group. The main process decides when to stop, and needs its workers until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.outlive_signals()
     env, ended, renders, problem = None, True, False, ""
     for request, value in _requests(connection):
         try:

@@ -27,7 +27,7 @@ class Camera:
     """
 
     def __init__(self, envs: EnvBatch):
-        self._envs, self.count, self.scores = envs, envs.count, envs.scores
+        self._envs, self.count, self.scores, self.tell_cut = envs, envs.count, envs.scores, envs.tell_cut
         self.obs_space, self.act_space = envs.obs_space, envs.act_space
         self._keys = image_keys(envs.obs_space)
         self.frames, self.problem = [], ""

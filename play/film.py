@@ -77,8 +77,7 @@ def image_frames(views: dict[str, dict[str, np.ndarray]], keys: list[str]) -> It
         for key in keys:
             height, width = views["seen"][key].shape[1:3]
             scale = max(1, SIDE // height)
-            tiles = [views[title][key][step].clip(0.0, 1.0).repeat(scale, 0).repeat(scale, 1) for title in titles]
-            tiles = [tile.repeat(3, -1) if tile.shape[-1] == 1 else tile[..., :3] for tile in tiles]
+            tiles = [as_rgb(views[title][key][step].clip(0.0, 1.0).repeat(scale, 0).repeat(scale, 1)) for title in titles]
             rows.append(np.concatenate([np.pad(tile, ((MARGIN, 0), (0, MARGIN), (0, 0))) for tile in tiles], 1))
         widest = max(row.shape[1] for row in rows)
         picture = np.concatenate([np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows])

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import pathlib
 
 from ruamel.yaml import YAML
@@ -9,6 +10,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
 
 CONFIG_FILE = pathlib.Path(__file__).parent.parent / "configs.yaml"
+MAPPINGS = ("env_kwargs", "eval_env_kwargs")  # settings whose value is a dict
 MOST_YAML, MOST_DEPTH = 100_000, 20  # characters, and values in each other; all settings are 6,000 and 2
 
 
@@ -47,15 +49,23 @@ def show(value) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {show(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {_quoted(entry)}' for key, entry in value.items())}}}"
     return str(value)
 
 
+def _quoted(value) -> str:
+    """A value in a dict. Strings have quotes, since no default tells that they are strings."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_quoted, value))}]"
+    return json.dumps(value) if isinstance(value, str) else show(value)
+
+
 def flatten(tree: dict, prefix: str = "") -> dict:
-    """A nested dict as one level, with dots in the names."""
+    """A nested dict as one level, with dots in the names. The values of `MAPPINGS` stay dicts."""
     flat = {}
     for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        nested = isinstance(value, dict) and prefix + key not in MAPPINGS
+        flat.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
     return flat
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ruamel.yaml.error import YAMLError
 
 from settings.combinations import check_combinations, check_presets
-from settings.files import flatten, load_yaml, sections, show
+from settings.files import MAPPINGS, flatten, holds_settings, load_yaml, plain, sections, show
 from settings.levels import CLASSES, COUNTS, RELATIVE, level_sizes, read_share
 from settings.names import current_names, current_value, note
 
@@ -71,7 +71,7 @@ ABOVE_ZERO = (
 AT_MOST = {
     **dict.fromkeys(["unimix_ratio", "actor.unimix_ratio", "discount", "discount_lambda", "critic.slow_target_fraction"], 1),
     "replay_context": 1,
-    **dict.fromkeys(["seed", "time_limit", "noops", "action_repeat"], 2**31 - 1),
+    **dict.fromkeys(["seed", "time_limit", "eval_time_limit", "noops", "action_repeat"], 2**31 - 1),
     **dict.fromkeys(["dyn_rec_depth", "dyn_img_layers", "dyn_obs_layers", "disag_models", "disag_layers"], 1000),
     **dict.fromkeys(["encoder.mlp_layers", "decoder.mlp_layers"], 1000),
     **{f"{head}.layers": 1000 for head in ("reward_head", "cont_head", "actor", "critic")},
@@ -140,6 +140,8 @@ def load_config(presets: Iterable[str] = ("defaults",), overrides: dict | None =
     flat.update(flatten(suites[suite]))
     for layer in layers:
         for key, value in layer.items():
+            if key.partition(".")[0] in MAPPINGS and "." in key:
+                raise ValueError(f"setting {key!r}: {key.partition('.')[0]} is one dict: {_example(*key.split('.', 1))}")
             if key not in flat and layer is layers[0]:  # a run of another version
                 note(f"{key} of the stored run is ignored: this version has no such setting")
                 continue
@@ -186,6 +188,8 @@ def _coerce(key: str, value, default):
     value = current_value(key, value)
     if key in COUNTS and (share := read_share(value)):
         return share
+    if key in MAPPINGS:
+        return _mapping(key, value)
     kind = int if key in RELATIVE else type(default)
     if isinstance(value, str) and kind is not str:
         value = _read(value, kind)
@@ -203,6 +207,27 @@ def _coerce(key: str, value, default):
         return str(value)
     wanted = RELATIVE.get(key) or ("one name" if default is None else f"of type {kind.__name__}, such as {show(default)}")
     raise ValueError(f"setting {key!r} is {value!r}; it must be {wanted}")
+
+
+def _mapping(key: str, value) -> dict:
+    """The value of a setting that is a dict; a string, or the words of one that a shell has split, are read as YAML.
+
+    Raises:
+        ValueError: for what is no dict of names and plain values.
+    """
+    found = value
+    if isinstance(value, (str, list)):
+        found = _read(value if isinstance(value, str) else " ".join(map(str, value)), dict)
+    if not holds_settings(found):
+        raise ValueError(
+            f"setting {key!r} is {value!r}; it must be a dict of names and numbers, words, booleans, null or lists of them, such as "
+            f"{_example(key, 'map_name')}"
+        )
+    return plain(found)
+
+
+def _example(key: str, name: str) -> str:
+    return f"--{key} '{{{name}: 8x8}}'"
 
 
 def _read(text: str, kind: type):

@@ -15,7 +15,7 @@ from settings.names import current_value
 # A continued run keeps these: stored weights would not fit, or weights and episodes would mean something else.
 FIXED = re.compile(
     r"""
-    task | size | grayscale | action_repeat | sticky | actions | lives |
+    task | env_kwargs | size | grayscale | action_repeat | sticky | actions | lives |
     hierarchical_mode | dyn_(?!scale).* | initial | units | act | norm |
     (encoder|decoder)\.(?!outscale|image_dist|loss_scale).* | (reward_head|cont_head|critic)\.(layers|dist|slow_target) |
     cont_head\.discounted | optimizer | replay_context | actor\.(layers|dist|std|min_std|max_std) |

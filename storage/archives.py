@@ -4,6 +4,8 @@ Checkpoints and episodes are zip archives. A small one can announce, or hold, mo
 """
 
 import collections
+import functools
+import io
 import math
 import pathlib
 import pickletools
@@ -14,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from envs.names import MOST_NAME, is_entry_name
+
 MOST_EPISODE_BYTES = 2**32  # 350,000 steps of images of 64x64x3
+MOST_HEADER_BYTES = 10_000  # of an array
 MOST_VALUES, MOST_DEPTH = 1_000_000, 50  # of a checkpoint's containers
-MOST_NAME = 300  # characters
 # All that a checkpoint of this program or of dreamerv3-torch calls while it is read.
 CALLED = re.compile(r"collections OrderedDict|torch (Size|device|\w+Storage)|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)")
 CALLING = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
@@ -39,7 +43,7 @@ def check_names(names: list[str]) -> None:
     if twice:
         raise Unsafe(f"it holds {twice[0]!r:.100} more than once")
     for name in names:
-        if not name.isprintable() or "\\" in name or len(name) > MOST_NAME or name.startswith("/") or ".." in name.split("/"):
+        if not is_entry_name(name):
             raise Unsafe(f"it holds the name {name!r:.100}, which is none of an array or tensor")
 
 
@@ -57,9 +61,14 @@ def npz_headers(path: pathlib.Path, most: int = MOST_EPISODE_BYTES) -> dict[str,
         Exception: nearly anything, for a damaged file.
     """
     with zipfile.ZipFile(path) as archive:
-        check_names(archive.namelist())
-        _check_size(archive, most)
-        return {entry.filename.removesuffix(".npy"): _npy_header(archive, entry) for entry in archive.infolist()}
+        return headers_in(archive, most)
+
+
+def headers_in(archive: zipfile.ZipFile, most: int = MOST_EPISODE_BYTES) -> dict[str, Header]:
+    """`npz_headers` of an open file."""
+    check_names(archive.namelist())
+    _check_size(archive, most)
+    return {entry.filename.removesuffix(".npy"): _npy_header(archive, entry) for entry in archive.infolist()}
 
 
 def _npy_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Header:
@@ -78,6 +87,16 @@ def _npy_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Header:
 
 def read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether the first index varies fastest, and dtype of the array in an open .npy file, whose numbers come next."""
+    magic = file.read(np.lib.format.MAGIC_LEN)
+    size = file.read(2 if magic[6:7] == b"\1" else 4)
+    if (length := int.from_bytes(size, "little")) > MOST_HEADER_BYTES:
+        raise ValueError(f"the header of an array has {length:,} bytes; allowed are {MOST_HEADER_BYTES:,}")
+    return _parsed(magic + size + file.read(length))
+
+
+@functools.lru_cache(1024)  # parsing takes longest of all where episodes are short, and most headers are alike
+def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    file = io.BytesIO(header)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)

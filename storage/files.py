@@ -1,6 +1,8 @@
-"""Files that appear under their names only when complete."""
+"""Files that appear under their names only when complete; names and text that any reader accepts."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
 import re
@@ -41,6 +43,19 @@ def link(path: pathlib.Path, other: pathlib.Path) -> None:
         os.replace(partial, other)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def json_text(tree, indent: int | None = None) -> str:
+    """A tree of plain values as JSON that every reader accepts: NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_with_finite_numbers(tree), indent=indent, allow_nan=False)
+
+
+def _with_finite_numbers(tree):
+    if isinstance(tree, dict):
+        return {key: _with_finite_numbers(value) for key, value in tree.items()}
+    elif isinstance(tree, (list, tuple)):
+        return [_with_finite_numbers(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def file_name(text: str) -> str:

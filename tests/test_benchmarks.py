@@ -236,7 +236,7 @@ def test_the_table_of_transfer_has_frames_to_the_target_and_mean_returns():
 def test_returns_of_a_run_are_those_of_its_training_episodes_but_for_those_cut_off_when_it_stopped(tmp_path):
     for number, length in enumerate((5, 9, 3)):  # observations, one more than steps
         episode = {"reward": np.full(length, 0.5, np.float32), "is_terminal": np.zeros(length, bool)}
-        save_episode(tmp_path / "train_eps", episode, stem=f"20260101T00000{number}-0")
+        save_episode(tmp_path / "train_eps", episode, stem=f"20260101T00000{number}-{number}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "episode/return": 2.5}\n{"step": 24, "cut_off/return": 4.5}\n')
     config = tools.load_config([], {"task": "gym_CartPole-v1", "eval_every": 0, "action_repeat": 2})
     assert learning.read_returns(tmp_path, config) == {"training": [(8, 2.5), (28, 1.5)]}

@@ -67,7 +67,7 @@ def take_over(source, to, obs_space=SPACE, parts=PARTS, *, renamed=None, layout=
         latents_path=to / "latents.npz",
         capacity=capacity,
     )
-    return taken, [load_episode(path) for path in stored_steps(to / "train_eps")]
+    return taken, [load_episode(to / "train_eps" / name) for name in stored_steps(to / "train_eps")]
 
 
 def numbered(start: int, stop: int, firsts=(), lasts=(), terminals=()) -> dict[str, np.ndarray]:
@@ -248,7 +248,7 @@ def test_converted_episodes_are_older_than_new_ones(tmp_path):
     three_chunks(tmp_path / "replay")
     _, (episode, *_) = take_over(tmp_path / "replay", tmp_path)
     new = save_episode(tmp_path / "train_eps", {key: value for key, value in episode.items() if key != "discount"})
-    assert list(stored_steps(tmp_path / "train_eps"))[-1] == new
+    assert list(stored_steps(tmp_path / "train_eps"))[-1] == new.name
 
 
 def test_what_follows_a_missing_chunk_starts_an_episode(tmp_path):

@@ -294,7 +294,7 @@ def test_episodes_beyond_the_memory_are_the_ones_that_it_does_not_load(tmp_path)
         save_episode(tmp_path, episode(100 * index, length)).rename(tmp_path / f"2026010{index}T000000-x-{length}.npz")
     (tmp_path / "notes.txt").write_text("mine")
     for capacity in range(1, 35):
-        old = {path.name for path, _ in episodes.old_episodes(tmp_path, capacity)}
+        old = {name for name, _ in episodes.old_episodes(tmp_path, capacity)}
         lengths, names = (
             [4, 9, 3, 7, 5],
             [f"2026010{index}T000000-x-{length}.npz" for index, length in zip(range(4, -1, -1), [4, 9, 3, 7, 5])],

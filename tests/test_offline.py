@@ -25,6 +25,7 @@ from envs import make_envs
 from old_files import DATA, same
 from play.playing import play
 from storage.episodes import load_episode
+from storage.memory import Free
 from training import offline
 
 pytestmark = pytest.mark.slow
@@ -381,7 +382,7 @@ def test_the_memory_keeps_the_newest_steps_that_fit_and_marks_where_episodes_beg
 
 
 def test_more_than_the_free_memory_is_refused_with_a_size_that_fits(cartpole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(replay, "available_memory", lambda: 3000)
+    monkeypatch.setattr(replay, "available_memory", lambda: Free(3000, "this machine"))
     flags = ["--offline_traindir", str(cartpole), "--logdir", str(tmp_path / "run")]
     assert dreamer.main(["--configs", "debug", *NO_ENVIRONMENT, *flags]) == 2
     assert "set dataset_size to at most" in capsys.readouterr().err and not (tmp_path / "run").exists()

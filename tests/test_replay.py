@@ -15,6 +15,7 @@ from benchmarks.reliability import files
 from replay import Replay
 from storage import episodes
 from storage.episodes import load_episode, save_episode
+from storage.memory import Free
 
 SPACE = spaces.Dict({"vector": spaces.Box(-np.inf, np.inf, (1,), np.float32)})
 
@@ -140,7 +141,7 @@ def test_images_stay_bytes_and_the_printed_size_is_the_allocated_one():
 
 
 def test_more_than_the_free_memory_is_refused_with_a_size_that_fits(monkeypatch):
-    monkeypatch.setattr(replay, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(replay, "available_memory", lambda: Free(10_000, "this machine"))
     with pytest.raises(ValueError, match="dataset_size to at most 473"):
         make(capacity=10_000)  # 19 bytes a step
     make(capacity=473)

@@ -28,6 +28,7 @@ from storage import files
 from storage import latents as latent_files
 from storage.disk import Disk
 from storage.episodes import save_episode
+from storage.memory import Free
 from test_replay import SPACE, EveryStart, episode, step
 from training import folder, nonfinite
 from training.latents import LatentFile
@@ -287,7 +288,7 @@ def test_latents_count_in_the_printed_size_and_in_the_refusal(monkeypatch):
     memory = make(capacity=50, streams=2, latents=layout)
     assert memory.latent_nbytes == 50 * (512 * 4 + 32) == sum(array.nbytes for array in memory._latents.values())
     assert memory.nbytes == 50 * (19 + 512 * 4 + 32)
-    monkeypatch.setattr(replay, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(replay, "available_memory", lambda: Free(1_000_000, "this machine"))
     with pytest.raises(ValueError, match="dataset_size to at most 428"):  # 900,000 / 2,099
         make(capacity=10_000, latents=layout)
     make(capacity=428, latents=layout)

@@ -470,6 +470,8 @@ def test_a_row_of_the_table_of_suites_is_replaced_and_all_else_stays():
         ({}, "yes, 1,200 updates"),
         ({"train/actor_loss": float("nan")}, "no: train/actor_loss is nan"),
         ({"eval/return": None}, "no: eval/return is missing"),
+        ({"train/agent_skipped": 0.5}, "no: updates were skipped, as they were not finite"),
+        ({"train/agent_skipped": 0.0}, "yes, 1,200 updates"),
     ],
 )
 def test_a_suite_trains_if_losses_and_an_evaluation_were_logged_and_are_finite(tmp_path, change, answer):

@@ -23,10 +23,23 @@ from storage.episodes import old_episodes, stored_steps
 from training import folder, latents, offline
 
 
-def open_eval_envs(config: settings.Config, opened: contextlib.ExitStack) -> EnvBatch | None:
-    """The environments to evaluate in; None if evaluation plays no episodes."""
+def open_eval_envs(config: settings.Config, opened: contextlib.ExitStack, training: EnvBatch | None = None) -> EnvBatch | None:
+    """The environments to evaluate in; None if evaluation plays no episodes.
+
+    Args:
+        training: the environments to train in, if there are any.
+    Raises:
+        ValueError: if the environments cannot be made, or their spaces differ from those for training.
+    """
     count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
-    return opened.enter_context(contextlib.closing(make_envs(config, count, training=False))) if count else None
+    if not count:
+        return None
+    envs = opened.enter_context(contextlib.closing(make_envs(config, count, training=False, tried=training)))
+    for kind in ("obs_space", "act_space") if training else ():
+        before, now = getattr(training, kind), getattr(envs, kind)
+        if before != now:
+            raise ValueError(f"the environments to evaluate in have other spaces (eval_env_kwargs): {now}, in training {before}")
+    return envs
 
 
 def describe_spaces(obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space) -> str:
@@ -61,7 +74,7 @@ class EpisodeFolder:
 
     def count_steps(self) -> int:
         """Agent steps that the run has collected, as far as the files tell; takes note of files that a killed run has removed."""
-        on_disk = {path.name: steps for path, steps in stored_steps(self.path).items()}
+        on_disk = stored_steps(self.path)
         gone = {name: steps for name, steps in self._removing.items() if name not in on_disk}
         self._removed_steps += sum(gone.values())
         self._removing = {name: steps for name, steps in self._removing.items() if name in on_disk}
@@ -72,8 +85,7 @@ class EpisodeFolder:
 
         They go even if that checkpoint cannot be written, since they may be what fills the disk.
         """
-        old = [] if self._keep else old_episodes(self.path, self._capacity)
-        self._removing = {path.name: steps for path, steps in old}
+        self._removing = {} if self._keep else dict(old_episodes(self.path, self._capacity))
 
     def remove_old(self) -> bool:
         """Removes the files that `mark_old` chose; returns whether there were any."""
@@ -104,7 +116,7 @@ class Environments:
     def __init__(self, config: settings.Config, opened: contextlib.ExitStack):
         self._config = config
         self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
-        self.eval_envs = open_eval_envs(config, opened)
+        self.eval_envs = open_eval_envs(config, opened, self.envs)
         self.obs_space, self.act_space = self.envs.obs_space, self.envs.act_space
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
         self.episodes: EpisodeFolder | None = None

@@ -4,16 +4,17 @@ import contextlib
 import datetime
 import filecmp
 import itertools
-import json
 import pathlib
 import shlex
 
 import checkpoints
+import console
 import settings
 from checkpoints import jax_original
 from envs.gym import check_modules, modules_of
 from settings.combinations import GENERATION
 from storage import files
+from storage.episodes import names_in
 
 
 def new_logdir(task: str) -> pathlib.Path:
@@ -64,9 +65,12 @@ def keep_original(path: pathlib.Path) -> pathlib.Path:
 
 def take_over_episodes(source: pathlib.Path, directory: pathlib.Path) -> None:
     """Links the episodes of another run into a folder."""
-    for path in sorted(source.glob("*.npz")):
-        directory.mkdir(parents=True, exist_ok=True)
-        files.link(path, directory / path.name)
+    names = names_in(source)
+    with console.Progress("take over", len(names), "episodes", brief=True) as progress:
+        for number, name in enumerate(names, start=1):
+            directory.mkdir(parents=True, exist_ok=True)
+            files.link(source / name, directory / name)
+            progress.update(number)
 
 
 def command_settings(presets: list[str], flags: dict) -> settings.Config:
@@ -137,6 +141,6 @@ def store_config(logdir: pathlib.Path, config: settings.Config, changes: list[tu
     now = datetime.datetime.now().isoformat(timespec="seconds")
     for name, before, after in changes:
         with open(logdir / "config_changes.jsonl", "a") as file:
-            file.write(json.dumps({"time": now, "step": step, "setting": name, "from": before, "to": after}) + "\n")
+            file.write(files.json_text({"time": now, "step": step, "setting": name, "from": before, "to": after}) + "\n")
     with files.replacing(logdir / "config.yaml") as file:
         settings.write_yaml(config, file)

@@ -1,6 +1,5 @@
 """Metrics of a run: their means in metrics.jsonl, TensorBoard and the console; videos as animated GIFs."""
 
-import json
 import pathlib
 import shutil
 import sys
@@ -13,7 +12,7 @@ import torch
 import console
 from console import number
 from storage.disk import Disk
-from storage.files import file_name
+from storage.files import file_name, json_text
 from storage.gif import encode_gif
 from training.events import EventFile
 
@@ -48,13 +47,18 @@ class Logger:
         return bool(self._values)
 
     def write(self, step: int) -> dict[str, float]:
-        """Writes the means of all that was collected, at this step, and returns them."""
-        means = {key: _mean(values) for key, values in self._values.items()}
+        """Writes the means of the finite values that were collected, at this step, and returns them.
+
+        A name without a finite value is left out of the files; the console shows it.
+        """
+        found = {key: _finite_mean(values) for key, values in self._values.items()}
+        means = {key: mean for key, mean in found.items() if mean is not None}
+        missing = [key for key in found if key not in means]
         self._values = {}
-        if means:
-            self._disk.append("metrics", self.logdir / "metrics.jsonl", f"{json.dumps({'step': step, **means})}\n".encode())
+        if found:
+            self._disk.append("metrics", self.logdir / "metrics.jsonl", f"{json_text({'step': step, **means})}\n".encode())
             self._events.scalars(step, means)
-            console.say(metrics_lines(step, means, self._unit))
+            console.say(metrics_lines(step, means, self._unit, missing))
             for writer in self._more:
                 writer.scalars(step, means)
         return means
@@ -78,14 +82,21 @@ class Logger:
             writer.close()
 
 
-def _mean(values: list) -> float:
+def _finite_mean(values: list) -> float | None:
+    """Mean of the finite ones of numbers or scalar tensors; None if there are none. Of a skipped update many metrics are not finite."""
     if torch.is_tensor(values[0]):
-        return torch.stack([value.float() for value in values]).mean().item()
-    return float(np.mean(values))
+        values = torch.stack([value.float() for value in values]).tolist()
+    values = np.array(values, float)
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
 
 
-def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> str:
-    """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal."""
+def metrics_lines(step: int, means: dict[str, float], unit: str = "frame", missing: Sequence[str] = ()) -> str:
+    """Returns, losses and rates of one log interval, and statistics of the latents if there are any; wrapped in a terminal.
+
+    Args:
+        missing: names of which no value was finite.
+    """
     levels = [level for level in ("flat", "top", "bottom") if f"train/prior_entropy_{level}" in means]
     groups = [
         f"{unit} {step:,}",
@@ -95,6 +106,7 @@ def metrics_lines(step: int, means: dict[str, float], unit: str = "frame") -> st
         _pairs("held out", _losses(means, "eval/", levels)),
         _pairs("loss", _losses(means, "train/", levels)),
         _pairs("not finite, share of updates skipped", _skipped(means)),
+        f"never finite {console.first(missing)}" if missing else "",
         " ".join(f"{number(means[key])}{NBSP}{rate}" for key, rate in RATES.items() if means.get(key)),
     ]
     lines = [" | ".join(group for group in groups if group)]

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from torch import nn
 
+from storage import arrays
 from storage.disk import Disk
 
 LIMIT = 10  # updates in a row that an optimizer may skip
@@ -48,12 +49,12 @@ def check(agent: nn.Module, batch: dict[str, np.ndarray]) -> None:
 
 def _findings(agent: nn.Module, batch: dict[str, np.ndarray]) -> str:
     """Which inputs, losses and weights are not finite; if no input is, their ranges."""
-    arrays = {key: np.asarray(value, np.float32) for key, value in _flat(batch).items() if key != "replay.steps"}
-    inputs = {key: int((~np.isfinite(value)).sum()) for key, value in arrays.items()}
+    values = {key: np.asarray(value, np.float32) for key, value in _flat(batch).items() if key != "replay.steps"}
+    inputs = {key: int((~np.isfinite(value)).sum()) for key, value in values.items()}
     inputs = {key: count for key, count in inputs.items() if count}
     losses = [name for name, value in agent.model_losses(batch).items() if not value.isfinite()]
     weights = weights_not_finite(agent)
-    ranges = ", ".join(f"{key} {value.min():.4g} to {value.max():.4g}" for key, value in arrays.items())
+    ranges = ", ".join(f"{key} {value.min():.4g} to {value.max():.4g}" for key, value in values.items())
     return " ".join([
         f"Inputs with NaN or infinity: {_list(inputs, 'entries')}." if inputs else f"All inputs are finite: {ranges}.",
         f"The world model's losses that are not finite: {', '.join(losses)}." if losses else "The world model's losses are finite.",
@@ -69,7 +70,7 @@ def weights_not_finite(agent: nn.Module) -> list[str]:
 def write_batch(batch: dict[str, np.ndarray], logdir: pathlib.Path, updates: int, disk: Disk) -> pathlib.Path:
     """Keeps a batch for inspection; returns where."""
     path, content = logdir / f"nonfinite_{updates}.npz", io.BytesIO()
-    np.savez_compressed(content, **_flat(batch))
+    arrays.write(content, _flat(batch))
     disk.write("the last batch", path, content.getvalue())
     return path
 

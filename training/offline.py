@@ -6,6 +6,7 @@ Shapes: L steps of an episode, A action, M steps of all episodes.
 """
 
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import gymnasium
@@ -13,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 import console
+from envs import images
 from envs.check import LARGEST, is_sound
 from envs.spaces import RESERVED, ActionCodec
 from replay import Replay
@@ -85,31 +87,43 @@ def survey(setting: str, folder: str, wanted: tuple[spaces.Dict, gymnasium.Space
         )
     obs_space, act_space = wanted or (None, None)
     lengths, returns, actions = {}, [], []
-    files = sorted(path.glob("*.npz"))
-    with console.Progress("read", len(files), "episodes") as progress:
-        for number, file in enumerate(files):
-            try:
-                episode = _read(file)
-            except archives.Unsafe as error:
-                raise ValueError(f"{setting} is {folder!r}, and {file} in it is not read: {error}; move that file away") from error
-            except Exception as error:  # a damaged file makes its readers raise nearly anything
-                console.warn(f"left out the episode {file}, which cannot be read: {error}")
-                continue
-            if obs_space is None:
-                obs_space, source = _observations(file, episode, config), str(file)
-            _check(file, episode, obs_space, exact=wanted is None, source=source)
-            taken = episode["action"][~episode["is_first"]]
-            _check_actions(file, taken, act_space, actions, source)
-            lengths[file] = len(episode["reward"])
-            returns.append(float(episode["reward"].sum()))
-            actions.append(taken)
-            progress.update(number + 1)
+    for file, episode in _episodes(setting, path, config):
+        if obs_space is None:
+            obs_space, source = _observations(file, episode), str(file)
+        _check(file, episode, obs_space, exact=wanted is None, source=source)
+        taken = episode["action"][~episode["is_first"]]
+        _check_actions(file, taken, act_space, actions, source)
+        lengths[file] = len(episode["reward"])
+        returns.append(float(episode["reward"].sum()))
+        actions.append(taken)
     if not sum(map(len, actions)):
         raise ValueError(
             f"{setting} is {folder!r}, which holds no episode that can be read; give a folder with files "
             "<time>-<id>-<length>.npz, such as the train_eps of a run or what record.py writes"
         )
     return Recording(path, obs_space, act_space or _actions(np.concatenate(actions), config.actor.dist, path), lengths, returns)
+
+
+def _episodes(setting: str, folder: pathlib.Path, config) -> Iterator[tuple[pathlib.Path, Episode]]:
+    """Yields every episode of a folder that can be read, with its images converted; says what was left out or converted."""
+    files, converted = sorted(folder.glob("*.npz")), {}
+    with console.Progress("read", len(files), "episodes") as progress:
+        for number, file in enumerate(files, start=1):
+            try:
+                stored = _read(file)
+                episode = _convert(stored, config)
+            except archives.Unsafe as error:
+                raise ValueError(f"{setting} is {str(folder)!r}, and {file} in it is not read: {error}; move that file away") from error
+            except Exception as error:  # a damaged file makes its readers raise nearly anything
+                console.warn(f"left out the episode {file}, which cannot be read: {error}")
+                continue
+            converted |= {key: (stored[key].shape[1:], value.shape[1:]) for key, value in episode.items() if value is not stored[key]}
+            yield file, episode
+            progress.update(number)
+    for key, (found, made) in converted.items():
+        console.say(
+            f"{folder}: images {key!r} of {'x'.join(map(str, found))} become {'x'.join(map(str, made))} (settings size, grayscale)."
+        )
 
 
 def fill(recording: Recording, config, latents: dict | None = None) -> Replay:
@@ -131,8 +145,10 @@ def fill(recording: Recording, config, latents: dict | None = None) -> Replay:
             break
         newest.append(file)
         room -= length
-    for file in reversed(newest):
-        memory.add_episode(_read(file), file.name)
+    with console.Progress("load", len(newest), "episodes", brief=True) as progress:
+        for number, file in enumerate(reversed(newest), start=1):
+            memory.add_episode(_convert(_read(file), config), file.name)
+            progress.update(number)
     return memory
 
 
@@ -151,18 +167,32 @@ def _read(file: pathlib.Path) -> Episode:
     return episode
 
 
-def _observations(file: pathlib.Path, episode: Episode, config) -> spaces.Dict:
+def _convert(episode: Episode, config) -> Episode:
+    """The episode with images as environments give them: of the settings' `size`, and grey if they say so."""
+    return {key: _convert_images(value, config) if _is_observed(key) else value for key, value in episode.items()}
+
+
+def _convert_images(value: np.ndarray, config) -> np.ndarray:
+    """Images (L, H, W, C) of the settings' size and channels; any other observation, and images that are so, as they are."""
+    if value.dtype != np.uint8 or value.ndim != 4:
+        return value
+    gray = config.grayscale and value.shape[3] == 3
+    if list(value.shape[1:3]) == list(config.size) and not gray:
+        return value
+    return np.stack([images.convert(image, config.size, gray) for image in value])
+
+
+def _is_observed(key: str) -> bool:
+    return key not in RESERVED and not key.startswith("log_")
+
+
+def _observations(file: pathlib.Path, episode: Episode) -> spaces.Dict:
     """The observation space that follows from an episode."""
     found = {}
     for key, value in episode.items():
-        if key in RESERVED or key.startswith("log_"):
+        if not _is_observed(key):
             continue
         if value.dtype == np.uint8 and value.ndim == 4:
-            if list(value.shape[1:3]) != config.size:
-                raise ValueError(
-                    f"{file}: {key} is an image of {value.shape[1]}x{value.shape[2]}, and size is {config.size}; give --size "
-                    f"{value.shape[1]} {value.shape[2]}, or record images of that size"
-                )
             found[key] = spaces.Box(0, 255, value.shape[1:], np.uint8)
         elif value.ndim == 2 and value.dtype.kind in "fiub":
             found[key] = spaces.Box(-np.inf, np.inf, value.shape[1:], np.float32)
@@ -184,7 +214,7 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
             f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(episode))}. Wanted are {', '.join(NEEDED)} and the "
             f"observations of {source}"
         )
-    other = [key for key in episode if key not in obs_space.spaces and key not in RESERVED and not key.startswith("log_")]
+    other = [key for key in episode if key not in obs_space.spaces and _is_observed(key)]
     if exact and other:
         raise ValueError(f"{file} has {', '.join(other)}, which {source} has not; all episodes must have the same observations")
     for key, space in obs_space.spaces.items():
@@ -194,7 +224,7 @@ def _check(file: pathlib.Path, episode: Episode, obs_space: spaces.Dict, exact: 
         if value.shape[1:] != space.shape or (space.dtype == np.uint8) != (value.dtype == np.uint8 and value.ndim == 4):
             raise ValueError(
                 f"{file}: {key} is {value.dtype} of shape {value.shape[1:]} at each step; {source} has {space.dtype} of "
-                f"shape {space.shape}. Give episodes of the same task, recorded with the same size and grayscale"
+                f"shape {space.shape}. Give episodes of the same task, with images of as many channels (grayscale)"
             )
     for key in NEEDED:
         wanted, dimensions = ("(L, A), one-hot for discrete actions", 2) if key == "action" else ("(L,)", 1)

@@ -4,11 +4,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 
 class StopSignal:
-    """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager."""
+    """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager.
+
+    In a thread other than the main one it is never true, since Python allows handlers of signals in the main thread alone.
+    """
 
     def __init__(self):
         self._requested_at = None
@@ -17,12 +21,13 @@ class StopSignal:
         return self._requested_at is not None
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
 
     def _handle(self, number: int, _) -> None:
         if self._requested_at is None:
