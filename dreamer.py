@@ -35,7 +35,7 @@ from checkpoints import fitting
 from distributions import bounded
 from encoders import ConvDecoder, ConvEncoder, PooledDecoder, PooledEncoder
 from envs import make_envs
-from envs.gym import modules_of, register
+from envs.gym import claim, modules_of
 from envs.spaces import ActionCodec, as_batch, describe_space, space_of
 from envs.workers import EnvironmentFailed
 from heads import MLP
@@ -113,24 +113,40 @@ class Dreamer(nn.Module):
     def act(self, obs: dict, state: dict | None = None, training: bool = False) -> tuple[np.ndarray, dict]:
         """Chooses actions for a batch of N observations, or for a single one.
 
+        Latents are drawn from the posterior, as in training. So the same observation may get different actions, unless
+        `torch.manual_seed` fixes the draws.
+
         Args:
             obs: arrays, tensors or lists (N, ...) by name; for a single observation without N. With one observation key,
                 the array alone is enough. Images are integers from 0 to 255 of any dtype. `is_first` (N,) marks the first
                 observations of episodes. Without a state all are first. Other names are ignored.
             state: what the last call returned; None at the start.
-            training: sample actions, instead of taking the most likely ones.
+            training: sample actions, instead of taking the most likely ones. Latents are drawn all the same.
         Returns:
             N actions for the environment (one action for a single observation), and the state for the next call. Its
             entry "action" has the action vectors (N, A).
         Raises:
-            ValueError: for observations that do not fit `obs_space`, or images of floats.
+            ValueError: for observations that do not fit `obs_space`, images of floats, NaN, or a state of something else.
         """
         obs, single = as_batch(obs, self._wm.encoder.shapes)
-        obs = {key: value for key, value in obs.items() if key in self._wm.encoder.shapes or key == "is_first"}
+        if state is not None:
+            self._check_state(state, len(next(iter(obs.values()))))
         with autocast(self._config):
             begins = state is None or bool(torch.as_tensor(obs.get("is_first", False)).any())
             actions, state = self._act(self._wm.preprocess(obs), state, training, begins)
         return actions[0] if single else actions, state
+
+    def _check_state(self, state: dict, count: int) -> None:
+        """Raises ValueError for a state that `act` has not returned for `count` observations."""
+        needed = {"action", "deter", *(f"stoch{level.suffix}" for level in self._wm.dynamics.levels.values())}
+        if not isinstance(state, dict) or not needed <= state.keys() or state["action"].shape[-1] != self.codec.size:
+            raise ValueError("the state is none of this agent; give what its last call of act returned, or None at the start")
+        sizes = sorted({len(value) for value in state.values()})
+        if sizes != [count]:
+            raise ValueError(
+                f"the state is of {' or '.join(map(str, sizes))} observations, and the batch has {count}; give the state that act "
+                "returned for the same environments, or None at the start"
+            )
 
     def _act(self, data: dict[str, torch.Tensor], state: dict | None, training: bool, begins: bool) -> tuple[np.ndarray, dict]:
         embed = self._wm.encoder(data)  # (N, E)
@@ -404,15 +420,17 @@ def _spaces(checkpoint: dict, config: settings.Config) -> tuple:
         return envs.obs_space, envs.act_space
 
 
-def start(config: settings.Config) -> Run:
+def start(config: settings.Config, make_env: Callable[[], gymnasium.Env] | None = None) -> Run:
     """Opens a run: its folder, data and agent. A run that the folder holds is resumed.
 
+    Args:
+        make_env: as for `main`.
     Raises:
         ValueError: if settings, environment, episodes or checkpoint do not fit. The folder has not changed then.
     """
     with contextlib.ExitStack() as opened:  # closes the lock and the environments if anything fails
         run = Run(config, opened)
-        data = (Recordings if config.offline_traindir else Environments)(run.config, opened)
+        data = (Recordings if config.offline_traindir else Environments)(run.config, opened, make_env)
         build = functools.partial(Dreamer, data.obs_space, data.act_space)
         run.read_checkpoint(build)
         data.open_replay(latent_layout(run.config) if run.config.replay_context else None)
@@ -518,9 +536,9 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             debug = str(flags.get("debug", "")).lower() == "true"  # first, since the other settings may be wrong
             config = folder.command_settings(presets, flags)
             debug = config.debug
-            if make_env:
-                register(config.task, make_env)
-            run = start(config)
+            if make_env is not None:
+                claim(config, make_env)
+            run = start(config, make_env)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if debug:
                 raise
@@ -537,9 +555,9 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             print(f"error: {error}", file=sys.stderr)
             tell_unsaved(run)
             return 1
-        except KeyboardInterrupt:  # from elsewhere than Ctrl-C, which `run.stop` takes
+        except KeyboardInterrupt:  # from elsewhere than Ctrl-C, or from an environment that is not waited for after `run.stop`
             console.say(how_to_resume(run, script=make_env is not None))
-            return tell_unsaved(run) or 130
+            return tell_unsaved(run) or (0 if run.stop else 130)
         console.say(how_to_resume(run, script=make_env is not None))
         return tell_unsaved(run)
 

@@ -18,7 +18,7 @@ import torch
 import console
 from collect import Finished, play_episodes
 from dreamer import Dreamer, read_agent
-from envs import make_envs
+from envs import EnvBatch, check_alike, make_envs
 from envs.gym import check_modules
 from pages.intervals import bootstrap_interval
 from play.camera import image_keys
@@ -49,10 +49,19 @@ def as_rows(summary: dict[str, dict[str, float | None]]) -> list[tuple[str, str]
     return rows
 
 
+def fit(agent: Dreamer, envs: EnvBatch) -> None:
+    """Lets an agent act in environments; raises ValueError if `eval_env_kwargs` give these other spaces than it was trained with."""
+    config = agent._config
+    if config.get("eval_env_kwargs"):
+        # An agent that learned from recorded episodes knows no action space of an environment, see `Dreamer.act_in`.
+        check_alike(envs, agent.obs_space, envs.act_space if config.offline_traindir else agent.act_space)
+    agent.act_in(envs.act_space)
+
+
 def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool) -> tuple[list[Finished], dict[str, float]]:
     """Plays episodes in `count` environments of the agent's task; returns them, and the suite's own scores."""
     with contextlib.closing(make_envs(agent._config, count, training=False)) as envs:
-        agent.act_in(envs.act_space)
+        fit(agent, envs)
         played = play_episodes(agent, envs, episodes, seed, sample=sample)
         return played, envs.scores([episode.sums for episode in played])
 
@@ -60,6 +69,7 @@ def evaluate(agent: Dreamer, count: int, episodes: int, seed: int, sample: bool)
 def record_video(agent: Dreamer, path: pathlib.Path, steps: int, seed: int, sample: bool) -> int:
     """Films one episode, or its first steps; returns how many."""
     with contextlib.closing(make_envs(agent._config, 1, training=False)) as envs:
+        fit(agent, envs)
         render = not image_keys(envs.obs_space)  # images that the agent observes are in the film already
         data = play(agent, envs, steps, seed, sample=sample, one_episode=True, render=render)
     frames = film(agent._wm, data)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import distributions as dists
+from envs.names import check_key
 from envs.spaces import ActionPart
 from layers import Linear, Style
 
@@ -57,9 +58,8 @@ class MLP(nn.Module):
     def _output_layer(self, inp_dim: int, shape, outscale: float) -> nn.Module:
         """A linear layer for a shape, or one by key for a dict of shapes."""
         if isinstance(shape, dict):
-            taken = [key for key in shape if hasattr(nn.ModuleDict(), key)]  # of an instance: `training` is no attribute of the class
-            if taken:
-                raise ValueError(f"the keys {', '.join(taken)} cannot name a layer; rename them in a wrapper")
+            for key in shape:
+                check_key(key)
             layer = nn.ModuleDict({key: Linear(inp_dim, self._out_size(part)) for key, part in shape.items()})
         else:
             layer = Linear(inp_dim, self._out_size(shape))

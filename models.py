@@ -17,6 +17,7 @@ import encoders
 import heads
 import networks
 import settings
+from envs.names import check_observed
 from envs.spaces import RESERVED, ActionPart, OneHot
 from layers import Style
 from networks import State
@@ -61,6 +62,8 @@ class WorldModel(nn.Module):
         super().__init__()
         self._config = config
         observed = {key: space for key, space in obs_space.spaces.items() if key not in RESERVED and not key.startswith("log_")}
+        for key in observed:
+            check_observed(key)  # recorded episodes may have any names
         shapes = {key: space.shape for key, space in observed.items()}
         self._images = {key for key, shape in shapes.items() if len(shape) == 3}
         onehots = {key: space.classes for key, space in observed.items() if isinstance(space, OneHot)}

@@ -92,6 +92,8 @@ def run(presets: list[str], flags: dict) -> None:
         raise ValueError("give either --episodes, or --steps (frames)")
     if episodes is not None and not (isinstance(episodes, str) and episodes.isdecimal() and int(episodes)):
         raise ValueError(f"--episodes is {episodes!r}; it must be a whole number, at least 1")
+    if "eval_env_kwargs" in flags:
+        raise ValueError("--eval_env_kwargs is for evaluations, and record.py uses the environments for training; give --env_kwargs")
     agent, config = _agent_and_settings(presets, flags)
     policy = policy or ("sampled" if agent else "random")
     if policy not in POLICIES or (policy != "random" and not agent):

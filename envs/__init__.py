@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 
+import gymnasium
 import numpy as np
 
 # Each suite is one file, which is imported only when a task needs it.
@@ -10,7 +11,15 @@ OPTIONAL = ("dmc", "crafter", "memorymaze", "minatar", "minigrid", "popgym", "me
 SUITES = ("atari", "gym", *OPTIONAL)
 
 
-def make_envs(config, count: int, training: bool, *, capped: bool | None = None, tried: "EnvBatch | None" = None) -> "EnvBatch":
+def make_envs(
+    config,
+    count: int,
+    training: bool,
+    *,
+    capped: bool | None = None,
+    tried: "EnvBatch | None" = None,
+    make_env: Callable[..., gymnasium.Env] | None = None,
+) -> "EnvBatch":
     """Builds environments of the task in `config`.
 
     Args:
@@ -18,6 +27,7 @@ def make_envs(config, count: int, training: bool, *, capped: bool | None = None,
         training: False for evaluation, where a lost life never ends an episode, and `eval_env_kwargs` apply.
         capped: whether `eval_time_limit` cuts episodes off; None for evaluation alone.
         tried: environments for training with the same settings; unless `eval_env_kwargs` differ, these are not tried out again.
+        make_env: makes one environment of the suite gym, see `envs.gym.claim`.
     Raises:
         ValueError: if the suite or the task does not exist, or if a package of the suite is not installed.
     """
@@ -31,7 +41,7 @@ def make_envs(config, count: int, training: bool, *, capped: bool | None = None,
         raise ValueError(f"task {config.task!r} names the suite {suite!r}; allowed are {', '.join(SUITES)}")
     trial = tried.trial if tried and not config.get("eval_env_kwargs") else None
     config, limit = _adapted(config, training, suite != "atari" and (not training if capped is None else capped))
-    arguments = {"atari": [training], "gym": [trial]}.get(suite, [])
+    arguments = {"atari": [training], "gym": [trial, make_env]}.get(suite, [])
     try:
         module = importlib.import_module(f"envs.{suite}")
         envs = module.make(name, count, config, *arguments)
@@ -47,9 +57,18 @@ def _adapted(config, training: bool, capped: bool) -> tuple:
     """The settings that environments are made with, and the frames after which `eval_time_limit` cuts episodes off; 0 if it does not."""
     limit = config.eval_time_limit if capped and not 0 < config.time_limit <= config.eval_time_limit else 0
     changes = {"time_limit": limit} if limit else {}
-    if not training and config.get("eval_env_kwargs"):
-        changes["env_kwargs"] = {**config.env_kwargs, **config.eval_env_kwargs}
+    if config.get("eval_env_kwargs"):
+        own = {"eval_env_kwargs": {}} if training else {"env_kwargs": {**config.env_kwargs, **config.eval_env_kwargs}}
+        changes |= own  # what is left of `eval_env_kwargs` applies
     return type(config)({**config, **changes}), limit
+
+
+def check_alike(envs: "EnvBatch", obs_space: gymnasium.spaces.Dict, act_space: gymnasium.Space) -> None:
+    """Raises ValueError if environments for evaluation have other spaces than those for training; what is only logged may differ."""
+    shown = [{key: part for key, part in space.spaces.items() if not key.startswith("log_")} for space in (envs.obs_space, obs_space)]
+    for now, before in ([gymnasium.spaces.Dict(space) for space in shown], (envs.act_space, act_space)):
+        if now != before:
+            raise ValueError(f"the environments to evaluate in have other spaces (eval_env_kwargs): {now}, in training {before}")
 
 
 class EnvBatch:
@@ -78,6 +97,11 @@ class EnvBatch:
         self.act_space = envs.single_action_space
         self._ended = np.zeros(self.count, bool)
         self._pending = False
+
+    def heed(self, stop) -> None:
+        """Lets `recv` wait only a few seconds more once `stop` is true, see `workers.Workers.stop`."""
+        if hasattr(self._envs, "stop"):
+            self._envs.stop = stop
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Starts a new episode in every environment. Environment i gets the seed `seed + i`; None keeps its random state."""

@@ -5,6 +5,7 @@ Your own environments need `--import my_module` as well.
 
 import functools
 import pickle
+import re
 import sys
 from collections.abc import Callable, Collection
 
@@ -15,24 +16,31 @@ from gymnasium.envs import registration
 
 import console
 from envs.check import Trial, check
+from envs.image_spaces import image_axes
 from envs.modules import import_module
 from envs.spaces import ObservationCodec, is_summed
 from envs.workers import Workers
 from settings.files import show
 
 
-def make(name: str, count: int, config, trial: Trial | None = None):
+def make(name: str, count: int, config, trial: Trial | None = None, make_env: Callable[..., gymnasium.Env] | None = None):
     """Builds `count` environments of a gymnasium id. Imports the module of the setting `import` first, if there is one.
 
     Args:
         trial: of the same environment, if it has been tried out; then nothing is said of it again.
+        make_env: makes the environment, if gymnasium does not know the id, see `claim`.
     Raises:
         ValueError: if the id is unknown, a module or package is missing, a space is not supported, or the environment violates
             gymnasium's interface.
     """
+    if config.make_env and make_env is None:
+        raise ValueError(
+            f"the environment {config.task} is made by a function of a script (make_env of dreamer.main), which only that script can "
+            "call; resume the run with the script. To evaluate it elsewhere, register the environment in a module and train with --import"
+        )
     if module := config["import"]:
         import_module(module, "import")
-    spec, kwargs = _spec(name, bool(module)), config.env_kwargs
+    spec, kwargs = _spec(name, bool(module)) if make_env is None else _own_spec(name, make_env), config.env_kwargs
     if {**spec.kwargs, **kwargs}.get("render_mode") == "human":
         kwargs = {**kwargs, "render_mode": None}
         if trial is None:
@@ -83,17 +91,21 @@ def _try_out(name: str, spec: registration.EnvSpec, kwargs: dict, config, start:
     try:
         trial = check(functools.partial(_make_one, spec, kwargs, repeat=1), name, config.env_timeout, start=start)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"{error}; its env_kwargs are {show(kwargs)}" if kwargs else str(error)) from error
+        source = f", of which {show(config.eval_env_kwargs)} is from eval_env_kwargs" if config.eval_env_kwargs else ""
+        raise ValueError(f"{error}; its env_kwargs are {show(kwargs)}{source}" if kwargs else str(error)) from error
     codec = ObservationCodec(trial.observation_space, config.size, config.grayscale)
-    newest = registration.find_highest_version(spec.namespace, spec.name)
+    newest = registration.find_highest_version(spec.namespace, spec.name) if spec.id in gymnasium.registry else None
     told = [] if name.rpartition(":")[2] == spec.id else [f"{name} has no version, so it is the newest, {spec.id}"]
     for text in [*told, *codec.notes]:
         console.say(f"note: {text}")
-    old = [f"{spec.id} is out of date; the newest version is v{newest}"] if spec.version is not None and newest > spec.version else []
+    is_old = None not in (newest, spec.version) and newest > spec.version
+    old = [f"{spec.id} is out of date; the newest version is v{newest}"] if is_old else []
     for text in [*old, *codec.warnings]:
         console.warn(text)
     if not config.time_limit and trial.time_limit is None:
-        console.say(f"note: of the environment {name!r} no time limit is known; if its episodes may never end, give a --time_limit")
+        endless = "" if config.eval_time_limit else "; evaluations may never end either, since eval_time_limit is 0"
+        text = f"note: of the environment {name!r} no time limit is known; if its episodes may never end, give a --time_limit"
+        console.say(f"{text}{endless}")
     return trial
 
 
@@ -114,29 +126,48 @@ def check_modules(config, named: Collection[str]) -> None:
         )
 
 
-def register(task: str, make_env: Callable[[], gymnasium.Env]) -> None:
-    """Registers a function that builds environments as the task `gym_<name>`, in this process.
+def claim(config, make_env: Callable[..., gymnasium.Env]) -> None:
+    """Notes in the settings that a function makes the environment of the task `gym_<name>`.
+
+    The function itself is handed on to `make`. In gymnasium's registry, another run of this process could replace it.
 
     Raises:
-        ValueError: if `make_env` is no function, the task belongs to another suite, or gymnasium does not allow the name.
+        ValueError: if `make_env` is no function, or the task belongs to another suite or module.
     """
     if not callable(make_env):
         raise ValueError(f"make_env is {make_env}; it must be a function that makes an environment, such as the class of it")
-    suite, _, name = task.partition("_")
-    if suite != "gym":
-        raise ValueError(f"task is {task!r}; an environment that make_env makes needs a task gym_<name>")
+    suite, _, name = config.task.partition("_")
+    if suite != "gym" or ":" in name:
+        raise ValueError(f"task is {config.task!r}; an environment that make_env makes needs a task gym_<name>")
+    config.make_env = True
+
+
+def _own_spec(name: str, make_env: Callable[..., gymnasium.Env]) -> registration.EnvSpec:
+    """The spec of an environment that a function makes; it is not registered.
+
+    Raises:
+        ValueError: if gymnasium does not allow the name, or has an environment of that name.
+    """
     try:
-        gymnasium.register(name, make_env)
+        spec = registration.EnvSpec(name, make_env)
     except gymnasium.error.Error as error:
-        raise ValueError(f"task is {task!r}, but gymnasium cannot register that name: {error}") from error
+        raise ValueError(f"task is 'gym_{name}', but gymnasium does not allow that name: {error}") from error
+    newest = registration.find_highest_version(spec.namespace, spec.name) if spec.version is None else None
+    if spec.id in gymnasium.registry or newest is not None:
+        raise ValueError(f"task is 'gym_{name}', and gymnasium has an environment of that name; choose another name for that of make_env")
+    return spec
 
 
 def _make_one(spec: registration.EnvSpec, kwargs: dict, repeat: int, **render_mode: str) -> gymnasium.Env:
     try:
         env = gymnasium.make(spec, **{"disable_env_checker": True, **kwargs, **render_mode})
     except TypeError as error:
+        if re.search(r"\(\) missing \d+ required", str(error)):
+            raise TypeError(f"{error}; give arguments of the environment with --env_kwargs '{{name: value}}'") from error
         if "gymnasium.Env" not in str(error):
             raise
+        if "<class 'NoneType'>" in str(error):
+            raise TypeError("what makes it returned None; it must return the environment (is a return missing?)") from error
         raise TypeError(
             f"{error} hDreamer needs one environment: several in one are not allowed (the setting envs makes several), and OldGym in "
             "envs/gym.py adapts environments of the old gym"
@@ -174,7 +205,9 @@ class ActionRepeat(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, repeat: int):
         super().__init__(env)
-        self._repeat = repeat
+        self._repeat, self._summed = repeat, _summed_spaces(env.observation_space)
+        if self._summed:
+            self.observation_space = spaces.Dict({**env.observation_space.spaces, **self._summed})
 
     def step(self, action):
         total, logs = 0.0, {}
@@ -182,13 +215,20 @@ class ActionRepeat(gymnasium.Wrapper):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += reward
             if isinstance(obs, dict):
-                logs = {key: value + logs.get(key, 0) for key, value in obs.items() if self._adds_up(key)}
+                logs = {key: np.add(value, logs.get(key, 0.0), dtype=np.float64) for key, value in obs.items() if key in self._summed}
             if terminated or truncated:
                 break
         return {**obs, **logs} if logs else obs, total, terminated, truncated, info
 
-    def _adds_up(self, key: str) -> bool:
-        return is_summed(key) and isinstance(self.observation_space[key], spaces.Box)  # class indices have no sum
+
+def _summed_spaces(space: gymnasium.Space) -> dict[str, spaces.Box]:
+    """Spaces of the sums of numbers under `log_` keys. Class indices and images have no sum."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {}
+    return {
+        key: spaces.Box(-np.inf, np.inf, part.shape, np.float64)  # a sum may exceed bounds and dtype of its parts
+        for key, part in parts.items()
+        if is_summed(str(key)) and isinstance(part, spaces.Box) and image_axes(part, str(key)) is None
+    }
 
 
 class DictObservation(gymnasium.ObservationWrapper):

@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MOST_SHOWN = 500  # characters of what a user's code says, in messages
 STANDARD = pathlib.Path(os.__file__).resolve().parent  # Python's own modules, and below it what is installed
 
 
@@ -22,6 +23,8 @@ def import_module(name: str, setting: str) -> None:
     Raises:
         ValueError: if there is no such module, another one has its name, or importing it fails.
     """
+    if wrong := _no_module_name(name):
+        raise ValueError(f"{setting} is {name!r}; it must be the name of a module, {wrong}")
     if clash := _clash(name):
         raise ValueError(f"{setting} is {name!r}, which is {clash[0]} here, and not your own {clash[1]}; rename yours")
     try:
@@ -30,11 +33,30 @@ def import_module(name: str, setting: str) -> None:
         if not f"{name}.".startswith(f"{error.name}."):  # neither the module nor a package that contains it
             reason = f"which needs a module that is not installed: {error}{name_clash(error)}"
             raise ValueError(f"{setting} is {name!r}, {reason}") from error
+        here = _file_of(pathlib.Path.cwd(), name)
+        unseen = f" ({here} is in the working directory, which is not searched)" if here else ""
         raise ValueError(
-            f"{setting} is {name!r}, but there is no such module; put it beside dreamer.py, or its folder into PYTHONPATH"
+            f"{setting} is {name!r}, but there is no such module beside dreamer.py ({ROOT}), in the folders of PYTHONPATH, or among "
+            f"what is installed{unseen}; put it beside dreamer.py, or its folder into PYTHONPATH"
         ) from error
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ValueError(f"{setting} is {name!r}, but importing it fails: {describe(error)}") from error
+
+
+def _no_module_name(name: str) -> str:
+    """What to write instead of a name that is none of a module; "" if it can be one."""
+    path = pathlib.PurePath(name)
+    if "/" in name or os.sep in name or path.suffix == ".py":
+        path = path.with_suffix("") if path.suffix == ".py" else path
+        if path.is_absolute() or ".." in path.parts:
+            return f"not a file: write {path.name}, and put its folder {path.parent} into PYTHONPATH"
+        return f"not a file: write {'.'.join(path.parts)}"
+    return "" if all(name.split(".")) else "such as my_walk or my_package.my_walk: write all of it, without a dot at an end"
+
+
+def shortened(text: str) -> str:
+    """A text for one line of a message."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text):,} characters)"
 
 
 def describe(error: BaseException) -> str:
@@ -46,10 +68,11 @@ def describe(error: BaseException) -> str:
     # The message of a SyntaxError already has the location.
     where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"
     try:
-        message = f": {' '.join(str(error).split())}".removesuffix(": ")
+        message = f": {shortened(' '.join(str(error).split()))}".removesuffix(": ")
     except Exception:  # it may be of a class of the user's own
         message = ": its message cannot be shown"
-    return f"{type(error).__name__}{message}{where}{name_clash(origin)}"
+    kind = f"it calls sys.exit({error.code!r:.{MOST_SHOWN}})" if isinstance(error, SystemExit) else f"{type(error).__name__}{message}"
+    return f"{kind}{where}{name_clash(origin)}"
 
 
 def name_clash(error: BaseException) -> str:

@@ -27,13 +27,27 @@ def start(name: str, target: Callable, args: tuple, method: str | None = None) -
             "environments run in processes of their own, which a daemonic process cannot start, such as one of multiprocessing.Pool; "
             "use concurrent.futures.ProcessPoolExecutor, or multiprocessing.Process"
         )
-    context = multiprocessing.get_context(method or ("fork" if "fork" in multiprocessing.get_all_start_methods() else None))
+    context = multiprocessing.get_context("fork" if forks(method) else method)
     ours, theirs = context.Pipe()
     # Not a daemon: environments may start processes of their own.
     process = context.Process(name=name, target=_begin, args=(target, *args, theirs))
     process.start()
     theirs.close()
     return process, ours
+
+
+def forks(method: str | None) -> bool:
+    """Whether `start` forks with this method."""
+    return (method or "fork") == "fork" and "fork" in multiprocessing.get_all_start_methods()
+
+
+def hint_at_threads(method: str | None) -> str:
+    """The end of a message about a process that does not answer, started with this method.
+
+    It may wait for threads of OpenMP that PyTorch had before the fork.
+    """
+    threads = forks(method) and "torch" in sys.modules
+    return "; if it computes with several threads of PyTorch or OpenMP, see docs/your_environment.md" if threads else ""
 
 
 def _begin(target: Callable, *args) -> None:

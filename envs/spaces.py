@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.image_spaces import LEAST_SIDE, ImageReader, image_axes
-from envs.names import check_key
+from envs.names import check_key, check_observed
 
 KINDS = ("Dict", "Tuple", "Box", "OneHot", "Discrete", "MultiDiscrete", "MultiBinary")  # of stored descriptions
 LARGEST_BOUND = 1e12  # of actions; numbers with larger ones count as unbounded, since no environment needs such
@@ -159,7 +159,11 @@ class _LeafCodec:
         """Uniformly random action vectors, (count, A)."""
         if self.part.classes is None:
             return rng.uniform(-1.0, 1.0, (count, self.part.size)).astype(np.float32)
-        return np.concatenate([np.eye(n, dtype=np.float32)[rng.integers(n, size=count)] for n in self.part.classes], -1)
+        vectors, start = np.zeros((count, self.part.size), np.float32), 0
+        for n in self.part.classes:
+            vectors[np.arange(count), start + rng.integers(n, size=count)] = 1.0
+            start += n
+        return vectors
 
 
 def _is_bound(bound: np.ndarray) -> np.ndarray:
@@ -293,7 +297,7 @@ def _check_key(key: str, others: Container[str]) -> None:
         raise ValueError(f"the observation key {key!r} is reserved or has a dot; rename it in a wrapper")
     if not key or key in others:
         raise ValueError(f"the observation key {key!r} is {'there twice' if key else 'empty'}; rename it in a wrapper")
-    check_key(key)
+    check_observed(key)
 
 
 def mismatch(array: np.ndarray, space: spaces.Box) -> str:
@@ -361,33 +365,69 @@ def as_batch(obs: dict | np.ndarray, shapes: dict[str, tuple[int, ...]]) -> tupl
     """Turns a single observation into a batch; a batch stays as it is.
 
     Args:
-        obs: arrays, tensors or lists by name, or a single one if there is only one name.
-        shapes: shape of a single observation by name. Other names pass unchecked.
+        obs: arrays, tensors or lists by name, or a single one if there is only one name. Names other than these and `is_first`
+            are left out.
+        shapes: shape of a single observation by name.
     Returns:
         arrays (N, ...) by name, and whether `obs` was a single observation.
     Raises:
-        ValueError: for a missing name or a wrong shape.
+        ValueError: for a missing name, a wrong shape, batches of different sizes, or what is no finite number.
     """
     if not isinstance(obs, dict):
         if len(shapes) > 1:
             raise ValueError(f"the agent observes {', '.join(shapes)}; give a dict of arrays with these names")
         obs = {next(iter(shapes)): obs}
-    obs = {key: value if hasattr(value, "shape") else np.asarray(value) for key, value in obs.items()}  # tensors stay on their device
-    leading = {}
-    for key, shape in shapes.items():
-        if key not in obs:
-            raise ValueError(f"the observation lacks {key!r}; it has {', '.join(obs)}")
-        given = tuple(np.shape(obs[key]))
-        leading[key] = len(given) - len(shape)
-        if leading[key] not in (0, 1) or given[leading[key] :] != tuple(shape):
-            raise ValueError(
-                f"the observation {key!r} has the shape {given}; the agent needs {tuple(shape)}, or a batch of such. "
-                "envs.spaces.ObservationCodec resizes images and flattens vectors"
-            )
+    if missing := [key for key in shapes if key not in obs]:
+        raise ValueError(f"the observation lacks {missing[0]!r}; it has {', '.join(map(str, obs))}")
+    given = {key: _numbers(key, obs[key]) for key in (*shapes, "is_first") if key in obs}
+    leading = {key: _leading(key, tuple(given[key].shape), tuple(shape)) for key, shape in shapes.items()}
     if len(set(leading.values())) > 1:
         raise ValueError(f"of {', '.join(leading)} some are single observations and some are batches")
     single = 0 in leading.values()
-    return {key: value[None] for key, value in obs.items()} if single else obs, single
+    batch = {key: value[None] for key, value in given.items()} if single else given
+    sizes = {key: len(batch[key]) for key in shapes}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the batches have different sizes: {', '.join(f'{key} {size}' for key, size in sizes.items())}")
+    count = next(iter(sizes.values()))
+    if "is_first" in batch and math.prod(batch["is_first"].shape) != count:
+        raise ValueError(f"is_first has the shape {tuple(given['is_first'].shape)}; give one flag for each of the {count} observations")
+    return batch, single
+
+
+def _numbers(key: str, value):
+    """A value as an array; a tensor stays on its device.
+
+    Raises:
+        ValueError: if it holds anything but finite numbers.
+    """
+    try:
+        array = value if hasattr(value, "shape") else np.asarray(value)
+    except ValueError as error:  # parts of different shapes
+        raise ValueError(f"the observation {key!r} is no array of numbers: {error}") from error
+    if hasattr(array, "isfinite"):  # a tensor
+        finite = not array.is_floating_point() or bool(array.isfinite().all())
+    elif array.dtype.kind not in "biuf":
+        raise ValueError(f"the observation {key!r} has the dtype {array.dtype}; give numbers")
+    else:
+        finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    if not finite:
+        raise ValueError(f"the observation {key!r} has NaN or infinite values")
+    return array
+
+
+def _leading(key: str, given: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many dimensions a value has before those of a single observation: 0, or 1 for a batch.
+
+    Raises:
+        ValueError: if its shape is another one.
+    """
+    leading = len(given) - len(shape)
+    if leading not in (0, 1) or given[leading:] != shape:
+        raise ValueError(
+            f"the observation {key!r} has the shape {given}; the agent needs {shape}, or a batch of such. "
+            "envs.spaces.ObservationCodec resizes images and flattens vectors"
+        )
+    return leading
 
 
 def describe_space(space: gymnasium.Space) -> dict:

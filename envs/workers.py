@@ -16,11 +16,13 @@ import numpy as np
 import console
 from envs import processes
 from envs.check import RENDER_MODE, Trial, check_values
-from envs.modules import describe
+from envs.modules import describe, shortened
 
 RESTARTS = 3  # allowed in a row, that is without a completed episode or GOOD_STEPS steps in between
 GOOD_STEPS = 1000
 SEED_STRIDE = 1000  # between the seeds of an environment and of its replacement; larger than the number of environments
+STOPPING = 5.0  # seconds that a worker is still waited for once the run is to stop
+LOOK_EVERY = 0.5  # seconds between looks at whether the run is to stop
 ALIVE = 2.0  # seconds after which an idle worker checks whether the main process still exists
 # A worker has no window and no sound: SDL, which pygame draws with, must not look for a display. pygame must not print its greeting.
 NO_WINDOW = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
@@ -41,6 +43,8 @@ class Workers:
         count: number of environments.
         timeout: seconds that a step or reset may take; 0 for no limit.
         start: how processes start, see `processes.start`.
+    Attributes:
+        stop: once it is true, a worker is waited for `STOPPING` seconds more. Then a KeyboardInterrupt ends the step.
     Raises:
         RuntimeError: in a daemonic process.
     """
@@ -54,7 +58,7 @@ class Workers:
         timeout: float = 0.0,
         start: str | None = None,
     ):
-        self.trial = trial
+        self.trial, self.stop = trial, False
         self.single_observation_space, self.single_action_space = observation_space, trial.action_space
         # `_renders`: environment 0 is built to render. `_render_problem`: why it cannot render.
         self._renders = trial.render_mode == RENDER_MODE
@@ -74,7 +78,8 @@ class Workers:
 
     def _start(self) -> tuple:
         """Starts a worker; returns its process and the connection to it."""
-        return processes.start("worker", _work, (self._make_env,), self._method)
+        expected = self.single_observation_space, self.single_action_space
+        return processes.start("worker", _work, (self._make_env, expected), self._method)
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """Starts new episodes. If a seed is given, environment i gets `seed + i`."""
@@ -144,24 +149,46 @@ class Workers:
         """Waits for a worker's answer: a step or an image, an error as text, or `_Gone` if the worker does not answer."""
         process, connection = self._workers[index]
         try:
-            if not connection.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                return _Gone(f"it has not answered for {self._timeout:g} seconds (setting env_timeout)")
+            if not self._waits(index, deadline):
+                hint = processes.hint_at_threads(self._method)
+                return _Gone(f"it has not answered for {self._timeout:g} seconds (setting env_timeout){hint}")
             return connection.recv()
         except (EOFError, OSError):
             process.join(1.0)
             return _Gone(f"its process has died (exit code {process.exitcode})")
 
+    def _waits(self, index: int, deadline: float | None) -> bool:
+        """Waits until a worker answers; returns whether it does so before the deadline.
+
+        Raises:
+            KeyboardInterrupt: if the run is to stop, and the worker still does not answer.
+        """
+        connection, asked = self._workers[index][1], None
+        while not connection.poll(LOOK_EVERY if deadline is None else max(0.0, min(LOOK_EVERY, deadline - time.monotonic()))):
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return False
+            if self.stop and asked is None:
+                asked = now
+                console.say(f"waiting for environment {index}, for {STOPPING:g} seconds at most")
+            if asked is not None and now - asked > STOPPING:
+                console.warn(f"environment {index} does not answer; its episode is cut off, so that the run can stop")
+                raise KeyboardInterrupt
+        return True
+
     def _restart(self, index: int, reason: str) -> None:
         """Starts a new episode in a new environment.
 
         Raises:
-            EnvironmentFailed: after more than RESTARTS failures in a row.
+            EnvironmentFailed: after more than RESTARTS failures in a row, or if it has other spaces than before.
         """
+        if isinstance(reason, _Different):
+            raise EnvironmentFailed(f"environment {index} cannot be used: {reason}")
         self._failures[index] += 1
         self._good_steps[index] = 0
         if self._failures[index] > RESTARTS:
             raise EnvironmentFailed(f"environment {index} has failed {self._failures[index]} times in a row. The last time: {reason}")
-        brief = reason.strip().splitlines()[-1]
+        brief = shortened(reason.strip().splitlines()[-1])
         console.warn(f"environment {index} is restarted ({self._failures[index]} of at most {RESTARTS} times in a row): {brief}")
         if isinstance(reason, _Gone):
             processes.stop(*self._workers[index])
@@ -190,15 +217,27 @@ class _Gone(str):
     """Why a worker does not answer."""
 
 
+class _Different(str):
+    """How the spaces of an environment differ from those of the instance before."""
+
+
+class _OtherSpaces(Exception):
+    """An environment has other spaces than the instance before; the message says which."""
+
+
 def _stop_all(workers: list[tuple]) -> None:
     for process, connection in workers:
         processes.stop(process, connection)
 
 
-def _work(make_env: Callable[..., gymnasium.Env], connection: multiprocessing.connection.Connection) -> None:
-    """A worker. It answers a request with a step (observation, reward, terminated, truncated) or an image, or with an error as text."""
+def _work(make_env: Callable[..., gymnasium.Env], expected: tuple, connection: multiprocessing.connection.Connection) -> None:
+    """A worker. It answers a request with a step (observation, reward, terminated, truncated) or an image, or with an error as text.
+
+    Args:
+        expected: observation space and action space that each instance must have.
+    """
     processes.outlive_signals()
-    env, ended, renders, problem = None, True, False, ""
+    env, ended, renders, problem, pid = None, True, False, "", os.getpid()
     for request, value in _requests(connection):
         try:
             if request == "prepare_render":
@@ -214,19 +253,39 @@ def _work(make_env: Callable[..., gymnasium.Env], connection: multiprocessing.co
             else:
                 if env is None:
                     env, problem = _build(make_env, renders)
+                    _check_spaces(env, expected)
                 if request == "reset" or ended:
                     answer = env.reset(seed=value if request == "reset" else None)[0], 0.0, False, False
                 else:
                     answer = env.step(value)[:4]
                 check_values(*answer)
                 ended = bool(answer[2] or answer[3])
-        except Exception:  # an environment may raise anything; the main process reports it
-            answer, ended = traceback.format_exc(), True
+        except BaseException as error:  # an environment may raise anything, and call sys.exit; the main process reports it
+            if os.getpid() != pid:
+                raise  # in a copy of this process that the environment has made
+            answer, ended = _as_text(error), True
             _close(env)
             env = None
         with contextlib.suppress(OSError):  # if the main process is gone, there are no more requests
             connection.send(answer)
     _close(env)
+
+
+def _as_text(error: BaseException) -> str:
+    """An error as a worker sends it; the last line says what has happened."""
+    if isinstance(error, _OtherSpaces):
+        return _Different(error)
+    return traceback.format_exc() + ("" if isinstance(error, Exception) else describe(error))
+
+
+def _check_spaces(env: gymnasium.Env, expected: tuple) -> None:
+    """Raises _OtherSpaces if an environment's spaces are not those of the instance before."""
+    for kind, now, before in zip(("observation", "action"), (env.observation_space, env.action_space), expected):
+        if now != before:
+            raise _OtherSpaces(
+                f"this instance has the {kind} space {shortened(str(now))}, the one before had {shortened(str(before))}; all must "
+                "have the same"
+            )
 
 
 def _build(make_env: Callable[..., gymnasium.Env], renders: bool) -> tuple[gymnasium.Env, str]:
@@ -235,7 +294,7 @@ def _build(make_env: Callable[..., gymnasium.Env], renders: bool) -> tuple[gymna
     if renders:
         try:
             return make_env(render_mode=RENDER_MODE), problem
-        except Exception as error:  # a film is not worth a run
+        except (Exception, SystemExit) as error:  # a film is not worth a run
             problem = f"cannot be built with render_mode={RENDER_MODE!r}: {describe(error)}"
     return make_env(), problem
 
@@ -249,7 +308,7 @@ def _render(env: gymnasium.Env) -> np.ndarray | str:
             image = env.render()
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         return f"needs a package to render: {error}"
-    except Exception as error:  # a film is not worth a run
+    except (Exception, SystemExit) as error:  # a film is not worth a run
         return f"cannot be rendered: {describe(error)}"
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (1, 3, 4) and image.size:
         return np.array(image)  # an array of a subclass may not pass through the connection
@@ -290,5 +349,5 @@ def _requests(connection: multiprocessing.connection.Connection) -> Iterator[tup
 
 def _close(env: gymnasium.Env | None) -> None:
     if env is not None:
-        with contextlib.suppress(Exception):  # it has failed already, or is no longer needed
+        with contextlib.suppress(Exception, SystemExit):  # it has failed already, or is no longer needed
             env.close()

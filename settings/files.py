@@ -4,14 +4,20 @@ import copy
 import functools
 import json
 import pathlib
+import re
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
+from ruamel.yaml.events import AliasEvent, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent, SequenceStartEvent
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 CONFIG_FILE = pathlib.Path(__file__).parent.parent / "configs.yaml"
 MAPPINGS = ("env_kwargs", "eval_env_kwargs")  # settings whose value is a dict
 MOST_YAML, MOST_DEPTH = 100_000, 20  # characters, and values in each other; all settings are 6,000 and 2
+
+NAME = re.compile(r"(?!(true|false|null|none|no|off|yes|on)$)[a-z_]\w*", re.IGNORECASE | re.ASCII)  # a text without quotes to any reader
+# Words without quotes that are texts in YAML 1.2, as here, and what YAML 1.1 or Python take them for.
+UNCLEAR = {"no": "false", "off": "false", "yes": "true", "on": "true", "None": "null"}
 
 
 def sections() -> dict:
@@ -42,6 +48,13 @@ def load_yaml(text: str):
     return YAML(typ="safe", pure=True).load(text)
 
 
+def unclear_words(text: str) -> list[tuple[str, str]]:
+    """The words of `UNCLEAR` in a text in YAML, in any case, each with what it may mean."""
+    events = YAML(typ="safe", pure=True).parse(text)
+    words = [event.value for event in events if isinstance(event, ScalarEvent) and event.implicit[0]]  # implicit: without quotes or tag
+    return [(word, UNCLEAR.get(word) or UNCLEAR[word.lower()]) for word in words if {word, word.lower()} & UNCLEAR.keys()]
+
+
 def show(value) -> str:
     """A value in YAML, without the quotes that some strings need."""
     if value is None or isinstance(value, bool):
@@ -49,7 +62,7 @@ def show(value) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_quoted(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(f'{key if NAME.fullmatch(key) else json.dumps(key)}: {_quoted(entry)}' for key, entry in value.items())}}}"
     return str(value)
 
 
@@ -109,4 +122,13 @@ def write_yaml(config: dict, file) -> None:
     """Writes all settings to an open binary file."""
     yaml = YAML()
     yaml.default_flow_style = None  # lists on one line
-    yaml.dump(plain(config), file)
+    yaml.dump({key: _with_quotes(value) if key in MAPPINGS else value for key, value in plain(config).items()}, file)
+
+
+def _with_quotes(value):
+    """A value whose texts are written with quotes, so that readers of YAML 1.1 take none for something else."""
+    if isinstance(value, dict):
+        return {_with_quotes(key): _with_quotes(entry) for key, entry in value.items()}
+    elif isinstance(value, list):
+        return [_with_quotes(entry) for entry in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) else value

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ruamel.yaml.error import YAMLError
 
 from settings.combinations import check_combinations, check_presets
-from settings.files import MAPPINGS, flatten, holds_settings, load_yaml, plain, sections, show
+from settings.files import MAPPINGS, flatten, holds_settings, load_yaml, plain, sections, show, unclear_words
 from settings.levels import CLASSES, COUNTS, RELATIVE, level_sizes, read_share
 from settings.names import current_names, current_value, note
 
@@ -213,15 +213,19 @@ def _mapping(key: str, value) -> dict:
     """The value of a setting that is a dict; a string, or the words of one that a shell has split, are read as YAML.
 
     Raises:
-        ValueError: for what is no dict of names and plain values.
+        ValueError: for what is no dict of names and plain values, or has words that other readers of YAML take for booleans.
     """
-    found = value
-    if isinstance(value, (str, list)):
-        found = _read(value if isinstance(value, str) else " ".join(map(str, value)), dict)
+    text = " ".join(map(str, value)) if isinstance(value, list) else value
+    found = _read(text, dict) if isinstance(text, str) else value
     if not holds_settings(found):
         raise ValueError(
             f"setting {key!r} is {value!r}; it must be a dict of names and numbers, words, booleans, null or lists of them, such as "
             f"{_example(key, 'map_name')}"
+        )
+    for word, meaning in unclear_words(text) if isinstance(text, str) else ():
+        raise ValueError(
+            f"setting {key!r} has the word {word}, which may mean a text or {meaning}; write {meaning}, or quote it for a text, as in "
+            f"--{key} '{{name: \"{word}\"}}'"
         )
     return plain(found)
 

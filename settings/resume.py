@@ -29,7 +29,7 @@ FIXED = re.compile(
 KEPT = re.compile(
     r"""
     dyn_(stoch|discrete)(_top|_bottom)? | dyn_(deter|hidden|rec_depth|core|blocks|img_layers|obs_layers) | kl_free | initial |
-    units | norm | (encoder|decoder)\.(cnn_keys|mlp_keys|norm|cnn|cnn_depth|kernel_size|minres|mlp_layers|mlp_units) |
+    make_env | units | norm | (encoder|decoder)\.(cnn_keys|mlp_keys|norm|cnn|cnn_depth|kernel_size|minres|mlp_layers|mlp_units) |
     encoder\.symlog_inputs | decoder\.(blocks|cnn_sigmoid|vector_dist) | cont_head\.discounted | optimizer | replay_context |
     (reward_head|cont_head|actor|critic)\.layers | (reward_head|critic)\.dist | actor\.std | critic\.slow_target |
     disag_(target|action_cond|models|layers|units)
@@ -135,7 +135,7 @@ def _kept_names(config: Config, before: dict) -> list[str]:
     """The settings that a run keeps, whose settings were `before`: those of `KEPT`, and of another generation all that its preset sets."""
     unread = () if config.hierarchical_mode else (*COUNTS, *CLASSES)
     generation = flatten(sections()[GENERATION]) if before["optimizer"] != config.optimizer else ()
-    return [name for name in flatten(config) if (KEPT.fullmatch(name) or name in generation) and name not in unread]
+    return [name for name in flatten(config) if name in before and (KEPT.fullmatch(name) or name in generation) and name not in unread]
 
 
 def changes_of_model(stored: dict | None, config: Config) -> list[tuple[str, str, str]]:

@@ -39,7 +39,10 @@ def _of_groups(root: pathlib.Path) -> Iterator[Free]:
     """What the control groups of this process leave, and those that these are in. Containers and batch systems set them."""
     mounted = root / "sys/fs/cgroup"
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+        _, *rest = line.split(":", 2)
+        if len(rest) < 2:
+            continue  # no line of the form number:controllers:path
+        controllers, path = rest
         if not controllers:  # version 2
             for group in _with_parents(mounted, path):
                 yield from _of_group(group, ("memory.max", "memory.high"), "memory.current", "inactive_file")

@@ -114,7 +114,7 @@ def test_a_single_observation_gets_the_action_that_it_gets_in_a_batch(trained):
 
 def test_flags_of_single_observations_may_be_plain_values():
     obs, single = as_batch({"vector": np.zeros(3), "is_first": True, "reward": 1.0}, {"vector": (3,)})
-    assert single and {key: value.shape for key, value in obs.items()} == {"vector": (1, 3), "is_first": (1,), "reward": (1,)}
+    assert single and {key: value.shape for key, value in obs.items()} == {"vector": (1, 3), "is_first": (1,)}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,14 @@ import pathlib
 import signal
 import threading
 
+import gymnasium
 import pytest
+from ruamel.yaml import YAML
 
+import dreamer
+import record
 import settings
-from envs import EnvBatch, _adapted
+from envs import EnvBatch, _adapted, processes
 from settings.files import load_yaml, show
 from training.stop import StopSignal
 
@@ -64,6 +68,11 @@ def test_a_dict_stays_as_it_is_in_files_in_memory_and_as_text():
         ("--env_kwargs {1: 2}", "must be a dict of names"),
         ("--env_kwargs {a: [{b: 1}]}", "must be a dict of names"),
         ("--env_kwargs {a: 1", "must be a dict of names"),
+        ("--env_kwargs {a: no}", "has the word no, which may mean a text or false; write false, or quote it .* '{name: \"no\"}'"),
+        ("--env_kwargs {a: [1, Off]}", "the word Off, which may mean a text or false"),
+        ("--eval_env_kwargs {a: {b: YES}}", "'eval_env_kwargs' has the word YES, which may mean a text or true; write true"),
+        ("--env_kwargs {on: 1}", "the word on, which may mean a text or true"),
+        ("--env_kwargs {a: None}", "the word None, which may mean a text or null; write null"),
         ("--env_kwargs.map_name 8x8", "'env_kwargs.map_name': env_kwargs is one dict: --env_kwargs '{map_name: 8x8}'"),
         ("--task atari_pong --env_kwargs {}", "unknown setting 'env_kwargs'.*it is a setting of the gym suite"),
         ("--eval_time_limit -1", "eval_time_limit.*at least 0"),
@@ -72,6 +81,24 @@ def test_a_dict_stays_as_it_is_in_files_in_memory_and_as_text():
 def test_what_is_no_dict_of_plain_values_is_refused(words, message):
     with pytest.raises(ValueError, match=message):
         load(words, **({"task": "atari_pong"} if "atari" in words else {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*YAML 1.1", "ignore:\\s*In YAML")
+def test_words_with_quotes_are_texts_here_and_for_every_reader_of_a_runs_settings():
+    words = {"a": "no", "b": ["off", "12:30:00", "0x1f"], "c": {"on": "Yes", "a: b": "1"}, "e": "y", "n": "None", "f": False, "g": None}
+    config, file = (
+        load(
+            ["--env_kwargs", '{a: "no", b: ["off", \'12:30:00\', "0x1f"], c: {"on": "Yes", "a: b": "1"}, e: y, n: "None", f: false, g: ~}']
+        ),
+        io.BytesIO(),
+    )
+    assert config.env_kwargs == words == load(env_kwargs=words).env_kwargs
+    settings.write_yaml(config, file)
+    stored = YAML(typ="safe", pure=True)
+    stored.version = (1, 1)
+    assert stored.load(file.getvalue().decode())["env_kwargs"] == words
+    assert load_yaml("env_kwargs: {a: no}") == {"env_kwargs": {"a": "no"}}  # in settings of an earlier run
+    assert load(["--env_kwargs", show(words)]).env_kwargs == words
 
 
 def test_a_run_keeps_its_arguments_and_may_evaluate_with_others():
@@ -113,6 +140,32 @@ class Nothing:
 def test_episodes_that_were_cut_off_are_counted(limit, repeat, words):
     told = EnvBatch(Nothing, limit=limit, repeat=repeat).tell_cut([3, 12, 7])
     assert told.startswith(words) and bool(told) == bool(words)
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        ("gym_CartPole-v1", "gymnasium has an environment of that name; choose another name"),
+        ("gym_CartPole", "gymnasium has an environment of that name; choose another name"),
+        ("gym_a b", "gymnasium does not allow that name"),
+        ("gym_module:walk", "needs a task gym_<name>"),
+        ("atari_pong", "needs a task gym_<name>"),
+    ],
+)
+def test_a_function_makes_no_environment_under_a_name_that_others_have(task, words, tmp_path, capsys):
+    flags = ["--configs", "debug", "--device", "cpu", "--task", task, "--logdir", str(tmp_path / "run")]
+    assert dreamer.main(flags, make_env=gymnasium.Env) == 2
+    assert f"error: task is '{task}'" in (error := capsys.readouterr().err) and words in error and not (tmp_path / "run").exists()
+
+
+def test_recording_takes_no_arguments_of_evaluations(tmp_path, capsys):
+    flags = ["--task", "gym_CartPole-v1", "--episodes", "1", "--out", str(tmp_path / "out"), "--eval_env_kwargs", "{a: 1}"]
+    assert record.main(flags) == 2 and not (tmp_path / "out").exists()
+    assert "record.py uses the environments for training; give --env_kwargs" in capsys.readouterr().err
+
+
+def test_only_forked_processes_hint_at_threads():
+    assert "see docs/your_environment.md" in processes.hint_at_threads(None) and not processes.hint_at_threads("spawn")
 
 
 def test_signals_are_handled_in_the_main_thread_alone():

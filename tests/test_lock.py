@@ -6,14 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from storage.lock import NAME, Lock
 
-pytestmark = pytest.mark.slow
-
+slow = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = [
     sys.executable,
@@ -51,6 +51,7 @@ def holder(tmp_path):
     process.wait()
 
 
+@slow
 def test_a_second_holder_is_refused_with_the_first_ones_process_and_host(tmp_path, holder):
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=f"process {holder.pid} on {socket.gethostname()}"):
@@ -58,6 +59,7 @@ def test_a_second_holder_is_refused_with_the_first_ones_process_and_host(tmp_pat
     assert contents(tmp_path) == before
 
 
+@slow
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, holder, capsys):
     holder.kill()
     holder.wait()
@@ -84,6 +86,69 @@ def test_a_lock_whose_file_was_removed_in_between_is_none(tmp_path, monkeypatch)
     lock.close()
 
 
+def test_a_run_of_the_same_process_is_refused_whatever_its_thread_and_the_name_of_the_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    lock = Lock(tmp_path / "run")
+    before = contents(tmp_path)
+    for name in ("run", "link"):
+        with pytest.raises(ValueError, match=f"another run of this process is writing into {tmp_path / name}; .*another --logdir"):
+            Lock(tmp_path / name)
+    assert contents(tmp_path) == before
+    lock.close()
+    again = Lock(tmp_path / "link")
+    lock.close()  # a second time: it has nothing to release
+    with pytest.raises(ValueError, match="another run of this process"):
+        Lock(tmp_path / "run")
+    again.close()
+    assert not (tmp_path / "run" / NAME).exists()
+
+
+def test_of_many_threads_one_gets_the_lock(tmp_path):
+    found, start = [], threading.Barrier(8)
+
+    def take():
+        start.wait()
+        try:
+            found.append(Lock(tmp_path))
+        except ValueError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (lock,) = (one for one in found if isinstance(one, Lock))
+    assert len(found) == 8
+    lock.close()
+
+
+def test_a_lock_that_cannot_be_written_holds_nothing(tmp_path):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(OSError):
+        Lock(tmp_path)
+    (tmp_path / NAME).rmdir()
+    Lock(tmp_path).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_neither_holds_nor_removes_the_lock_of_its_parent(tmp_path):
+    lock = Lock(tmp_path)
+    child = os.fork()
+    if not child:
+        lock.close()
+        try:
+            Lock(tmp_path)
+        except ValueError as error:
+            os._exit(7 if f"process {os.getppid()} on" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert (tmp_path / NAME).exists()
+    lock.close()
+
+
+@slow
 def test_a_second_run_is_refused_and_one_after_a_kill_goes_on(tmp_path):
     logdir = tmp_path / "run"
     command = [*RUN, "--logdir", str(logdir), "--steps", "100000", "--eval_every", "0"]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs import registration
 
 import dreamer
 import evaluate
@@ -251,7 +252,9 @@ def test_planes_of_a_board_that_are_enlarged_keep_their_sharp_cells():
 def test_values_become_the_vectors_they_stand_for(space, value, expected):
     vector = convert(space, value)
     assert vector.dtype == np.float32 and vector.tolist() == expected
-    assert check._check_observation(space, value, "reset()") == set()  # what is tried out before a run agrees
+    seen = check._Seen()
+    check._check_observation(space, value, "reset()", seen)  # what is tried out before a run agrees
+    assert not seen.outside
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,7 @@ def test_values_that_are_none_of_their_space_are_refused_when_tried_and_later(sp
     with pytest.raises(ValueError, match=f"the observation '{key}' is .*{words}"):
         convert(space, value)
     with pytest.raises(check._Broken, match=words):
-        check._check_observation(space, value, "reset()")
+        check._check_observation(space, value, "reset()", check._Seen())
 
 
 def test_a_part_that_is_missing_is_named():
@@ -481,11 +484,14 @@ NOTE, WARNING = "note: the observation 'image', ", "warning: the observation 've
     ],
     ids=["frames", "planes", "floats", "a vector"],
 )
-def test_a_run_says_once_what_becomes_of_observations_and_its_agent_is_filmed_and_resumed(space, told, converted, one, tmp_path, capsys):
+def test_a_run_says_once_what_becomes_of_observations_and_its_agent_is_filmed_and_resumed(
+    space, told, converted, one, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(gymnasium.registry, "Strange", registration.EnvSpec("Strange", lambda: Strange(space)))
     flags = ["--task", "gym_Strange", "--size", "32", "32", "--envs", "2", "--eval_every", "30", "--device", "cpu"]
     for steps in ("60", "80"):
         settings = [*flags, "--time_limit", "9", "--steps", steps, "--logdir", str(tmp_path)]
-        assert dreamer.main(["--configs", "defaults", "debug", *settings], make_env=lambda: Strange(space)) == 0
+        assert dreamer.main(["--configs", "defaults", "debug", *settings]) == 0
         printed = capsys.readouterr()
         assert (printed.out + printed.err).count(told) == 1
     assert evaluate.main([str(tmp_path), "--episodes", "1", "--video", str(tmp_path / "film.gif"), "--device", "cpu"]) == 0

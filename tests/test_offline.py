@@ -340,7 +340,6 @@ def test_actions_that_a_task_does_not_take_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "part, words",
     [
-        ({"image": np.zeros((6, 32, 32, 3), np.uint8)}, "--size 32 32"),
         ({"image": np.zeros((6, 16, 16, 3), np.float32)}, "image, uint8"),
         ({"height": np.zeros(6, np.float32)}, r"a vector of numbers, \(L, n\)"),
         ({"vector": None}, "holds no observations"),

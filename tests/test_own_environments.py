@@ -87,7 +87,7 @@ def test_an_environment_that_raises_is_named():
     [
         (lambda: {}["a"], r"fails in its first steps: KeyError: 'a' \(.*test_own_environments.py, line \d+\)"),
         (lambda: os._exit(0), r"ends its process in its first steps \(exit code 0\)"),
-        (lambda: sys.exit(7), r"ends its process in its first steps \(exit code 7\)"),
+        (lambda: sys.exit(7), r"fails in its first steps: it calls sys.exit\(7\) \(.*test_own_environments.py, line \d+\)"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"ends its process in its first steps \(exit code -9\)"),
         (lambda: time.sleep(60), r"hangs in its first steps, for 0.2 seconds \(env_timeout\)"),
     ],

@@ -86,6 +86,52 @@ def test_modules_that_nothing_hides_are_imported(folder, monkeypatch):
     assert sys.modules.pop("module_of_mine").VALUE == 3
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("pkg/sub.py", "not a file: write pkg.sub$"),
+        ("./pkg/sub", "not a file: write pkg.sub$"),
+        ("sub.py", "not a file: write sub$"),
+        ("/home/me/sub.py", "not a file: write sub, and put its folder /home/me into PYTHONPATH$"),
+        ("../sub.py", r"not a file: write sub, and put its folder \.\. into PYTHONPATH$"),
+        (".sub", "such as my_walk or my_package.my_walk: write all of it, without a dot at an end$"),
+        ("pkg.", "such as my_walk or my_package.my_walk"),
+        ("", "such as my_walk or my_package.my_walk"),
+    ],
+)
+def test_a_file_or_a_part_of_a_name_is_answered_with_what_to_write(name, words):
+    with pytest.raises(ValueError, match="^import is '.*'; it must be the name of a module, " + words):
+        import_module(name, "import")
+
+
+def test_a_module_that_is_not_found_is_answered_with_where_it_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = rf"there is no such module beside dreamer.py \({ROOT}\), in the folders of PYTHONPATH, or among what is installed"
+    with pytest.raises(ValueError, match=f"{words}; put it beside"):
+        import_module("module_of_mine", "import")
+    own = write(tmp_path / "module_of_mine.py")
+    with pytest.raises(ValueError, match=rf"{words} \({own} is in the working directory, which is not searched\); put it beside"):
+        import_module("module_of_mine", "import")
+
+
+def test_a_module_that_calls_exit_is_answered_in_one_line(tmp_path, monkeypatch):
+    own = write(tmp_path / "module_of_mine.py", "import sys\nsys.exit('usage')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"^import is .*, but importing it fails: it calls sys.exit\('usage'\) \({own}, line 2\)$"):
+        import_module("module_of_mine", "import")
+
+
+def test_a_long_message_of_an_error_is_shortened():
+    try:
+        raise ValueError("x" * 100_000)
+    except ValueError as error:
+        assert describe(error).startswith(f"ValueError: {'x' * 500}... (100,000 characters) (")
+    try:
+        sys.exit("x" * 100_000)
+    except SystemExit as error:
+        assert len(describe(error)) < 1000
+
+
 def test_an_error_tells_where_it_began_and_nothing_of_modules_that_have_names_of_their_own():
     try:
         try:

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 import resource
 import tracemalloc
 
@@ -18,7 +19,9 @@ import replay
 import tools
 from benchmarks import learning
 from collect import Collector, OpenEpisode
+from envs.names import LOSSES
 from envs.spaces import ActionCodec, ObservationCodec
+from models import WorldModel
 from pages import curves
 from replay import Replay
 from storage import archives, arrays, memory
@@ -70,6 +73,43 @@ def test_a_name_that_cannot_be_stored_or_is_taken_is_refused_in_one_line(name):
 def test_a_part_of_an_action_has_a_name_that_can_be_stored(name):
     with pytest.raises(ValueError, match="rename it in a wrapper"):
         ActionCodec(spaces.Dict({name: spaces.Discrete(2)}))
+
+
+@pytest.mark.parametrize("name", ["items", "type", "keys", "training", "forward", "to", "_modules"])
+def test_a_name_that_modules_have_themselves_is_refused_with_the_reason(name):
+    words = f"the observation or action '{name}' has a name that PyTorch's modules use themselves; rename it in a wrapper"
+    with pytest.raises(ValueError, match=words):
+        ObservationCodec(spaces.Dict({"a": spaces.Discrete(2), name: spaces.Box(-1, 1, (2,))}), (16, 16))
+    with pytest.raises(ValueError, match=words):
+        ActionCodec(spaces.Dict({"a": spaces.Discrete(2), name: spaces.Discrete(2)}))
+    ObservationCodec(spaces.Dict({"arm": spaces.Dict({name: spaces.Box(-1, 1, (2,))})}), (16, 16))  # arm/items
+
+
+def test_a_name_of_a_loss_is_refused_for_an_observation_and_free_for_an_action():
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    documented = set(re.findall(r"^\| `train/(\w+)_loss`", page, re.MULTILINE)) - {"reward", "cont"}  # these are refused elsewhere
+    assert set(LOSSES) == documented | {"expl_actor", "expl_value"}
+    config = tools.load_config(["debug"], {"task": "gym_x", "device": "cpu"})
+    for name in LOSSES:
+        space = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), name: spaces.Box(-1, 1, (2,))})
+        words = f"the observation key '{name}' is the name of a loss of the agent, train/{name}_loss; rename it in a wrapper"
+        with pytest.raises(ValueError, match=words):
+            ObservationCodec(space, (16, 16))
+        with pytest.raises(ValueError, match=words):  # as the observations of recorded episodes
+            WorldModel(space, 2, config)
+        assert ActionCodec(spaces.Dict({name: spaces.Discrete(2)})).size == 2
+
+
+@pytest.mark.parametrize("presets", [["debug"], ["dreamerv3_2025", "debug"]])
+def test_every_observation_has_a_loss_of_its_own_beside_those_of_the_agent(presets):
+    config = tools.load_config(presets, {"task": "gym_x", "device": "cpu", "precision": "32", "dyn_deter": 32})
+    config.expl_behavior = "plan2explore"
+    space = spaces.Dict({"a": spaces.Box(-np.inf, np.inf, (2,)), "kl": spaces.Box(-np.inf, np.inf, (1,))})
+    agent = dreamer.Dreamer(space, spaces.Discrete(2), config)
+    flags = {key: np.zeros((2, 4), bool) for key in ("is_first", "is_last", "is_terminal")}
+    batch = {"a": np.zeros((2, 4, 2)), "kl": np.zeros((2, 4, 1)), "reward": np.zeros((2, 4)), "action": np.eye(2)[np.zeros((2, 4), int)]}
+    found = {name.removesuffix("_loss") for name in agent.update({**batch, **flags}) if name.endswith("_loss")}
+    assert found - {*LOSSES, "reward", "cont"} == {"a", "kl"}
 
 
 @pytest.mark.parametrize("name", NOT_STORED)
@@ -241,6 +281,7 @@ def of_group(folder: str, limit, used: int, cached: int = 0, name: str = "memory
         ("0::/job/step", {**of_group("job__", 300, 100), **of_group("job__step__", 900, 50)}, 200),  # the groups above count too
         ("0::/host/container", of_group("", 600, 100), 500),  # its own group is the mounted one
         ("0::/job", of_group("job__", 500, 700), 0),
+        ("\nnonsense\n7:\n0::/job", of_group("job__", 500, 200, 50), 350),  # other lines say nothing
         ("3:cpu:/a\n4:memory:/job\n0::/", of_group("memory__job__", 500, 200, 50, "memory.limit_in_bytes"), 350),
         ("4:cpu,memory:/job", of_group("memory__", 800, 200, 900, "memory.limit_in_bytes"), 800),
         ("4:memory:/", of_group("memory__", 9223372036854771712, 200, name="memory.limit_in_bytes"), 999_999_488),

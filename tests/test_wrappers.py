@@ -405,10 +405,7 @@ def test_windows_are_not_opened_or_warned_of(capsys, monkeypatch):
 def train(make_env, logdir) -> int:
     """Trains for some steps from the command line, with an evaluation at the end; returns the exit code."""
     command = "--configs defaults debug --task gym_wrapped --size 32 32 --steps 80 --prefill 60 --eval_every 80 --device cpu"
-    try:
-        return dreamer.main([*command.split(), "--logdir", str(logdir)], make_env=make_env)
-    finally:
-        del gymnasium.registry["wrapped"]
+    return dreamer.main([*command.split(), "--logdir", str(logdir)], make_env=make_env)
 
 
 @pytest.mark.parametrize(

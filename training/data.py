@@ -6,6 +6,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 
 import gymnasium
 
@@ -14,7 +15,7 @@ import settings
 import tools
 from checkpoints import jax_original
 from collect import Collector
-from envs import EnvBatch, make_envs
+from envs import EnvBatch, check_alike, make_envs
 from envs.spaces import ActionCodec
 from replay import Replay
 from storage import chunks
@@ -23,10 +24,13 @@ from storage.episodes import old_episodes, stored_steps
 from training import folder, latents, offline
 
 
-def open_eval_envs(config: settings.Config, opened: contextlib.ExitStack, training: EnvBatch | None = None) -> EnvBatch | None:
+def open_eval_envs(
+    config: settings.Config, opened: contextlib.ExitStack, make_env: Callable | None, training: EnvBatch | None = None
+) -> EnvBatch | None:
     """The environments to evaluate in; None if evaluation plays no episodes.
 
     Args:
+        make_env: makes an environment, see `make_envs`.
         training: the environments to train in, if there are any.
     Raises:
         ValueError: if the environments cannot be made, or their spaces differ from those for training.
@@ -34,11 +38,9 @@ def open_eval_envs(config: settings.Config, opened: contextlib.ExitStack, traini
     count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
     if not count:
         return None
-    envs = opened.enter_context(contextlib.closing(make_envs(config, count, training=False, tried=training)))
-    for kind in ("obs_space", "act_space") if training else ():
-        before, now = getattr(training, kind), getattr(envs, kind)
-        if before != now:
-            raise ValueError(f"the environments to evaluate in have other spaces (eval_env_kwargs): {now}, in training {before}")
+    envs = opened.enter_context(contextlib.closing(make_envs(config, count, training=False, tried=training, make_env=make_env)))
+    if training:
+        check_alike(envs, training.obs_space, training.act_space)
     return envs
 
 
@@ -106,6 +108,7 @@ class Environments:
     Args:
         config: settings.
         opened: closes the environments.
+        make_env: makes an environment, see `make_envs`.
     Attributes:
         replay: the replay memory; there is none before `open_replay`.
         collector: steps the environments; there is none before `begin`.
@@ -113,10 +116,10 @@ class Environments:
         missing_steps: agent steps to collect before training.
     """
 
-    def __init__(self, config: settings.Config, opened: contextlib.ExitStack):
+    def __init__(self, config: settings.Config, opened: contextlib.ExitStack, make_env: Callable | None = None):
         self._config = config
-        self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True)))
-        self.eval_envs = open_eval_envs(config, opened, self.envs)
+        self.envs = opened.enter_context(contextlib.closing(make_envs(config, config.envs, training=True, make_env=make_env)))
+        self.eval_envs = open_eval_envs(config, opened, make_env, self.envs)
         self.obs_space, self.act_space = self.envs.obs_space, self.envs.act_space
         self.budget = tools.UpdateBudget(config.train_ratio, config.batch_size * config.batch_length)
         self.episodes: EpisodeFolder | None = None
@@ -185,6 +188,7 @@ class Environments:
             run: whose agent has been taken up from the checkpoint, if there is one.
         """
         config, directory = self._config, run.logdir / "train_eps"
+        self.envs.heed(run.stop)
         if run.origin:
             self._take_over_episodes(run, checkpoint, directory)
         self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk, *self._removed)
@@ -267,14 +271,15 @@ class Recordings:
     Args:
         config: settings.
         opened: closes the environments.
+        make_env: makes an environment, see `make_envs`.
     """
 
     episodes = None  # the run writes none
 
-    def __init__(self, config: settings.Config, opened: contextlib.ExitStack):
+    def __init__(self, config: settings.Config, opened: contextlib.ExitStack, make_env: Callable | None = None):
         self._config = config
         try:
-            self.eval_envs = open_eval_envs(config, opened)
+            self.eval_envs = open_eval_envs(config, opened, make_env)
         except ValueError as error:
             raise ValueError(f"{error}. To learn from recorded episodes without an environment: --eval_episode_num 0") from error
         wanted = (self.eval_envs.obs_space, self.eval_envs.act_space) if self.eval_envs else None

@@ -121,6 +121,8 @@ class Run:
             console.warn(text)
         if self.origin:
             self._report(checkpoint, found)
+        if data.eval_envs:
+            data.eval_envs.heed(self.stop)
         data.begin(self, checkpoint)
         self._latents = latents.LatentFile(data.replay, self.logdir, self.disk)
         if checkpoint and (not self.origin or self._latents.path.exists()):
