@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import math
+import threading
 import time
 from typing import NamedTuple
 
@@ -169,8 +170,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out).
     """
-    if _weights is not None and torch.is_grad_enabled():
-        return _weights.product(x, weight, bias)
+    if _active.weights is not None and torch.is_grad_enabled():
+        return _active.weights.product(x, weight, bias)
     rows = x.shape[:-1].numel()
     large = rows >= 256 and rows % 16 == 0 and x.device.type == "cpu" and product_dtype(x) == torch.float32
     return (_onednn_linear if _onednn and large else F.linear)(x, weight, bias)
@@ -243,8 +244,8 @@ class BlockLinear(nn.Module):
 
     def parts(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
         """The output by block: (B, size) and (B, shared) -> (blocks, B, out_features / blocks)."""
-        if _weights is not None and torch.is_grad_enabled():
-            return _weights.block_product(x, shared, self.weight, self.bias, self.blocks)
+        if _active.weights is not None and torch.is_grad_enabled():
+            return _active.weights.block_product(x, shared, self.weight, self.bias, self.blocks)
         return block_product(x, shared, self.weight, self.bias, self.blocks)
 
     def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
@@ -252,7 +253,17 @@ class BlockLinear(nn.Module):
         return self.parts(x, shared).transpose(0, 1).flatten(1)
 
 
-_weights = None  # state of the active `weight_gradients_once`, None outside
+class _Active(threading.local):
+    """What is active in a thread, since agents may learn in several threads of a program.
+
+    Attributes:
+        weights: state of the innermost `weight_gradients_once`, None outside.
+    """
+
+    weights = None
+
+
+_active = _Active()
 
 
 @contextlib.contextmanager
@@ -263,12 +274,11 @@ def weight_gradients_once():
     weight's size T times. With autocast, each step also keeps its own bfloat16 copy of the weight until the backward
     pass.
     """
-    global _weights
-    before, _weights = _weights, _StepWeights()
+    before, _active.weights = _active.weights, _StepWeights()
     try:
         yield
     finally:
-        _weights = before
+        _active.weights = before
 
 
 class _StepWeights:

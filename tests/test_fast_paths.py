@@ -1,6 +1,7 @@
 """What is written for speed equals the plain formulas, values and gradients."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -274,9 +275,33 @@ def test_a_recurrence_that_raises_leaves_nothing_behind():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), layers.weight_gradients_once():
         layers.linear(x, weight)
         layers.linear(x[:, :3], weight)
-    assert layers._weights is None
+    assert layers._active.weights is None
     y = layers.linear(x, weight)
     assert type(y.grad_fn) is type(F.linear(x, weight).grad_fn)
+    (gradient,) = torch.autograd.grad(y.sum(), weight)
+    torch.testing.assert_close(gradient, x.sum(0).expand(3, 4))
+
+
+def test_a_recurrence_of_another_thread_takes_no_part():
+    """Of two that overlap, each has its own state, and none is left when both have ended."""
+    weight, x = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)
+    inside, outside = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with layers.weight_gradients_once():
+            inside.set()
+            outside.wait(60.0)
+
+    with layers.weight_gradients_once():
+        thread = threading.Thread(target=other)
+        thread.start()
+        inside.wait(60.0)
+        y = layers.linear(x, weight)
+        assert "_StepProduct" in type(y.grad_fn).__name__
+    plain = layers.linear(x, weight)  # while the other one goes on
+    outside.set()
+    thread.join()
+    assert type(plain.grad_fn) is type(layers.linear(x, weight).grad_fn) is type(F.linear(x, weight).grad_fn)
     (gradient,) = torch.autograd.grad(y.sum(), weight)
     torch.testing.assert_close(gradient, x.sum(0).expand(3, 4))
 
