@@ -58,8 +58,8 @@ def _adapted(config, training: bool, capped: bool) -> tuple:
     limit = config.eval_time_limit if capped and not 0 < config.time_limit <= config.eval_time_limit else 0
     changes = {"time_limit": limit} if limit else {}
     if config.get("eval_env_kwargs"):
-        own = {"eval_env_kwargs": {}} if training else {"env_kwargs": {**config.env_kwargs, **config.eval_env_kwargs}}
-        changes |= own  # what is left of `eval_env_kwargs` applies
+        # Environments for training have none of them, so that errors there do not name `eval_env_kwargs`.
+        changes |= {"eval_env_kwargs": {}} if training else {"env_kwargs": {**config.env_kwargs, **config.eval_env_kwargs}}
     return type(config)({**config, **changes}), limit
 
 

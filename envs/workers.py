@@ -210,7 +210,7 @@ class Workers:
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment has failed too often in a row. The message contains its traceback."""
+    """An environment has failed too often in a row, or has other spaces than before. The message says why."""
 
 
 class _Gone(str):
