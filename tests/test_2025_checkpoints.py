@@ -16,6 +16,7 @@ import models
 import settings
 import tools
 from checkpoints import dreamerv3_torch, fitting, sizes
+from distributions import TwoHot
 from dreamer import Dreamer
 from envs.spaces import OneHot
 from jax_cases import GRADIENTS, VALUES, close, in_order, load, make_batch, modes_as_samples, part, trained_tensors
@@ -75,6 +76,11 @@ def trained(agent: Dreamer) -> Dreamer:
     return agent
 
 
+def answer(scalar) -> torch.Tensor:
+    """The prediction of a scalar; of a two-hot one the probabilities: its bins reach to e^20, and their average magnifies rounding."""
+    return scalar.log_probs.exp() if isinstance(scalar, TwoHot) else scalar.mode
+
+
 @torch.no_grad()
 def computed(agent: Dreamer, data: dict, entries: int) -> list[torch.Tensor]:
     """What an agent answers, of its latents the first entries, which are those of the flat one."""
@@ -84,8 +90,8 @@ def computed(agent: Dreamer, data: dict, entries: int) -> list[torch.Tensor]:
     feat = dynamics.get_feat(post)
     logits = [torch.cat([state[f"logit{level.suffix}"].flatten(-2) for level in dynamics.levels.values()], -1) for state in (post, prior)]
     imagined = dynamics.imagine_with_action(inputs["action"], {key: value[:, -1] for key, value in post.items()}, sample=False)
-    heads = [wm.heads["reward"](feat).mode, wm.heads["cont"](feat).mean, *(task.actor.stats(feat).values())]
-    values = [task.value(feat).mode, *([task._slow_value(feat).mode] if agent._config.critic.slow_target else [])]
+    heads = [answer(wm.heads["reward"](feat)), wm.heads["cont"](feat).mean, *(task.actor.stats(feat).values())]
+    values = [answer(task.value(feat)), *([answer(task._slow_value(feat))] if agent._config.critic.slow_target else [])]
     decoded = [distribution.mode for distribution in wm.heads["decoder"](feat).values()]
     first = [x[..., :entries] for x in (dynamics.flat_stoch(post), *logits, dynamics.flat_stoch(imagined))]
     return [post["deter"], imagined["deter"], *first, *heads, *values, *decoded]

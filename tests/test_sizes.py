@@ -55,7 +55,7 @@ def test_every_rule_names_a_setting_that_a_resumed_run_keeps():
     assert set(sizes.RULES) <= known.keys()
     assert [name for name in sizes.RULES if not KEPT.fullmatch(name)] == ["size", "grayscale"]  # of the environment
     told = {"dyn_rec_depth", "kl_free", *settings.SIZES}  # by stored settings, or in another way
-    told |= {"replay_context", *sizes.NOT_IN_TENSORS}
+    told |= {"replay_context", "make_env", *sizes.NOT_IN_TENSORS}
     assert {name for name in known if KEPT.fullmatch(name)} == set(sizes.RULES) - {"size", "grayscale"} | told
 
 
