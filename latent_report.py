@@ -3,7 +3,8 @@
     python latent_report.py logdir/20261129-230605-gym_CartPole-v1
 
 The agent plays with sampled actions. The folder of the run gets latents/index.html, its figures and
-latents/report.json. docs/latents.md says how to read them. It works for flat agents too.
+latents/report.json; for an agent that comes with the program (pretrained/NAME) the folder is logdir/pretrained/NAME.
+docs/latents.md says how to read them. It works for flat agents too.
 
 Shapes: N environments, T steps.
 """
@@ -16,6 +17,7 @@ from collections.abc import Collection
 
 import torch
 
+import checkpoints
 import console
 from dreamer import Dreamer, read_agent
 from envs import EnvBatch, atari, make_envs
@@ -50,10 +52,10 @@ def untrained_networks(agent: Dreamer, seed: int) -> list[Dreamer]:
 
 
 def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device: str, modules: Collection[str] = ()) -> pathlib.Path:
-    """Measures the agent of a run and writes the report into its folder; returns the path of the page.
+    """Measures the agent of a run and writes the report into its folder, see `checkpoints.report_folder`; returns the path of the page.
 
     Args:
-        logdir: the folder, or a checkpoint in it.
+        logdir: the folder, a checkpoint in it, or pretrained/NAME.
         envs: number of environments.
         steps: agent steps over all environments.
         modules: modules that may be imported for the environment.
@@ -63,8 +65,8 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
     agent, players, checkpoint = make_player(logdir, envs, device, modules)
     config = agent._config
     with contextlib.closing(players):
-        folder = (logdir if logdir.is_dir() else logdir.parent) / "latents"
-        folder.mkdir(exist_ok=True)
+        folder = checkpoints.report_folder(logdir) / "latents"
+        folder.mkdir(parents=True, exist_ok=True)
         data = play(agent, players, steps // envs, seed)
     measured = measure(agent, untrained_networks(agent, seed), data, config.task, seed)
     numbers = measured.numbers
@@ -92,7 +94,7 @@ def write_report(logdir: pathlib.Path, envs: int, steps: int, seed: int, device:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run, or a checkpoint in it")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run, a checkpoint in it, or pretrained/NAME")
     parser.add_argument("--logdir", metavar="RUN", help="the same as a flag")
     parser.add_argument("--envs", type=int, default=8, help="environments that play, at least 4 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="agent steps, over all environments (default: %(default)s)")

@@ -3,7 +3,36 @@
 Reading runs no code from a file.
 """
 
-from checkpoints.files import AGENT, RUN, VERSION, load, locate, previous, random_state, restore_random_state, save
+from checkpoints.files import (
+    AGENT,
+    PUBLISHED,
+    RUN,
+    SHIPPED,
+    VERSION,
+    load,
+    locate,
+    previous,
+    random_state,
+    report_folder,
+    restore_random_state,
+    save,
+    shipped,
+)
 from checkpoints.sizes import sizes_of
 
-__all__ = ["AGENT", "RUN", "VERSION", "load", "locate", "previous", "random_state", "restore_random_state", "save", "sizes_of"]
+__all__ = [
+    "AGENT",
+    "PUBLISHED",
+    "RUN",
+    "SHIPPED",
+    "VERSION",
+    "load",
+    "locate",
+    "previous",
+    "random_state",
+    "report_folder",
+    "restore_random_state",
+    "save",
+    "shipped",
+    "sizes_of",
+]

@@ -14,6 +14,8 @@ from storage import archives, files
 
 VERSION = 1
 LATEST = "latest.pt"  # in the folder of a run
+PUBLISHED = "agent.pt"  # in a folder that checkpoints/publish.py has written
+SHIPPED = pathlib.Path(__file__).parent.parent / "pretrained"  # folders of published agents, by name
 AGENT = frozenset(["agent_state_dict", "optims_state_dict"])  # all that dreamerv3-torch stores
 # What a run of this program needs to resume.
 RUN = AGENT | {"version", "step", "last_eval", "updates", "update_credit", "random_state"}
@@ -44,24 +46,49 @@ def previous(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"previous{path.suffix}")
 
 
-def locate(path: str | os.PathLike) -> pathlib.Path:
-    """Finds the checkpoint that a user names: a file, latest.pt in a folder, or the newest agent.pkl of a run of the JAX original.
+def shipped() -> list[str]:
+    """The names of the agents in the program's folder `pretrained`."""
+    return sorted(file.parent.name for file in SHIPPED.glob(f"[!.]*/{PUBLISHED}"))
 
+
+def locate(path: str | os.PathLike) -> pathlib.Path:
+    """Finds the checkpoint that a user names.
+
+    Args:
+        path: a file; a folder with latest.pt or agent.pt, or of a run of the JAX original, whose newest agent.pkl is taken; or
+            pretrained/NAME, which leads to the program's own folder if there is none here.
     Raises:
         ValueError: if there is none.
     """
     path = os.fspath(path)
     found = pathlib.Path(path).expanduser()
+    published = found.parts[:1] == (SHIPPED.name,)
+    if published and not found.exists():
+        found = SHIPPED.parent / found
     if found.is_dir() and path:
         own = found / LATEST
-        found = own if own.is_file() else locate_in_run(found) or own
+        found = next((found / name for name in (LATEST, PUBLISHED) if (found / name).is_file()), None) or locate_in_run(found) or own
         if found == own and (early := next(own.parent.glob("*.ckpt"), None)):
             raise ValueError(
                 f"{early} is of an earlier version of DreamerV3 in JAX; only those of 2025 can be read, which write ckpt/*/agent.pkl"
             )
     if not found.is_file():
+        if published:
+            raise ValueError(f"there is no agent {path!r}; those in {SHIPPED} are {', '.join(shipped()) or 'none'}")
         raise ValueError(f"there is no checkpoint {str(found)!r}; give a file, or a folder with a latest.pt or with a ckpt/*/agent.pkl")
     return found
+
+
+def report_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The folder for pages about an agent: that of its run, and logdir/pretrained/NAME for a published agent, which stays as it is.
+
+    Raises:
+        ValueError: as `locate`.
+    """
+    file, given = locate(path), pathlib.Path(path).expanduser()
+    if file.name == PUBLISHED:
+        return pathlib.Path("logdir", SHIPPED.name, file.resolve().parent.name)
+    return given if given.is_dir() else file.parent
 
 
 def load(path: str | os.PathLike, way_out: str | None = None) -> dict:

@@ -57,7 +57,8 @@ def load_into(agent: nn.Module, checkpoint: dict) -> dict[str, str]:
     sources = fitting_sources(agent, stored, levels)
     weights, ignored = _used_weights(agent, stored)
     check_finite(weights)
-    moments = _moments(agent, stored, sources) if whole else {}
+    published = checkpoint.get("weights_only") is True  # see checkpoints/publish.py
+    moments = _moments(agent, stored, sources) if whole and not published else {}
     if sizes.latent_sizes(stored, agent._config) != levels:
         warn(
             f"the weights do not say how the entries of their latent are grouped, and dyn_stoch, dyn_discrete have another product; "
@@ -78,7 +79,7 @@ def load_into(agent: nn.Module, checkpoint: dict) -> dict[str, str]:
         "optimizers": f"moments of {sum(slots is not None for state in moments.values() for slots in state)} tensors, after "
         f"{updates_of(agent):,} updates"
         if moments
-        else "",
+        else "new, since a published agent has weights alone" * published,
         "ignored": "; ".join(ignored),
         "notes": checkpoint.get("notes", ""),
     }

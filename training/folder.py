@@ -91,6 +91,10 @@ def command_settings(presets: list[str], flags: dict) -> settings.Config:
     if stored:
         _check(stored, logdir)
     task = flags.get("task", stored.get("task"))
+    if task is None and (logdir / checkpoints.PUBLISHED).exists():
+        raise ValueError(
+            f"{logdir} is a published agent and no run; begin one with it: --configs ... --task ... --from_checkpoint {logdir}"
+        )
     if task is None:
         raise ValueError(
             f"{logdir} holds no run with settings. To resume a run, give its folder; to start one here, or to take over one of "
