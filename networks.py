@@ -290,10 +290,10 @@ class RSSM(nn.Module):
             deter = self._cell(x, deter)
         return deter
 
-    def _prior_step(self, stoch: Tensor, deter: Tensor, action: Tensor, noise: dict[str, Tensor]) -> State:
-        """The next state without an observation; arguments as in `_advance` and `_draw`."""
+    def _prior_step(self, stoch: Tensor, deter: Tensor, action: Tensor, noise: dict[str, Tensor], given: State | None = None) -> State:
+        """The next state without an observation; arguments as in `_advance` and `_chain`."""
         deter = self._advance(stoch, deter, action)
-        return {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise)}
+        return {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise, given)}
 
     def _posterior_step(
         self, stoch: Tensor, deter: Tensor, action: Tensor, embed_share: Tensor, deter_weight: Tensor, noise: dict[str, Tensor]
@@ -416,18 +416,19 @@ class RSSM(nn.Module):
         post, prior = self.observe(embed[:, None], prev_action[:, None], is_first.reshape(-1, 1), prev_state, sample)
         return {k: v[:, 0] for k, v in post.items()}, {k: v[:, 0] for k, v in prior.items()}
 
-    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True) -> State:
+    def img_step(self, prev_state: State, prev_action: Tensor, sample: bool | Collection[str] = True, given: State | None = None) -> State:
         """One step without an observation: the next state from the prior.
 
         Args:
             prev_state: the previous state, (B, ...).
             prev_action: (B, A).
             sample: True draws latents, False takes the most likely ones. A collection of level names draws only those.
+            given: latents by key that are used instead of drawn ones.
         Returns:
             a state of (B, ...).
         """
         noise = self._noise(sample, len(prev_action))
-        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], self._prepare(prev_action.float()), noise)
+        return self._prior_step(self.flat_stoch(prev_state), prev_state["deter"], self._prepare(prev_action.float()), noise, given)
 
     def imagine_with_action(self, action: Tensor, state: State, sample: bool | Collection[str] = True) -> State:
         """Open-loop prediction from given actions.
@@ -444,6 +445,11 @@ class RSSM(nn.Module):
             state = self.img_step(state, action[:, t], sample)
             steps.append(state)
         return stack_states(steps, 1)
+
+    def prior(self, deter: Tensor, sample: bool | Collection[str] = True, given: State | None = None) -> State:
+        """The states with latents and statistics of the prior at these deter (..., D); `sample` and `given` as in `img_step`."""
+        noise = self._noise(sample, *deter.shape[:-1])
+        return {"deter": deter, **self._chain(self._img_out_layers(deter), None, noise, given)}
 
     def _check_levels(self, names: Collection[str]) -> Collection[str]:
         unknown = [names] if isinstance(names, str) else [name for name in names if name not in self.levels]
@@ -462,9 +468,8 @@ class RSSM(nn.Module):
         Raises:
             ValueError: for an unknown level.
         """
-        noise = self._noise(levels, *post["deter"].shape[:-1])
         kept = {key: post[key] for name, level in self.levels.items() if name not in levels for key in level.keys}
-        return {**post, **self._chain(self._img_out_layers(post["deter"]), None, noise, given=kept), **kept}
+        return {**post, **self.prior(post["deter"], levels, given=kept), **kept}
 
     @torch.no_grad()
     def pack(self, state: State) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ class Workers:
         self._make_env, self._method, self._timeout, self.num_envs = make_env, start, timeout or None, count
         self._seed, self._restarts = None, 0
         self._failures, self._good_steps = np.zeros(count, int), np.zeros(count, int)
-        self._workers = []
+        self._workers, self._closed = [], False
         # A process that ends waits for its child processes. This finalizer runs before that and stops them.
         multiprocessing.util.Finalize(self, _stop_all, (self._workers,), exitpriority=0)
         try:
@@ -180,8 +180,10 @@ class Workers:
         """Starts a new episode in a new environment.
 
         Raises:
-            EnvironmentFailed: after more than RESTARTS failures in a row, or if it has other spaces than before.
+            EnvironmentFailed: after more than RESTARTS failures in a row, if it has other spaces than before, or if all are closed.
         """
+        if self._closed:  # by another thread
+            raise EnvironmentFailed("the environments are closed")
         if isinstance(reason, _Different):
             raise EnvironmentFailed(f"environment {index} cannot be used: {reason}")
         self._failures[index] += 1
@@ -200,6 +202,7 @@ class Workers:
 
     def close(self) -> None:
         """Ends all workers. A worker that does not end within two seconds is killed."""
+        self._closed = True
         for index in range(len(self._workers)):
             self._ask(index, ("close", None))
         deadline = time.monotonic() + 2.0
