@@ -24,6 +24,7 @@ from benchmarks import agents, exploring, learning, results, worldmodel
 from benchmarks.drawing import FASTER_FLAT, FASTER_TWO_LEVELS, FLAT, STYLE, TWO_LEVELS, markdown, paired, panels, seeds_and_mean
 from benchmarks.synthetic import Switches
 from pages import comparison, curves
+from scale.plan import load_plan
 
 PLAN_2023, PLAN_LAPTOP, PLAN_QUARTER = (HERE / f"plan_{name}.yaml" for name in ("2023", "laptop", "quarter"))
 README = HERE.parent / "README.md"
@@ -254,7 +255,7 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 def tables() -> dict[pathlib.Path, dict[str, str]]:
     """Every table of what has results by its page and name, as Markdown."""
-    plans = [learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_LAPTOP, PLAN_QUARTER)]
+    plans = [load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_LAPTOP, PLAN_QUARTER)]
     (plan, earlier, laptop, quarter), (new, small, for_laptops, quarters) = plans, map(agents.learning_results, plans)
     models = worldmodel_results()
     of_results = {
@@ -285,7 +286,7 @@ def from_scratch(plan: dict, found: dict) -> dict:
 
 def figures() -> dict[str, Figure]:
     """Every figure of what has results by its name."""
-    plan, earlier, quarter = (learning.load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_QUARTER))
+    plan, earlier, quarter = (load_plan(path) for path in (learning.PLAN, PLAN_2023, PLAN_QUARTER))
     new, small, quarters = map(agents.learning_results, (plan, earlier, quarter))
     models = worldmodel_results()
     of_readme = {task: small[task] for task in README_TASKS}

@@ -22,6 +22,7 @@ import dreamer
 import tools
 from benchmarks import results
 from benchmarks.synthetic import Grid
+from scale.plan import differing
 from storage.episodes import load_episode
 
 STEPS, EVERY, SEEDS = 2000, 50, range(1, 6)  # the settings were chosen on seed 0
@@ -52,7 +53,7 @@ def config_of(variant: str, **overrides):
 
 def conditions(variant: str) -> dict:
     """What a stored result must have been measured under to be this one's."""
-    return {"steps": STEPS, "settings": results.differing(config_of(variant))}
+    return {"steps": STEPS, "settings": differing(config_of(variant))}
 
 
 def cells_reached(directory: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

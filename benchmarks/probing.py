@@ -24,6 +24,7 @@ from envs.spaces import STATE_PREFIX
 from latent_report import make_player, untrained_networks
 from play.measures import measure
 from play.playing import Data, play
+from scale.plan import differing, load_plan
 
 ENVS, STEPS, SEED = 8, 6400, 0  # 800 steps in each environment: the byte of Boxing's clock starts again after 915
 
@@ -94,7 +95,7 @@ def run_one(folder: pathlib.Path, device: str) -> None:
         config = agent._config
         groups, variant = groups_of(config.task), "hdreamer" if config.hierarchical_mode else "flat"
         name = results.name_of(config.task, variant, config.seed)
-        chosen = {key: value for key, value in results.differing(config).items() if key not in ("logdir", "device")}
+        chosen = {key: value for key, value in differing(config).items() if key not in ("logdir", "device")}
         conditions = {"frames": int(checkpoint["step"]), "played": STEPS, "settings": chosen}
         if results.is_done("probing", name, conditions):
             return
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     for folder in options.folders:
         run_one(folder, options.device)
-    print(probing_table(learning.load_plan(), results.load("probing")))
+    print(probing_table(load_plan(learning.PLAN), results.load("probing")))
 
 
 if __name__ == "__main__":

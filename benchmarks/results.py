@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-import settings
 from pages.intervals import bootstrap_interval
-from settings.files import load_yaml
+from scale.plan import is_stored
 from storage import files
 
 HERE = pathlib.Path(__file__).parent
@@ -30,39 +29,18 @@ def store(experiment: str, name: str, result: dict) -> None:
         file.write((files.json_text(result) + "\n").encode())
 
 
-def differing(config: settings.Config) -> dict[str, str]:
-    """Settings that are not the defaults, as they are stored with a result."""
-    return {name: value for name, _, value in settings.changes_from_defaults(config)}
-
-
 def is_done(experiment: str, name: str, conditions: dict) -> bool:
-    """Whether there is a result that was measured under these conditions: settings as `differing` has them, and other fields.
+    """Whether there is a result that was measured under these conditions: settings as `scale.plan.differing` has them, and other fields.
 
     What an environment or a model computes is not among them; delete results that a change of those makes wrong.
 
     Raises:
         SystemExit: if there is one of other conditions, so that one table never holds both.
     """
-    path = path_of(experiment, name)
-    if not path.exists():
-        return False
-    stored = flattened({key: value for key, value in json.loads(path.read_text()).items() if key in conditions})
-    wanted = flattened(conditions)
-    if stored != wanted:
-        others = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-        raise SystemExit(
-            f"error: {path} was measured with other settings ({', '.join(others)}); delete it, and the folder of its run if "
-            "there is one, to measure anew"
-        )
-    return True
-
-
-def flattened(conditions: dict) -> dict:
-    """Conditions by name, settings among them, with the sizes of the latent as what they mean: 1/2 of 16 is 8."""
-    found = {key: value for key, value in conditions.items() if key != "settings"} | conditions.get("settings", {})
-    given = {name: load_yaml(found[name]) for name in ("hierarchical_mode", *settings.SIZES) if name in found}
-    sizes = settings.level_sizes(settings.completed({"task": found.get("task", "atari_pong"), **given}))
-    return {name: value for name, value in found.items() if name not in settings.SIZES} | {"latent": sizes}
+    try:
+        return is_stored(path_of(experiment, name), conditions)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def chosen(parser: argparse.ArgumentParser, given: list[str], allowed: list[str]) -> list[str]:

@@ -42,6 +42,7 @@ from exploration import Random
 from layers import Style, linear
 from models import WorldModel
 from replay import Replay
+from scale.plan import differing
 
 CONTEXT, HORIZON = 10, 20  # steps that are seen before an open-loop prediction, and of it
 SEQUENCES, HELD_OUT = 256, 20_000  # sequences that are measured, out of so many held-out steps
@@ -255,7 +256,7 @@ def config_of(name: str, variant: str):
 
 def conditions(name: str, variant: str) -> dict:
     """What a stored result must have been measured under to be this one's."""
-    return {"updates": DATA[name].updates, "steps": DATA[name].steps, "settings": results.differing(config_of(name, variant))}
+    return {"updates": DATA[name].updates, "steps": DATA[name].steps, "settings": differing(config_of(name, variant))}
 
 
 def run_one(name: str, variant_name: str, seed: int) -> None:

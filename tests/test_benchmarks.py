@@ -18,8 +18,10 @@ import dreamer
 import networks
 import settings
 import tools
-from benchmarks import agents, draw, exploring, learning, results, shapes, speed, worldmodel
+from benchmarks import agents, draw, exploring, learning, results, shapes, speed, trial, worldmodel
 from envs import make_envs
+from scale import sweep
+from scale.plan import differing, is_done, load_plan, planned_runs, stored_frames
 from storage.episodes import save_episode, stored_steps
 
 pytestmark = pytest.mark.slow
@@ -127,15 +129,15 @@ def test_intervals_of_five_pairs_are_as_narrow_as_the_page_says():
 
 def test_results_of_other_settings_are_not_taken_for_done(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "HERE", tmp_path)
-    runs = learning.planned_runs(learning.load_plan(draw.PLAN_2023), ["cartpole"])
+    runs = planned_runs(load_plan(draw.PLAN_2023), ["cartpole"])
     config = runs[0].config
-    conditions = {"settings": results.differing(config), "updates": 8}
+    conditions = {"settings": differing(config), "updates": 8}
     assert not results.is_done("learning", runs[0].name, conditions)
     results.store("learning", runs[0].name, {**conditions, "hours": 2.0})
     assert results.is_done("learning", runs[0].name, conditions)
     config.model_lr = 0.5
     with pytest.raises(SystemExit, match=r"\(model_lr\)"):
-        results.is_done("learning", runs[0].name, {**conditions, "settings": results.differing(config)})
+        results.is_done("learning", runs[0].name, {**conditions, "settings": differing(config)})
     with pytest.raises(SystemExit, match=r"\(updates\)"):
         results.is_done("learning", runs[0].name, {**conditions, "updates": 9})
 
@@ -178,18 +180,18 @@ def test_the_final_return_is_the_mean_of_the_last_quarter():
 
 
 def test_planned_runs_differ_in_variant_and_seed_alone():
-    plan = learning.load_plan(draw.PLAN_2023)
-    runs = learning.planned_runs(plan, ["cartpole"])
-    assert [run.seed for run in learning.planned_runs(plan, ["cartpole"], seeds=[2, 7])] == [2, 2]
+    plan = load_plan(draw.PLAN_2023)
+    runs = planned_runs(plan, ["cartpole"])
+    assert [run.seed for run in planned_runs(plan, ["cartpole"], seeds=[2, 7])] == [2, 2]
     assert [(run.variant, run.seed) for run in runs] == [(variant, seed) for seed in (1, 2, 3) for variant in ("flat", "hdreamer")]
     flat, two_levels = runs[:2]
     assert [word for word in two_levels.command if word not in flat.command] == ["hdreamer_split", "--kl_free", "0.5"]
 
 
 def test_the_plan_has_the_published_settings_and_as_many_latents_for_both_variants():
-    plan = learning.load_plan()
+    plan = load_plan(learning.PLAN)
     for task in plan["tasks"]:
-        flat, two_levels = (run.config for run in learning.planned_runs(plan, [task], seeds=[0]))
+        flat, two_levels = (run.config for run in planned_runs(plan, [task], seeds=[0]))
         assert flat.optimizer == "laprop" and (flat.dyn_deter, flat.units) == (512, 64)
         assert settings.level_sizes(flat) == {"flat": (32, 4)} and settings.level_sizes(two_levels) == {"top": (16, 4), "bottom": (16, 4)}
         assert flat.kl_free == two_levels.kl_free == 1.0
@@ -198,23 +200,24 @@ def test_the_plan_has_the_published_settings_and_as_many_latents_for_both_varian
         assert flat.action_repeat == {"dmc": 2, "atari": 4}.get(flat.task.partition("_")[0], 1)
 
 
-def test_a_plan_is_trained_and_a_run_that_begins_with_another_waits_for_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "HERE", tmp_path)
+def test_a_plan_is_trained_and_a_run_that_begins_with_another_waits_for_it(tmp_path, capsys):
+    pytest.importorskip("submitit")
     task = {"presets": ["dreamerv3_2025", "debug"], "seeds": [4], "flags": {"task": "gym_CartPole-v1", "steps": 60, "eval_every": 0}}
-    plan = {
-        "variants": {"flat": {"presets": [], "flags": {}}},
-        "tasks": {"first": task, "second": {**task, "from": "first", "keep": "top"}},
-    }
-    first, second = (learning.planned_runs(plan, [name]) for name in plan["tasks"])
-    assert not learning.Trainer("trial", tmp_path / "runs", "cpu").train(second, jobs=1)
+    tasks = {"second": {**task, "from": "first", "keep": "top"}, "first": task}
+    plan = {"results": str(tmp_path / "results"), "variants": {"flat": {"presets": [], "flags": {}}}, "tasks": tasks}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    words = [str(tmp_path / "plan.yaml"), "--folder", str(tmp_path / "runs"), "--jobs", "2"]
+    assert sweep.main([*words, "--only", "second"]) == 1
     assert "begins with the agent of first-flat-4, which is not trained to its end" in capsys.readouterr().err
-    assert learning.Trainer("trial", tmp_path / "runs", "cpu").train(first + second, jobs=1)
-    for run in first + second:
-        result = json.loads(results.path_of("trial", run.name).read_text())
-        steps = sum(stored_steps(tmp_path / "runs" / run.name / "run" / "train_eps").values())
+    assert len(json.loads((tmp_path / "results" / "second-random.json").read_text())["returns"]) == trial.RANDOM_EPISODES
+    assert sweep.main(words) == 0
+    for name in tasks:
+        result = json.loads((tmp_path / "results" / f"{name}-flat-4.json").read_text())
+        steps = sum(stored_steps(tmp_path / "runs" / f"{name}-flat-4" / "run" / "train_eps").values())
         assert result["frames"] == steps == 60 and result["training"][0] == [frames := result["training"][0][0], frames]  # 1 for each step
         assert "GPU" not in result["machine"] and result["settings"]["train_ratio"] == "4.0"
-    assert "tensors" in (tmp_path / "runs" / "second-flat-4" / "log.txt").read_text()
+    log = (tmp_path / "runs" / "second-flat-4" / "log.txt").read_text()
+    assert "tensors" in log and "origin.pt" in log
 
 
 def test_the_table_of_transfer_has_frames_to_the_target_and_mean_returns():
@@ -222,7 +225,7 @@ def test_the_table_of_transfer_has_frames_to_the_target_and_mean_returns():
         training = [[at, 300.0 if at > learns_after else 100.0] for at in range(1000, frames + 1, 1000)]
         return {"training": training, "frames": frames}
 
-    plan = learning.load_plan(draw.PLAN_QUARTER)
+    plan = load_plan(draw.PLAN_QUARTER)
     task = "swingup_after_balance"
     two_levels = {0: result(10_000), 2: result(10_000, frames=50_000)}  # the mean of both is over 30,000 frames
     found = {task: {"flat": {0: result(15_000), 1: result(99_999), 3: result(0, frames=29_000)}, "hdreamer": two_levels}}
@@ -239,16 +242,17 @@ def test_returns_of_a_run_are_those_of_its_training_episodes_but_for_those_cut_o
         save_episode(tmp_path / "train_eps", episode, stem=f"20260101T00000{number}-{number}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "episode/return": 2.5}\n{"step": 24, "cut_off/return": 4.5}\n')
     config = tools.load_config([], {"task": "gym_CartPole-v1", "eval_every": 0, "action_repeat": 2})
-    assert learning.read_returns(tmp_path, config) == {"training": [(8, 2.5), (28, 1.5)]}
+    assert trial.read_returns(tmp_path, config) == {"training": [(8, 2.5), (28, 1.5)]}
 
 
-def test_a_run_that_was_stopped_is_stored_and_not_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "HERE", tmp_path)
-    (run,) = learning.planned_runs(learning.load_plan(), ["cartpole"], seeds=[0])[:1]
-    assert learning.stored_frames("learning", run) == 0 and not learning.is_done("learning", run)
+def test_a_run_that_was_stopped_is_stored_and_not_done(tmp_path):
+    plan = {**load_plan(learning.PLAN), "results": str(tmp_path)}
+    (run,) = planned_runs(plan, ["cartpole"], seeds=[0])[:1]
+    path = results.path_of(plan["results"], run.name)
+    assert stored_frames(path) == 0 and not is_done(plan, run)
     for frames, done in ((8999, False), (9000, True)):
-        results.store("learning", run.name, {"settings": results.differing(run.config), "frames": frames, "training": [[20, 20.0]]})
-        assert learning.stored_frames("learning", run) == frames and learning.is_done("learning", run) == done
+        results.store(plan["results"], run.name, {"settings": differing(run.config), "frames": frames, "training": [[20, 20.0]]})
+        assert stored_frames(path) == frames and is_done(plan, run) == done
 
 
 @pytest.mark.parametrize("presets", [[], ["hdreamer_split"]], ids=["flat", "two levels"])
@@ -257,7 +261,7 @@ def test_a_run_begins_with_the_part_of_an_agent_that_its_plan_keeps(presets, tmp
     start = ["--configs", "dreamerv3_2025", *presets, "debug", "--device", "cpu", "--eval_every", "0", "--seed", "3"]
     assert dreamer.main([*start, "--task", "gym_CartPole-v1", "--steps", "80", "--logdir", str(tmp_path / "source")]) == 0
     source = checkpoints.load(tmp_path / "source")
-    whole, top = (learning.kept(tmp_path / "source", keep, seed=5) for keep in ("all", "top"))
+    whole, top = (trial.kept(tmp_path / "source", keep, seed=5) for keep in ("all", "top"))
     assert all(torch.equal(whole["agent_state_dict"][name], tensor) for name, tensor in source["agent_state_dict"].items())
     same = {name for name, tensor in source["agent_state_dict"].items() if torch.equal(top["agent_state_dict"][name], tensor)}
     weights = {name for name in source["agent_state_dict"] if name.endswith("weight") and "norm" not in name}
@@ -275,7 +279,7 @@ def test_a_run_begins_with_the_part_of_an_agent_that_its_plan_keeps(presets, tmp
         assert "Resuming at frame 0 after" in output and f"after {updates} updates" in output, output
         assert sum(stored_steps(tmp_path / name / "train_eps").values()) == 60  # none of the source's episodes
     with pytest.raises(ValueError, match="keep is 'bottom'"):
-        learning.kept(tmp_path / "source", "bottom", seed=5)
+        trial.kept(tmp_path / "source", "bottom", seed=5)
 
 
 def test_training_curves_are_means_over_bins_of_frames():
@@ -290,7 +294,7 @@ def test_the_table_beside_the_original_has_final_returns_and_areas_of_the_runs_t
         training = [[at, first if at <= 25_000 else second] for at in range(1000, frames + 1, 1000)]
         return {"training": training, "frames": frames, "hours": 2.0}
 
-    plan = learning.load_plan()
+    plan = load_plan(learning.PLAN)
     flat, two_levels = {0: result(100, 300), 1: result(100, 400)}, {0: result(200, 310), 1: result(200, 430), 2: result(200, 0, 20_000)}
     table = agents.published_table(plan, {"cartpole_swingup": {"random": [50.0], "flat": flat, "hdreamer": two_levels}})
     early, late = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[-2:])
@@ -345,11 +349,11 @@ def test_the_jax_original_answers_with_the_seconds_of_one_train_step(tmp_path):
 def test_stored_results_are_those_of_the_plans():
     """They were stored when presets had other sizes and free nats, and every flat run named sizes of levels too."""
     for path, least in ((learning.PLAN, 0), (draw.PLAN_QUARTER, 0), (draw.PLAN_LAPTOP, 2), (draw.PLAN_2023, 32)):
-        plan = learning.load_plan(path)
+        plan = load_plan(path)
         stored = {path.stem for path in (results.HERE / "data" / plan["results"]).glob("*.json")}
-        runs = [run for run in learning.planned_runs(plan, list(plan["tasks"])) if run.name in stored]
+        runs = [run for run in planned_runs(plan, list(plan["tasks"])) if run.name in stored]
         assert len(runs) >= least
-        assert all(results.is_done(plan["results"], run.name, {"settings": results.differing(run.config)}) for run in runs)
+        assert all(results.is_done(plan["results"], run.name, {"settings": differing(run.config)}) for run in runs)
     for name, data in worldmodel.DATA.items():
         for variant in data.variants:
             assert results.is_done("worldmodel", results.name_of(name, variant, 0), worldmodel.conditions(name, variant))
@@ -360,7 +364,7 @@ def test_stored_results_are_those_of_the_plans():
 def test_other_sizes_of_the_latent_are_other_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "HERE", tmp_path)
     same, other = (
-        {"settings": results.differing(tools.load_config([preset], {"task": "gym_X-v0", "dyn_stoch": 16, "dyn_discrete": 16}))}
+        {"settings": differing(tools.load_config([preset], {"task": "gym_X-v0", "dyn_stoch": 16, "dyn_discrete": 16}))}
         for preset in ("hdreamer_split", "hdreamer")
     )
     numbers = {"dyn_stoch_top": "8", "dyn_discrete_top": "16", "dyn_stoch_bottom": "8", "dyn_discrete_bottom": "16"}
@@ -496,7 +500,7 @@ def test_pages_have_a_name_for_all_data_and_variants():
     assert list(draw.DATA) == list(worldmodel.DATA) and list(draw.VARIANTS) == list(worldmodel.VARIANTS)
 
 
-@pytest.mark.parametrize("script", ["draw", "exploring", "learning", "speed", "suites", "worldmodel"])
+@pytest.mark.parametrize("script", ["draw", "exploring", "learning", "speed", "suites", "trial", "worldmodel"])
 def test_every_script_starts_from_any_folder(script, tmp_path):
     path = pathlib.Path(draw.__file__).with_name(f"{script}.py")
     result = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)

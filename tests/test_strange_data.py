@@ -17,7 +17,7 @@ import console
 import dreamer
 import replay
 import tools
-from benchmarks import learning
+from benchmarks import trial
 from collect import Collector, OpenEpisode
 from envs.names import LOSSES
 from envs.spaces import ActionCodec, ObservationCodec
@@ -432,7 +432,7 @@ def test_the_return_of_an_episode_in_parts_is_that_of_the_whole(tmp_path, parts_
     collected(tmp_path / "train_eps", 25 + 1 + 14, end=25)
     (tmp_path / "metrics.jsonl").write_text('{"step": 25, "episode/return": 25.0}\n{"step": 39, "cut_off/return": 14.0}\n')
     config = tools.load_config([], {"task": "gym_CartPole-v1", "eval_every": 0})
-    assert learning.read_returns(tmp_path, config) == {"training": [(25, 25.0)]}
+    assert trial.read_returns(tmp_path, config) == {"training": [(25, 25.0)]}
 
 
 def test_an_episode_that_never_ends_takes_no_more_than_its_bound(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""More than one process or machine: data parallel training, the CUDA graph, sweeps."""
