@@ -6,6 +6,8 @@
         trains the full-size agent on Atari Pong, which takes a GPU
     python dreamer.py --logdir RUN
         resumes the run in the folder RUN with its own settings
+    torchrun --nproc_per_node 2 dreamer.py ...
+        trains with two processes, each with its own environments and half of every batch
 
 --configs names presets of configs.yaml. Every setting in that file is a flag, as in --seed 1 --encoder.cnn_depth 16.
 --help lists presets and settings.
@@ -43,6 +45,7 @@ from layers import choose_library
 from models import ImagBehavior, WorldModel, latent_layout
 from networks import State, detach
 from optim import LaPropOptimizer, Metrics, Optimizer
+from scale import graph, ranks
 from settings.help import help_text
 from storage.disk import free_space
 from tools import autocast
@@ -81,6 +84,7 @@ class Dreamer(nn.Module):
         config.device = self.device = tools.pick_device(config.device)
         self._asked_precision = config.precision
         config.precision, _ = tools.pick_precision(config.precision, self.device, config.dyn_hidden)
+        graphed = graph.wanted(config)
         choose_library()
         self._dataset = dataset
         self.obs_space = gymnasium.spaces.Dict({key: space for key, space in obs_space.spaces.items() if not key.startswith("log_")})
@@ -96,6 +100,9 @@ class Dreamer(nn.Module):
         self.updates = 0
         if config.compile:
             self._compile()
+        self._graphed = None
+        if graphed:
+            self._graphed = graph.GraphedUpdate(self._update_on, self.optimizers().values(), graph.Gpu(self.device))
 
     def _compile(self) -> None:
         """Compiles modules in place, so that parameter names in checkpoints stay the same."""
@@ -201,15 +208,23 @@ class Dreamer(nn.Module):
         if missing:
             raise ValueError(f"a batch needs {', '.join(sorted(missing))} beside the observation; it has {', '.join(sorted(batch))}")
         data = self._wm.preprocess(batch)
-        post, metrics = self._update_apart(data) if self._opt is None else self._update_together(data)
-        if self._explorer:
-            metrics.update(self._explorer.update(self._wm, post, data, self.updates))
+        if self._graphed:
+            post, metrics = self._graphed(data, self._task_behavior.moves_slow_value(self.updates))
+        else:
+            post, metrics = self._update_on(data)
         if "replay.steps" in batch and self._dataset is not None:
             self._dataset.write_latents(batch["replay.steps"], self._wm.dynamics.pack(post))
         self.updates += 1
         if self.updates % nonfinite.LOOK_EVERY == 0:
             nonfinite.check(self, batch)
         return metrics
+
+    def _update_on(self, data: dict[str, torch.Tensor]) -> tuple[State, Metrics]:
+        """The part of an update that a CUDA graph can replay: it reads no value of a tensor; returns as `_update_apart`."""
+        post, metrics = self._update_apart(data) if self._opt is None else self._update_together(data)
+        if self._explorer:
+            metrics.update(self._explorer.update(self._wm, post, data, self.updates))
+        return post, metrics
 
     def _update_apart(self, data: dict[str, torch.Tensor]) -> tuple[State, Metrics]:
         """Updates the world model, then actor and critic in the updated model (2023).
@@ -251,6 +266,10 @@ class Dreamer(nn.Module):
                 total = total + scale * metrics["replay_value_loss"]
         metrics = {key: value.detach().mean() for key, value in metrics.items()}
         return total, start, {**metrics, **losses.metrics}
+
+    def how_updates_run(self) -> str:
+        """What makes updates faster than plain PyTorch, for people; empty if nothing does."""
+        return ", compiled" if self._config.compile else ", updates in a CUDA graph" if self._graphed else ""
 
     def stored_latents(self, state: dict) -> dict[str, np.ndarray]:
         """What replay memory stores of a state from `act`, see `RSSM.pack`."""
@@ -365,7 +384,7 @@ def load_agent(path: str | os.PathLike, device: str = "auto") -> Dreamer:
     """Loads the agent of a run, ready for `action, state = agent.act(obs, state)`.
 
     Args:
-        path: the folder of a run, or a checkpoint file.
+        path: the folder of a run, a checkpoint file, or pretrained/NAME for an agent that comes with the program.
         device: as the setting `device`.
     Raises:
         ValueError: if there is no agent, or if the file alone does not say how to build it.
@@ -383,7 +402,7 @@ def read_agent(path: str | os.PathLike, device: str = "auto") -> tuple[Dreamer, 
             f"{file} holds no settings and task, so the agent cannot be built from it alone, as with all files of dreamerv3-torch; "
             f"start a run with them: python dreamer.py --configs ... --from_checkpoint {file}"
         )
-    config = settings.load_config(overrides={"device": device, "compile": False}, stored=stored)
+    config = settings.load_config(overrides={"device": device, "compile": False, "cuda_graph": "false"}, stored=stored)
     spaces = _spaces(checkpoint, config)
     _check_size(spaces, config, checkpoint["agent_state_dict"])
     agent = Dreamer(*spaces, config)
@@ -429,12 +448,14 @@ def start(config: settings.Config, make_env: Callable[[], gymnasium.Env] | None 
         ValueError: if settings, environment, episodes or checkpoint do not fit. The folder has not changed then.
     """
     with contextlib.ExitStack() as opened:  # closes the lock and the environments if anything fails
-        run = Run(config, opened)
-        data = (Recordings if config.offline_traindir else Environments)(run.config, opened, make_env)
-        build = functools.partial(Dreamer, data.obs_space, data.act_space)
-        run.read_checkpoint(build)
-        data.open_replay(latent_layout(run.config) if run.config.replay_context else None)
-        run.begin(build(run.config, dataset=data.replay), data)
+        with ranks.all_or_none():
+            run = Run(config, opened)
+            data = (Recordings if config.offline_traindir else Environments)(run.config, opened, make_env)
+            build = functools.partial(Dreamer, data.obs_space, data.act_space)
+            run.read_checkpoint(build)
+            data.open_replay(latent_layout(run.config) if run.config.replay_context else None)
+            agent = build(run.config, dataset=data.replay)
+        run.begin(agent, data)
         run.resources = opened.pop_all()  # the run closes them when it ends
     return run
 
@@ -449,9 +470,9 @@ def train(run: Run) -> None:
     with console.Progress("train", config.steps, "frames", run.step) as progress:
         while run.step < config.steps and not run.stop:
             collector.send(agent)  # environments begin to step
-            for _ in range(budget.take()):  # update meanwhile
-                run.add(agent.update(), prefix="train")
-            steps, episodes = collector.receive()
+            for _ in budget.due(run.stop):  # update meanwhile
+                run.add(agent.update())
+            steps, episodes = run.meet(*collector.receive())
             budget.add(steps)
             run.count(steps, episodes)
             progress.update(run.step, episodes)
@@ -467,11 +488,11 @@ def prefill(run: Run) -> None:
         return
     trained = run.agent.updates > 0  # in another run, whose episodes are not here
     acts = trained or run.config.prefill_policy == "policy"
-    policy = run.agent if acts else exploration.Random(run.agent.codec, tools.policy_seed(run.config.seed, run.step))
+    policy = run.agent if acts else exploration.Random(run.agent.codec, tools.policy_seed(run.config.seed, run.step, ranks.rank()))
     collected = 0
     with console.Progress("prefill", missing, "steps") as progress:
         while collected < missing and run.step < run.config.steps and not run.stop:
-            steps, episodes = collector.step(policy)
+            steps, episodes = run.meet(*collector.step(policy))
             collected += steps
             run.count(steps, episodes)
             progress.update(collected)
@@ -486,7 +507,7 @@ def pretrain(run: Run) -> None:
         return
     with console.Progress("pretrain", updates, "updates", agent.updates) as progress:
         while agent.updates < updates and not run.stop:
-            run.add(agent.update(), prefix="train")
+            run.add(agent.update())
             run.log_if_due()
             progress.update(agent.updates)
             run.save_if_due()
@@ -498,7 +519,7 @@ def train_on_recordings(run: Run) -> None:
     run.evaluate_if_due()  # the last evaluation may have been interrupted
     with console.Progress("train", config.steps, "updates", agent.updates) as progress:
         while agent.updates < config.steps and not run.stop:
-            run.add(agent.update(), prefix="train")
+            run.add(agent.update())
             run.log_if_due()
             progress.update(agent.updates)
             run.evaluate_if_due()
@@ -523,7 +544,7 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
         after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
-    with console.tolerant_output():
+    with console.tolerant_output(), ranks.joined():
         if not argv:
             print(__doc__)
             return 2
@@ -532,29 +553,38 @@ def main(argv: list[str] | None = None, make_env: Callable[[], gymnasium.Env] | 
             return 0
         debug = False
         try:
-            presets, flags = settings.parse_flags(argv)
-            debug = str(flags.get("debug", "")).lower() == "true"  # first, since the other settings may be wrong
-            config = folder.command_settings(presets, flags)
-            debug = config.debug
-            if make_env is not None:
-                claim(config, make_env)
+            with ranks.all_or_none():
+                presets, flags = settings.parse_flags(argv)
+                debug = str(flags.get("debug", "")).lower() == "true"  # first, since the other settings may be wrong
+                config = folder.command_settings(presets, flags)
+                debug = config.debug
+                if make_env is not None:
+                    claim(config, make_env)
+                ranks.take_device(config.device)
             run = start(config, make_env)
+        except ranks.SaidElsewhere:
+            return 2
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if debug:
                 raise
-            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            if ranks.is_first() or not isinstance(error, ranks.RankLost):
+                print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("Stopped before the run began.", file=sys.stderr)
+            if ranks.is_first():
+                print("Stopped before the run began.", file=sys.stderr)
             return 130
         try:
             run_to_end(run)
-        except (nonfinite.NonFinite, EnvironmentFailed) as error:
+        except (nonfinite.NonFinite, EnvironmentFailed, ranks.RankLost) as error:
             if debug:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            if ranks.is_first() or not isinstance(error, ranks.RankLost):
+                print(f"error: {error}", file=sys.stderr)
             tell_unsaved(run)
             return 1
+        except ranks.SaidElsewhere:
+            return tell_unsaved(run) or 1
         except KeyboardInterrupt:  # from elsewhere than Ctrl-C, or from an environment that is not waited for after `run.stop`
             console.say(how_to_resume(run, script=make_env is not None))
             return tell_unsaved(run) or (0 if run.stop else 130)
@@ -591,7 +621,7 @@ def how_to_resume(run: Run, script: bool = False) -> str:
     else:
         ended = f"Finished at {run.unit} {run.clock:,}. To train for longer:"
         flags += ["--steps", str(2 * config.steps)]
-    command = "start the same script with" if script else f"{tools.python_command()} dreamer.py"
+    command = "start the same script with" if script else f"{ranks.launcher() or tools.python_command()} dreamer.py"
     return f"{ended}\n    {command} {shlex.join(flags)}"
 
 

@@ -17,6 +17,7 @@ from layers import Style
 from models import ImagBehavior, Rollout, WorldModel
 from networks import State
 from optim import AdamOptimizer, LaPropOptimizer, Metrics
+from scale import ranks
 from tools import autocast
 
 BEHAVIORS = ("greedy", "random", "plan2explore")
@@ -72,7 +73,8 @@ class Uniform:
         parts = []
         for part in self._codec.parts.values():
             if part.classes is None:
-                parts.append(_UniformNumbers(feat.new_full((*feat.shape[:-1], part.size), -1.0), 1.0))
+                low = feat.new_full((*feat.shape[:-1], part.size), -1.0)
+                parts.append(_UniformNumbers(low, -low, validate_args=False))  # a GPU would wait for the validation
             else:
                 parts += [dists.OneHot(feat.new_zeros(*feat.shape[:-1], count)) for count in part.classes]
         return dists.Joint(parts)
@@ -193,7 +195,9 @@ class Plan2Explore(nn.Module):
         log_probs = torch.stack([network(inputs).log_prob(target[:, offset:]) for network in self._networks])
         episode = data["is_first"].cumsum(1)
         same = (episode[:, offset:] == episode[:, :-offset]).float()
-        return -(log_probs.mean(0) * same).sum() / same.sum().clamp(min=1.0)
+        pairs = same.sum()
+        ranks.average_([pairs])  # ranks differ in how many pairs they have, and each pair counts the same
+        return -(log_probs.mean(0) * same).sum() / pairs.clamp(min=1.0 / ranks.count())
 
     def _target(self, world_model: WorldModel, post: State, feat: Tensor, data: dict[str, Tensor]) -> Tensor:
         """The ensemble's target at every step, (B, T, n)."""

@@ -22,6 +22,7 @@ from envs.spaces import RESERVED, ActionPart, OneHot
 from layers import Style
 from networks import State
 from optim import AdamOptimizer, Metrics
+from scale import ranks
 from tools import autocast
 
 GRADIENTS = ("reinforce", "dynamics")  # estimators of the policy gradient
@@ -103,26 +104,27 @@ class WorldModel(nn.Module):
             ValueError: for an image with other numbers than integers from 0 to 255, whatever their dtype.
         """
         data = {}
-        device = torch.device(self._config.device)
         for key, value in obs.items():
             if key.startswith("log_") or key == "replay.steps":
                 continue
             if key == "replay.context":
-                data[key] = self.dynamics.unpack(value)
-                continue
-            value = torch.as_tensor(value)
-            value = _as_bytes(key, value) if key in self._images else value
-            if device.type == "cuda" and value.device.type == "cpu":
-                value = value.pin_memory()  # makes the copy to the GPU asynchronous
-            if key in self._images:  # images are copied as bytes, a quarter of their float32 size
-                data[key] = value.to(device, non_blocking=True).float() / 255.0
+                data[key] = self.dynamics.unpack({name: self._to_device(part) for name, part in value.items()})
+            elif key in self._images:  # images are copied as bytes, a quarter of their float32 size
+                data[key] = self._to_device(_as_bytes(key, torch.as_tensor(value))).float() / 255.0
             else:
-                data[key] = value.to(device, torch.float32, non_blocking=True)
+                data[key] = self._to_device(value, torch.float32)
         if "reward" in data:
             data["reward"] = data["reward"].unsqueeze(-1)
         if "is_terminal" in data:
             data["cont"] = 1.0 - data["is_terminal"].unsqueeze(-1)
         return data
+
+    def _to_device(self, value, dtype: torch.dtype | None = None) -> Tensor:
+        """An array or tensor on the device, in its own dtype unless another is given."""
+        device, value = torch.device(self._config.device), torch.as_tensor(value)
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()  # makes the copy to the GPU asynchronous
+        return value.to(device, dtype or value.dtype, non_blocking=True)
 
     def loss(self, data: dict[str, Tensor], sample: bool = True) -> tuple[Tensor, State, Metrics]:
         """The world model's loss: negative ELBO with scaled terms (Hafner et al. 2023, "World Model Learning").
@@ -358,14 +360,14 @@ def update_return_range(ema: Tensor, returns: Tensor, decay: float = 0.99) -> Te
 
     Args:
         ema: (2,), running 5th and 95th percentiles; updated in place.
-        returns: any shape.
+        returns: any shape; those of all ranks count.
         decay: of the running average.
     Returns:
         scalar by which advantages are divided: the difference of the percentiles, at least 1.
     """
     # A Python list would force a host-to-device copy and a sync.
     levels = torch.linspace(0.05, 0.95, 2, device=returns.device)
-    percentiles = torch.quantile(returns.detach().float().flatten(), levels)
+    percentiles = torch.quantile(ranks.gather(returns.float().flatten()), levels)
     # A NaN would stay in the running average forever.
     ema.lerp_(torch.where(percentiles.isfinite(), percentiles, ema), 1.0 - decay)
     return (ema[1] - ema[0]).clamp(min=1.0)
@@ -604,12 +606,16 @@ class ImagBehavior(nn.Module):
         """Values of the slow critic, (..., F) -> (..., 1); None without one."""
         return self._slow_value(feat).mode if self._config.critic.slow_target else None
 
+    def moves_slow_value(self, updates: int) -> bool:
+        """Whether the update after this many moves the slow critic: one of `slow_target_update` does."""
+        return self._config.critic.slow_target and updates % self._config.critic.slow_target_update == 0
+
     @torch.no_grad()  # otherwise the slow critic's graph would grow with every update
     def update_slow_value(self, updates: int) -> None:
-        """Moves the slow critic towards the critic, every `slow_target_update` updates."""
-        config = self._config.critic
-        if config.slow_target and updates % config.slow_target_update == 0:
-            torch._foreach_lerp_(list(self._slow_value.parameters()), list(self.value.parameters()), config.slow_target_fraction)
+        """Moves the slow critic towards the critic, if it is its turn."""
+        if self.moves_slow_value(updates):
+            fraction = self._config.critic.slow_target_fraction
+            torch._foreach_lerp_(list(self._slow_value.parameters()), list(self.value.parameters()), fraction)
 
 
 # Loading a flat checkpoint into a model with two levels

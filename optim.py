@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from scale import ranks
+
 Metrics = dict[str, Tensor]  # scalars by name
 
 
@@ -27,7 +29,7 @@ class Optimizer(abc.ABC):
         self.skipped_in_a_row = torch.zeros((), device=params[0].device)
 
     def step(self, loss: Tensor, retain_graph: bool = False) -> Metrics:
-        """Takes one step on a scalar loss. Only this optimizer's parameters receive gradients.
+        """Takes one step on a scalar loss. Only this optimizer's parameters receive gradients, which ranks average.
 
         Args:
             loss: scalar.
@@ -37,12 +39,14 @@ class Optimizer(abc.ABC):
         """
         self._opt.zero_grad(set_to_none=True)
         loss.backward(inputs=self._params, retain_graph=retain_graph)
+        loss = loss.detach().clone()
+        ranks.average_([loss, *(parameter.grad for parameter in self._params if parameter.grad is not None)])
         norm = self._clipped_norm()
-        skip = (~(loss.detach().isfinite() & norm.isfinite())).float()
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * skip
+        skip = (~(loss.isfinite() & norm.isfinite())).float()
+        self.skipped_in_a_row.add_(1.0).mul_(skip)  # in place, since a CUDA graph counts on
         self._step_unless(skip)
         self._opt.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
-        return {f"{self._name}_loss": loss.detach(), f"{self._name}_grad_norm": norm.detach(), f"{self._name}_skipped": skip}
+        return {f"{self._name}_loss": loss, f"{self._name}_grad_norm": norm.detach(), f"{self._name}_skipped": skip}
 
     @abc.abstractmethod
     def _clipped_norm(self) -> Tensor:
@@ -51,6 +55,11 @@ class Optimizer(abc.ABC):
     @abc.abstractmethod
     def _step_unless(self, skip: Tensor) -> None:
         """Takes the step, unless the scalar `skip` is 1."""
+
+    @property
+    def state(self) -> dict:
+        """Step counts and moments by parameter; another object once some were loaded."""
+        return self._opt.state
 
     def state_dict(self) -> dict:
         """State of the wrapped `torch.optim` optimizer."""
@@ -86,8 +95,11 @@ class AdamOptimizer(Optimizer):
 
     def __init__(self, name: str, params: Iterable[Tensor], *, lr: float, eps: float, clip: float, weight_decay: float = 0.0):
         params = list(params)
-        self._clip, self._fused = clip, params[0].device.type in ("cpu", "cuda")
-        super().__init__(name, params, torch.optim.AdamW(params, lr=lr, eps=eps, weight_decay=weight_decay, fused=self._fused))
+        device = params[0].device.type
+        self._clip, self._fused = clip, device in ("cpu", "cuda", "meta")  # where PyTorch has a kernel that can skip a step
+        # In a CUDA graph the step counts must be on the GPU, where the fused kernel has them anyway; `capturable` says so.
+        options = dict(lr=lr, eps=eps, weight_decay=weight_decay, fused=self._fused, capturable=device == "cuda")
+        super().__init__(name, params, torch.optim.AdamW(params, **options))
 
     def _clipped_norm(self) -> Tensor:
         return nn.utils.clip_grad_norm_(self._params, self._clip)

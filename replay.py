@@ -87,6 +87,7 @@ class Replay:
         seed: seed of the sampling.
         online: replay every stretch of T new steps (T + 1 with latents) once before steps are drawn at random.
         latents: shape and dtype of a step's latents by key; None to store none.
+        sharers: how many processes on this machine have a memory of this size.
     Attributes:
         latent_layout: shape and dtype of a step's latents by key; empty if none are stored.
         nbytes: size of the arrays.
@@ -109,6 +110,7 @@ class Replay:
         seed: int = 0,
         online: bool = False,
         latents: dict[str, tuple[tuple[int, ...], np.dtype]] | None = None,
+        sharers: int = 1,
     ):
         self.action_size = action_size
         self._batch_size, self._batch_length = batch_size, batch_length
@@ -123,10 +125,10 @@ class Replay:
         step_bytes = _step_bytes(layout) + latent_bytes
         self.nbytes, self.latent_nbytes = step_bytes * self.capacity, latent_bytes * self.capacity
         free = available_memory()
-        if free is not None and self.nbytes > free.bytes:
+        if free is not None and sharers * self.nbytes > free.bytes:
             raise ValueError(
-                f"replay memory of {self.capacity} steps takes {self.nbytes / 1e9:.1f} GB, but {free.bytes / 1e9:.1f} GB are "
-                f"free ({free.limit}); set dataset_size to at most {int(0.9 * free.bytes / step_bytes)}"
+                f"replay memory of {sharers * self.capacity} steps takes {sharers * self.nbytes / 1e9:.1f} GB, but "
+                f"{free.bytes / 1e9:.1f} GB are free ({free.limit}); set dataset_size to at most {int(0.9 * free.bytes / step_bytes)}"
             )
         self._copier: ThreadPoolExecutor | None = None
         self._next: Future | None = None  # the batch that the thread copies
@@ -343,7 +345,7 @@ class Replay:
         Returns:
             how many stored steps got their latents; the others keep theirs.
         Raises:
-            Exception: of nearly any kind, for a damaged file, or one of another layout; all latents are zeros then.
+            Exception: of nearly any kind, for a damaged file, or one of another layout; the latents of its steps are zeros then.
         """
         named = {episode.name: (stream, episode) for stream, found in enumerate(self._stored_episodes) for episode in found}
         places, oldest = [], self._oldest
@@ -359,8 +361,8 @@ class Replay:
                     array[stream, number[kept] % self._stream_capacity] = values[: len(number)][kept]
         except Exception:
             for array in self._latents.values():
-                for stream, size in enumerate(self._size):
-                    array[stream, :size] = 0
+                for stream, number, kept in places:
+                    array[stream, number[kept] % self._stream_capacity] = 0
             raise
         self.latents_changed = False
         return int(sum(kept.sum() for *_, kept in places))
@@ -394,15 +396,16 @@ class Replay:
         """The generator before it drew the batch that waits. A resumed run draws the same batch from it."""
         return self._before_next if self._next else self.rng
 
-    def load(self, directory: pathlib.Path) -> int:
+    def load(self, directory: pathlib.Path, rank: int = 0, count: int = 1) -> int:
         """Appends the newest episodes on disk that fit, oldest first. Warns of damaged files and skips them.
 
         Args:
             directory: folder of .npz files, named so that their order is that of time.
+            rank, count: which of so many equal parts of the episodes are loaded.
         Returns:
             loaded agent steps; the first observation of an episode is not a step.
         """
-        names = names_in(directory)
+        names = names_in(directory)[rank::count]
         with console.Progress("look for episodes", self.capacity, "steps", brief=True) as progress:
             chosen, skipped = self._choose(directory, names, progress)
         loaded = []

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -87,11 +88,13 @@ class UpdateBudget:
         """Updates that become due when this many agent steps are collected."""
         return steps * self._updates_per_step
 
-    def take(self) -> int:
-        """The number of updates that are due now."""
-        updates = int(self.credit)
-        self.credit -= updates
-        return updates
+    def due(self, stop=False) -> Iterator[None]:
+        """Yields once for every update that is due now. Once `stop` is true, the others stay due."""
+        for _ in range(int(self.credit)):
+            if stop:
+                return
+            self.credit -= 1.0
+            yield
 
 
 def pick_device(name: str) -> str:
@@ -217,9 +220,9 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def train_seed(seed: int, step: int) -> int:
-    """Seed of training environments that start at this frame. A resumed run gets another one, and so new episodes."""
-    return _derived_seed(seed, 0, step)
+def train_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of a rank's training environments that start at this frame. A resumed run gets another one, and so new episodes."""
+    return _derived_seed(seed, 0, step, *_of(rank))
 
 
 def eval_seed(seed: int) -> int:
@@ -227,14 +230,23 @@ def eval_seed(seed: int) -> int:
     return _derived_seed(seed, 1)
 
 
-def policy_seed(seed: int, step: int) -> int:
-    """Seed of random actions from this frame on; never that of an environment, whose generators are of the same kind."""
-    return _derived_seed(seed, 2, step)
+def policy_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of a rank's random actions from this frame on; never that of an environment, whose generators are of the same kind."""
+    return _derived_seed(seed, 2, step, *_of(rank))
 
 
 def video_seed(seed: int, clock: int) -> int:
     """Seed of the choice of sequences for open-loop predictions."""
     return _derived_seed(seed, 3, clock)
+
+
+def rank_seed(seed: int, clock: int, rank: int) -> int:
+    """Seed of all other random numbers of a rank beyond the first, from this frame or update on."""
+    return _derived_seed(seed, 4, clock, rank)
+
+
+def _of(rank: int) -> tuple[int, ...]:
+    return (rank,) if rank else ()  # one process draws the same as the first rank
 
 
 def _derived_seed(*keys: int) -> int:

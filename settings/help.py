@@ -122,7 +122,7 @@ def markdown() -> str:
     lines += [f"| `{old}` | ignored: {why} |" for old, why in IGNORED.items()]
     lines += ["| `precision: 16` | `precision: bf16` |"]
     for name, words in BOOLEANS.items():
-        lines += [f"| `{name}: {old}` | `{name}: {new}`, without a note |" for old, new in words.items()]
+        lines += [f"| `{name}: {old}` | `{name}: {new}`, without a note |" for old, new in words.items() if old != new]
     return "\n".join(lines) + "\n"
 
 

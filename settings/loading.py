@@ -16,6 +16,7 @@ from settings.names import current_names, current_value, note
 # Settings that are one of a few words, by the last part of the name.
 CHOICES = {
     "precision": ("32", "bf16", "auto"),
+    "cuda_graph": ("auto", "true", "false"),
     "prefill_policy": ("random", "policy"),
     "dyn_core": ("gru", "block_gru"),
     "norm": ("layer", "rms", "none"),

@@ -40,8 +40,12 @@ IGNORED = {
     "break_speed": "Minecraft has no adapter here",
 }
 
-# Settings that were booleans in earlier versions, and in dreamerv3-torch; by the last part of the name.
-BOOLEANS = {"norm": {"true": "layer", "false": "none"}, "symlog_inputs": {"true": "all", "false": "none"}}
+# Settings that were booleans in earlier versions, and in dreamerv3-torch, or may be given as one; by the last part of the name.
+BOOLEANS = {
+    "norm": {"true": "layer", "false": "none"},
+    "symlog_inputs": {"true": "all", "false": "none"},
+    "cuda_graph": {"true": "true", "false": "false"},
+}
 
 
 def current_value(name: str, value):

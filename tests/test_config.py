@@ -413,12 +413,20 @@ def test_every_calls_once_per_multiple_and_does_not_catch_up_after_a_resume():
 def test_updates_replay_every_step_as_often_as_asked():
     def updates(budget: tools.UpdateBudget, steps: int) -> int:
         budget.add(steps)
-        return budget.take()
+        return len(list(budget.due()))
 
     budget = tools.UpdateBudget(train_ratio=512, batch_steps=1024)
     assert [updates(budget, 1) for _ in range(6)] == [0, 1, 0, 1, 0, 1]
     budget = tools.UpdateBudget(train_ratio=3.3, batch_steps=7)
     assert sum(updates(budget, step % 3) for step in range(1000)) == int(999 * 3.3 / 7)
+
+
+def test_updates_that_a_stop_leaves_out_stay_due():
+    budget, asked = tools.UpdateBudget(train_ratio=1, batch_steps=1), []
+    budget.add(5)
+    for _ in budget.due(asked):  # true once it is not empty
+        asked += [1] * (budget.credit == 3)
+    assert budget.credit == 3 and len(list(budget.due())) == 3
 
 
 def test_console_lines_show_statistics_of_the_latents_and_nothing_that_looks_like_them():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import compare
+import dream
 import dreamer
 import evaluate
 import latent_report
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-MAINS = {module.__name__: module.main for module in (compare, dreamer, evaluate, latent_report, record)}
+MAINS = {module.__name__: module.main for module in (compare, dream, dreamer, evaluate, latent_report, record)}
 MAINS |= {"checkpoints": export.main, "checkpoints.jax_original": jax_export.main}
 MAINS |= {"pages": run_page_command.main, "pages.filmstrip": filmstrip.main}
 RUN = "logdir/20261129-230605-gym_CartPole-v1"  # the example on many pages
@@ -46,6 +47,7 @@ SIZES = [name for name in DREAMER if name.rpartition(".")[2] in ("dyn_deter", "d
 OFFLINE = {"eval_every": 2, "steps": 4}
 SHORT = {"record": ["--episodes", "2"], "evaluate": ["--episodes", "1", "--video_steps", "12"], "latent_report": ["--steps", "400"]}
 SHORT["pages.filmstrip"] = ["--sequence", "1"]
+SHORT["dream"] = ["--measure"]
 
 
 def documented(page: str) -> list[tuple[str, bool]]:
@@ -81,8 +83,9 @@ def shortened(command: str) -> list[str]:
     logdir = words[words.index("--logdir") + 1] if "--logdir" in words else "new"
     goes_on = pathlib.Path(logdir, "latest.pt").exists()
     flags = {**DREAMER, "steps": 150 if goes_on else 90}
-    if "jax_reference" in command:  # goes on at frame 3,564, with the sizes of its agent
-        flags = {name: value for name, value in flags.items() if name not in SIZES} | {"steps": 3600}
+    for origin, steps in (("jax_reference", 3600), ("pretrained/cartpole", 12_130)):  # goes on at frame 3,564 or 12,074, with its sizes
+        if origin in command:
+            flags = {name: value for name, value in flags.items() if name not in SIZES} | {"steps": steps}
     if "--offline_traindir" in words:
         flags |= OFFLINE
     if "--eval_episode_num" in words:
@@ -203,7 +206,7 @@ def test_the_python_of_the_readme_runs_as_printed(monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
 def test_the_command_for_uv_prints_the_help():
-    command = re.search(r"`(uv run .*?)`", PAGES["README.md"])[1]
+    command = re.search(r"`(uv run .*?)`", PAGES["first_run.md"])[1]
     words = shlex.split(command.replace("uv run", "uv run --offline"))  # a test downloads nothing
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if result.returncode and re.search("offline|network was disabled", result.stderr):

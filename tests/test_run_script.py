@@ -75,7 +75,7 @@ def test_a_task_trains_with_settings_that_exist_and_further_flags_come_last(star
 
 def test_the_tasks_are_the_commands_that_the_readme_prints(start):
     readme = " ".join((ROOT / "README.md").read_text().replace("\\\n", " ").split())
-    for task in ("cartpole", "road_runner", "pong"):
+    for task in ("dream", "cartpole", "road_runner", "pong"):
         assert start(task)[1][-1].strip() in readme
 
 
@@ -127,7 +127,7 @@ def test_without_arguments_it_lists_the_tasks_and_sets_up_nothing(start):
     for words in ([], ["--help"]):
         result, calls = start(*words)
         assert result.returncode == 0 and not calls and not (start.folder / ".venv").exists()
-        assert all(f"./run {task}" in result.stdout for task in ("cartpole", "road_runner", "pong", "test"))
+        assert all(f"./run {task}" in result.stdout for task in ("dream", "cartpole", "road_runner", "pong", "test"))
 
 
 def test_it_is_marked_as_executable_and_asks_for_no_bash():

@@ -18,6 +18,7 @@ from collect import Collector
 from envs import EnvBatch, check_alike, make_envs
 from envs.spaces import ActionCodec
 from replay import Replay
+from scale import ranks
 from storage import chunks
 from storage.disk import Disk
 from storage.episodes import old_episodes, stored_steps
@@ -29,6 +30,8 @@ def open_eval_envs(
 ) -> EnvBatch | None:
     """The environments to evaluate in; None if evaluation plays no episodes.
 
+    Only the first of several processes evaluates. The others make no environments here, or one if they have no other to know its spaces.
+
     Args:
         make_env: makes an environment, see `make_envs`.
         training: the environments to train in, if there are any.
@@ -36,6 +39,8 @@ def open_eval_envs(
         ValueError: if the environments cannot be made, or their spaces differ from those for training.
     """
     count = min(config.eval_envs, config.eval_episode_num) if config.eval_every else 0
+    if not ranks.is_first():
+        count = 0 if training else min(count, 1)
     if not count:
         return None
     envs = opened.enter_context(contextlib.closing(make_envs(config, count, training=False, tried=training, make_env=make_env)))
@@ -87,7 +92,7 @@ class EpisodeFolder:
 
         They go even if that checkpoint cannot be written, since they may be what fills the disk.
         """
-        self._removing = {} if self._keep else dict(old_episodes(self.path, self._capacity))
+        self._removing = {} if self._keep or not ranks.is_first() else dict(old_episodes(self.path, self._capacity))
 
     def remove_old(self) -> bool:
         """Removes the files that `mark_old` chose; returns whether there were any."""
@@ -113,7 +118,7 @@ class Environments:
         replay: the replay memory; there is none before `open_replay`.
         collector: steps the environments; there is none before `begin`.
         budget: how many updates are due.
-        missing_steps: agent steps to collect before training.
+        missing_steps: agent steps that all processes are to collect before training.
     """
 
     def __init__(self, config: settings.Config, opened: contextlib.ExitStack, make_env: Callable | None = None):
@@ -139,13 +144,14 @@ class Environments:
         self.replay = Replay(
             self.obs_space,
             ActionCodec(self.act_space).size,
-            capacity=capacity,
+            capacity=capacity // ranks.count(),
             streams=config.envs,
-            batch_size=config.batch_size,
+            batch_size=ranks.share(config.batch_size),
             batch_length=config.batch_length,
             seed=config.seed,
             online=config.replay_online,
             latents=latents,
+            sharers=ranks.count_here(),
         )
 
     def about(self) -> list[tuple[str, str]]:
@@ -188,23 +194,25 @@ class Environments:
             run: whose agent has been taken up from the checkpoint, if there is one.
         """
         config, directory = self._config, run.logdir / "train_eps"
-        self.envs.heed(run.stop)
-        if run.origin:
+        self.envs.heed(run.signal)
+        if run.origin and ranks.is_first():
             self._take_over_episodes(run, checkpoint, directory)
         self.episodes = EpisodeFolder(directory, config.keep_episodes, config.dataset_size, run.disk, *self._removed)
-        loaded_steps = self.replay.load(directory)
-        run.step = max(run.step, self.episodes.count_steps() * config.action_repeat)  # frames
+        run.step = ranks.from_first(max(run.step, self.episodes.count_steps() * config.action_repeat))  # frames
+        loaded = self.replay.load(directory, ranks.rank(), ranks.count())
+        (loaded_steps,) = ranks.total(loaded)
         if checkpoint:
             updates = f"{run.agent.updates:,} updates"
             console.say(f"Resuming at frame {run.step:,} after {updates}, with {loaded_steps:,} steps in memory.")
-        elif run.step:
+        elif run.step and ranks.is_first():
             console.warn(
                 f"there are episodes in {directory}, but no checkpoint: a new agent begins at frame {run.step:,}, "
                 f"with {loaded_steps:,} of their steps in memory"
             )
-        filled = len(self.replay) >= min(config.prefill, self.replay.capacity)  # by an earlier run
-        self.missing_steps = 0 if filled else config.prefill - loaded_steps
-        seed = tools.train_seed(config.seed, run.step)
+        share = -(-config.prefill // ranks.count())  # rounded up
+        filled = len(self.replay) >= min(share, self.replay.capacity)  # by an earlier run
+        self.missing_steps = ranks.count() * max(ranks.all_of([0 if filled else share - loaded]))
+        seed = tools.train_seed(config.seed, run.step, ranks.rank())
         self.collector = Collector(self.envs, self.replay, directory, run.disk, seed=seed, training=True)
 
     def _take_over_episodes(self, run, checkpoint: dict, directory: pathlib.Path) -> None:
@@ -245,7 +253,7 @@ class Environments:
             latents=self.replay.latent_layout or None,
             latent=(checkpoint["config"]["dyn_stoch"], checkpoint["config"]["dyn_discrete"]),
             latents_path=directory.parent / latents.FILE,
-            capacity=self.replay.capacity,
+            capacity=ranks.count() * self.replay.capacity,
         )
         told = f"{taken.episodes:,} episodes, {taken.steps:,} steps"
         told += f", {taken.latents:,} of their observations with latents" if self.replay.stores_latents else ""
@@ -286,20 +294,21 @@ class Recordings:
         self.recording = offline.survey("offline_traindir", config.offline_traindir, wanted, config.task, config)
         self.obs_space, self.act_space = self.recording.obs_space, self.recording.act_space
         self.held_out = None
-        if config.offline_evaldir:
+        if config.offline_evaldir and ranks.is_first():
             wanted = self.obs_space, self.act_space
             self.held_out = offline.survey("offline_evaldir", config.offline_evaldir, wanted, config.offline_traindir, config)
             self._held_out_memory = offline.fill(self.held_out, config)
 
     def open_replay(self, latents: dict | None) -> None:
-        """Loads the episodes. Held-out ones have no latents: their sequences start from the initial state.
+        """Allocates a memory for the episodes. Held-out ones have no latents: their sequences start from the initial state.
 
         Args:
             latents: as in `Environments.open_replay`.
         Raises:
             ValueError: if there is not enough memory.
         """
-        self.replay = offline.fill(self.recording, self._config, latents)
+        self._part = offline.part(self.recording, ranks.rank(), ranks.count())
+        self.replay = offline.memory_for(self._part, self._config, latents, ranks.count())
 
     def about(self) -> list[tuple[str, str]]:
         """Where the data comes from and how it is used, for the summary."""
@@ -310,7 +319,7 @@ class Recordings:
             ("recorded", f"{self.recording}; {describe_spaces(self.obs_space, self.act_space)}"),
             *held_out,
             ("environments", f"none to train, {count} to evaluate"),
-            ("replay", f"{len(self.replay):,} of {steps:,} steps, {describe_memory(self.replay)}"),
+            ("replay", f"{ranks.total(self.replay.capacity)[0]:,} of {steps:,} steps, {describe_memory(self.replay)}"),
             ("updates", f"{config.batch_size} x {config.batch_length} steps, {config.steps:,} updates"),
         ]
 
@@ -326,7 +335,8 @@ class Recordings:
         """Nothing: `counters` leaves nothing that is read again."""
 
     def begin(self, run, checkpoint: dict | None) -> None:
-        """Says where the run goes on."""
+        """Loads the episodes, and says where the run goes on."""
+        offline.load(self.replay, self._part, self._config)
         if checkpoint:
             console.say(f"Resuming at update {run.clock:,}.")
 

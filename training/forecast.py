@@ -12,12 +12,14 @@ SHORT_RUN = "python dreamer.py --configs defaults small hdreamer_split --task gy
 class Forecast:
     """Times the first updates and environment steps, and prints one estimate of the time that is left.
 
-    The time between two counts belongs to the second one. The first update is not timed: it also allocates memory and
-    compiles.
+    The time between two counts belongs to the second one.
+
+    Attributes:
+        untimed: updates that are not timed. The first one also allocates memory and compiles; a CUDA graph begins later.
     """
 
     def __init__(self):
-        self._last, self._warm, self._done = None, False, False
+        self._last, self.untimed, self._done = None, 1, False
         self._frames, self._frame_seconds = 0, 0.0
         self._updates, self._update_seconds = 0, 0.0
 
@@ -35,8 +37,8 @@ class Forecast:
             on_cpu: suggest a short run beside a long one.
         """
         seconds = self._lap()
-        if self._done or seconds is None or not self._warm:
-            self._warm = True
+        if self._done or seconds is None or self.untimed:
+            self.untimed = max(0, self.untimed - 1)
             return
         self._updates += 1
         self._update_seconds += seconds

@@ -82,6 +82,16 @@ class Logger:
             writer.close()
 
 
+class Silent:
+    """A logger that writes nothing, of the processes beside the first one."""
+
+    pending = False
+
+    def add(self, metrics: dict, prefix: str = "") -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _finite_mean(values: list) -> float | None:
     """Mean of the finite ones of numbers or scalar tensors; None if there are none. Of a skipped update many metrics are not finite."""
     if torch.is_tensor(values[0]):

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from torch import nn
 
+from scale import ranks
 from storage import arrays
 from storage.disk import Disk
 
@@ -39,10 +40,15 @@ def check(agent: nn.Module, batch: dict[str, np.ndarray]) -> None:
         batch: of the update that has just been.
     Raises:
         NonFinite: if one of them has skipped LIMIT updates in a row.
+        SaidElsewhere: of several processes, in all but the first one whose batch is not finite.
     """
     skipped = {name: int(optimizer.skipped_in_a_row) for name, optimizer in agent.optimizers().items()}
     stuck = {name: count for name, count in skipped.items() if count >= LIMIT}
     if stuck:
+        sound = all(np.isfinite(np.asarray(value, np.float32)).all() for value in _flat(batch).values())
+        guilty = ranks.all_of([] if sound else [ranks.rank()])
+        if ranks.rank() != min(guilty, default=0):
+            raise ranks.SaidElsewhere
         where = _list(stuck, "updates in a row")
         raise NonFinite(f"loss or gradient was not finite in the optimizer {where}. {_findings(agent, batch)}", batch)
 

@@ -18,6 +18,7 @@ from envs import images
 from envs.check import LARGEST, is_sound
 from envs.spaces import RESERVED, ActionCodec
 from replay import Replay
+from scale import ranks
 from storage import archives
 from storage.episodes import load_episode
 
@@ -126,20 +127,46 @@ def _episodes(setting: str, folder: pathlib.Path, config) -> Iterator[tuple[path
         )
 
 
-def fill(recording: Recording, config, latents: dict | None = None) -> Replay:
-    """A memory with the newest episodes of a folder, as many steps as `dataset_size` allows; `latents` as in `Replay`."""
-    steps = min(config.dataset_size, sum(recording.lengths.values()))
-    memory = Replay(
+def part(recording: Recording, rank: int, count: int) -> Recording:
+    """The episodes of one of so many processes.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    if len(recording.lengths) < count:
+        raise ValueError(
+            f"{recording.folder} has fewer episodes ({len(recording.lengths)}) than there are processes ({count}), which share them; "
+            "start fewer processes"
+        )
+    lengths = dict(list(recording.lengths.items())[rank::count])
+    return recording._replace(lengths=lengths, returns=recording.returns[rank::count])
+
+
+def memory_for(recording: Recording, config, latents: dict | None = None, count: int = 1) -> Replay:
+    """An empty memory for the newest episodes of a folder, as many steps as `dataset_size` allows.
+
+    Args:
+        latents: as in `Replay`.
+        count: processes, each with a part of the episodes.
+    Raises:
+        ValueError: if there is not enough memory.
+    """
+    return Replay(
         recording.obs_space,
         ActionCodec(recording.act_space).size,
-        capacity=steps,
+        capacity=min(config.dataset_size // count, sum(recording.lengths.values())),
         streams=1,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // count,
         batch_length=config.batch_length,
         seed=config.seed,
         latents=latents,
+        sharers=min(count, ranks.count_here()),
     )
-    newest, room = [], steps
+
+
+def load(memory: Replay, recording: Recording, config) -> None:
+    """Loads the newest episodes, as many steps as the memory holds."""
+    newest, room = [], memory.capacity
     for file, length in reversed(recording.lengths.items()):
         if room <= 0:
             break
@@ -149,6 +176,12 @@ def fill(recording: Recording, config, latents: dict | None = None) -> Replay:
         for number, file in enumerate(reversed(newest), start=1):
             memory.add_episode(_convert(_read(file), config), file.name)
             progress.update(number)
+
+
+def fill(recording: Recording, config) -> Replay:
+    """A memory with the newest episodes, for a single process; see `memory_for`."""
+    memory = memory_for(recording, config)
+    load(memory, recording, config)
     return memory
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from checkpoints import fitting, jax_original
 from collect import Finished, play_episodes
 from pages import curves
 from play import camera
-from storage import files
+from scale import graph, ranks
+from storage import files, lock
 from storage.disk import Disk
-from storage.lock import Lock
 from training import folder, latents, logs, nonfinite, offline, stop, writers
 from training.forecast import Forecast
 
@@ -28,7 +28,8 @@ class Run:
     """Counts, logs, evaluates and saves; goes on with what its folder holds of an earlier run.
 
     `with run:` goes around the training. Within it Ctrl-C and SIGTERM set `stop`. At its end everything is saved, after
-    an error what can be saved.
+    an error what can be saved. Of several processes, see scale/ranks.py, each has its own `Run` of the same folder; the first one
+    evaluates, and writes all but episodes and latents.
 
     Args:
         config: settings, from `tools.load_config`.
@@ -36,7 +37,8 @@ class Run:
     Attributes:
         unit: "frame" or "update", what `clock` counts, and with it the settings `steps`, `eval_every` and `log_every`.
         step: frames that were collected for this agent.
-        stop: true once training is to end.
+        signal: true once Ctrl-C or SIGTERM has asked this process to end.
+        stop: true once training is to end; processes agree on it in `meet`.
         resources: closes what the run holds open, when it ends.
     """
 
@@ -51,10 +53,12 @@ class Run:
         self._goes_on, self._kept = bool(stored), settings.keep_stored(config, stored)
         self._changes = settings.changes_of_run(stored, config, self.logdir)
         writers.check(config)
+        ranks.share(config.batch_size)
         tools.set_seed(config.seed, config.deterministic_run)
         tools.keep_freed_memory()
         tools.allow_tf32()
-        self.stop = stop.StopSignal()
+        self.signal = stop.StopSignal(tells=ranks.is_first())
+        self.stop = ranks.Agreed(self.signal)
         self.disk = Disk()
         self.step, self.last_eval, self._saved, self._told = 0, 0, None, None
         self._taken = set()  # names of the settings that come from the checkpoint
@@ -68,13 +72,13 @@ class Run:
             return {}
         self.logdir = pathlib.Path(config.logdir).expanduser()
         config.logdir = str(self.logdir)
-        if self.logdir.is_dir():
+        if self.logdir.is_dir() and ranks.is_first():
             self._take_lock()
         return folder.stored_config(self.logdir)
 
     def _take_lock(self) -> None:
         try:
-            self._lock = self.resources.enter_context(contextlib.closing(Lock(self.logdir)))
+            self._lock = self.resources.enter_context(contextlib.closing(lock.Lock(self.logdir)))
         except OSError as error:
             raise folder.cannot_write(error) from error
 
@@ -107,41 +111,73 @@ class Run:
         """
         config = self.config
         self.agent, self.data = agent, data
+        if agent._graphed:
+            self._forecast.untimed = graph.WARM_UP + 1  # plain updates and the capture
         checkpoint, self._checkpoint = self._checkpoint, None
-        found = self._take_up_agent(checkpoint) if checkpoint else {}
-        self.logdir = folder.open_logdir(config)
-        config.logdir = str(self.logdir)
-        if self._lock is None:
-            self._take_lock()
-        files.remove_partial(self.logdir)
+        with ranks.all_or_none():
+            found = self._take_up_agent(checkpoint) if checkpoint else {}
+        ranks.copy_from_first(agent)
+        with ranks.all_or_none():  # now all have read what an earlier run left there
+            if ranks.is_first():
+                self._open_folder()
+        config.logdir = ranks.from_first(config.logdir)
+        self.logdir = pathlib.Path(config.logdir)
+        with ranks.all_or_none():
+            self._check_folder_is_shared()
         console.say(self._summary())
         if self._kept:
             console.say(self._kept)
-        for text in settings.without_effect(config):
-            console.warn(text)
+        with ranks.only_first_warns():
+            for text in settings.without_effect(config):
+                console.warn(text)
         if self.origin:
             self._report(checkpoint, found)
         if data.eval_envs:
-            data.eval_envs.heed(self.stop)
+            data.eval_envs.heed(self.signal)
         data.begin(self, checkpoint)
+        if ranks.rank():  # the first rank's are those of a single process
+            seed = tools.rank_seed(config.seed, self.clock, ranks.rank())
+            tools.set_seed(seed, config.deterministic_run)
+            data.replay.rng = np.random.default_rng(seed)
         self._latents = latents.LatentFile(data.replay, self.logdir, self.disk)
-        if checkpoint and (not self.origin or self._latents.path.exists()):
-            self._latents.load(config)
+        if checkpoint and (not self.origin or self._latents.written()):
+            with ranks.only_first_warns():
+                self._latents.load(config)
         self._set_exploring()
         if self.origin or not checkpoint:
             self.last_eval = self.clock  # evaluations of another run do not count
-        self.logger = logs.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir), self.disk)
+        self.logger = logs.Silent()
+        if ranks.is_first():
+            self.logger = logs.Logger(self.logdir, self.unit, writers.of_run(config, self.logdir), self.disk)
         self._should_eval = tools.Every(config.eval_every, self.last_eval)
         self._should_save = tools.Timer(config.checkpoint_every)
         self._should_log = tools.Every(config.log_every, self.clock)
         self._log_timer = tools.Timer(60.0)
         self._speed = tools.Speed(**self._rates())
+        if ranks.is_first():
+            self._bind_folder()
+
+    def _open_folder(self) -> None:
+        """Makes the folder, if it is not there, and locks it."""
+        self.logdir = folder.open_logdir(self.config)
+        self.config.logdir = str(self.logdir)
+        if self._lock is None:
+            self._take_lock()
+        files.remove_partial(self.logdir)
+
+    def _check_folder_is_shared(self) -> None:
+        """Raises ValueError if this process does not see the folder that the first one has opened."""
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        if ranks.count() > ranks.count_here() and not (self.logdir / lock.NAME).exists():
+            raise ValueError(f"{self.logdir} is not the same folder on all machines; give a --logdir on a file system that they share")
+
+    def _bind_folder(self) -> None:
+        """Writes the agent of another run, and the settings, which from now on bind whoever continues the run."""
         if self.origin == self.logdir / "latest.pt":
             console.say(f"The file itself is kept as {folder.keep_original(self.origin)}.")
         if self.origin:
             self.save()
-        # Last, since from now on these settings bind whoever continues the run.
-        folder.store_config(self.logdir, config, self._changes, self.clock)
+        folder.store_config(self.logdir, self.config, self._changes, self.clock)
         if self._changes:
             console.say(console.table("Settings that change from here on", _arrows(self._changes)))
 
@@ -155,7 +191,8 @@ class Run:
             [
                 ("task", config.task),
                 ("run", str(self.logdir)),
-                ("device", f"{device}, precision {precision}{reason and f' ({reason})'}{', compiled' if config.compile else ''}"),
+                ("device", f"{device}, precision {precision}{reason and f' ({reason})'}{self.agent.how_updates_run()}"),
+                *([("processes", f"{ranks.count()}; numbers below are of each, those of a batch of all")] if ranks.count() > 1 else []),
                 *self.data.about(),
                 ("evaluation", _describe_evaluation(config, self.unit)),
                 ("videos", _describe_videos(config, self.agent._wm.heads["decoder"].image_keys)),
@@ -184,12 +221,20 @@ class Run:
         """How far the run is: frames that have been collected, or updates where it learns from recorded episodes."""
         return self.step if self.unit == "frame" else self.agent.updates
 
-    def add(self, metrics: dict, prefix: str) -> None:
-        """Collects metrics for the next log entry. After the first updates it prints how long the run will take."""
-        self.logger.add(metrics, prefix)
-        if prefix == "train":
-            frames = self.config.steps - self.step if self.unit == "frame" else 0
-            self._forecast.count_update(self.data.updates_left(self.step, self.agent.updates), frames, self.agent.device == "cpu")
+    def add(self, metrics: dict) -> None:
+        """Collects the metrics of an update for the next log entry, and lets processes agree on whether to stop.
+
+        After the first updates it prints how long the run will take.
+        """
+        self.logger.add(metrics, prefix="train")
+        frames = self.config.steps - self.step if self.unit == "frame" else 0
+        self._forecast.count_update(self.data.updates_left(self.step, self.agent.updates), frames, self.agent.device == "cpu")
+        self.meet()
+
+    def meet(self, steps: int = 0, episodes: Sequence[Finished] = ()) -> tuple[int, list[Finished]]:
+        """Lets processes agree on whether to stop; returns the steps and episodes of all of them."""
+        steps, ended = self.stop.meet(steps, len(episodes))
+        return steps, ranks.all_of(list(episodes)) if ended else []
 
     def count(self, steps: int, episodes: list[Finished]) -> None:
         """Counts agent steps that were collected, logs the episodes that ended, and writes the log if that is due."""
@@ -234,7 +279,10 @@ class Run:
             return  # after a resume the evaluation is made up for
         at_end = last and self.config.eval_every and self.last_eval < self.clock
         if self._should_eval(self.clock) or at_end:
-            self._evaluate()
+            if ranks.is_first():
+                self._evaluate()
+            self.last_eval = ranks.from_first(self.last_eval)
+            self.meet()
             self._forecast.pause()
             if self.stop:
                 console.say(f"The evaluation at {self.unit} {self.clock:,} was interrupted. It is repeated when the run is resumed.")
@@ -245,7 +293,7 @@ class Run:
         # What comes after training's random numbers does not depend on evaluations, nor on one that is stopped and made up for.
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             found = [*self._play(), *(self.agent.model_losses(batch) for batch in self.data.held_out_batches())]
-            if self.stop:
+            if self.signal:
                 return
             for metrics in found:
                 self.logger.add(metrics, prefix="eval")
@@ -265,10 +313,10 @@ class Run:
         filming = camera.Camera(envs) if config.video_pred_log else None
         exploring, self.agent.exploring = self.agent.exploring, False  # sampled actions are the task's policy's too
         try:
-            episodes = play_episodes(self.agent, filming or envs, config.eval_episode_num, seed, self.stop, sample=config.eval_sample)
+            episodes = play_episodes(self.agent, filming or envs, config.eval_episode_num, seed, self.signal, sample=config.eval_sample)
         finally:
             self.agent.exploring = exploring
-        if filming and not self.stop:
+        if filming and not self.signal:
             self._log_film(filming)
         return [*(episode.metrics for episode in episodes), envs.scores([episode.sums for episode in episodes])]
 
@@ -307,6 +355,8 @@ class Run:
         return written
 
     def _write_checkpoint(self) -> bool:
+        if not ranks.is_first():
+            return True
         checkpoint = {
             **self.agent.checkpoint(),
             "step": self.step,
@@ -325,18 +375,20 @@ class Run:
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
-            self.stop.__enter__()  # only in the main thread
+            self.signal.__enter__()  # only in the main thread
             failed.pop_all()
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         with contextlib.ExitStack() as ending:
-            ending.callback(self.stop.__exit__)
+            ending.callback(self.signal.__exit__)
             ending.callback(self.close)
             if error is None:
                 self._log_episodes(self.data.end())
                 self.save()
                 self._latents.save(last=True)
+                if ranks.is_first():
+                    self._latents.remove_others()
             else:
                 self._rescue(error)
 

@@ -12,10 +12,13 @@ class StopSignal:
     """True once Ctrl-C or SIGTERM has asked the program to end; a second one ends it at once. Use as a context manager.
 
     In a thread other than the main one it is never true, since Python allows handlers of signals in the main thread alone.
+
+    Args:
+        tells: whether it prints what happens now.
     """
 
-    def __init__(self):
-        self._requested_at = None
+    def __init__(self, tells: bool = True):
+        self._requested_at, self._tells = None, tells
 
     def __bool__(self) -> bool:
         return self._requested_at is not None
@@ -42,4 +45,5 @@ class StopSignal:
     def _tell(self, text: str) -> None:
         # A signal may come in the middle of another print, so this goes straight to the file.
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{text}\n".encode())
+            if self._tells:
+                os.write(2, f"\n{text}\n".encode())

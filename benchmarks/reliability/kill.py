@@ -2,11 +2,13 @@
 
     python -m benchmarks.reliability kill                    # 100 kills and 10 stops; took 17 minutes
     python -m benchmarks.reliability kill --kills 4 --stops 1
+    python -m benchmarks.reliability kill --kills 10 --stops 4 --ranks 2
 
 SIGKILL ends runs of CartPole (four environments in processes) and Pong (two in threads): at random moments, from the
 start of the process on, and while a checkpoint or an episode is being written. After each kill the folder is checked,
 and the same command resumes the run. Then SIGTERM and Ctrl-C stop runs of CartPole, which must lose nothing. Returns 1
-if anything is lost.
+if anything is lost. With --ranks the runs are of several processes, of which a random one is killed each time; the others
+must end within 30 seconds.
 """
 
 import argparse
@@ -37,16 +39,20 @@ MOMENTS = ("starting", "running", "writing a checkpoint", "writing an episode")
 class Killed:
     """A run that is started and ended from outside, and its folder.
 
+    Args:
+        ranks: processes of the run, which torchrun starts if there are several.
     Attributes:
         counts: what was found, by what it is.
     """
 
-    def __init__(self, name: str, folder: pathlib.Path):
+    def __init__(self, name: str, folder: pathlib.Path, ranks: int = 1):
         flags, self._repeat = TASKS[name]
         self.name, self.counts = name, collections.Counter({"unreadable episodes": 0})
         self.logdir, self._journal, self._log = folder / "run", folder / "journal", folder / "log.txt"
         self._journal.mkdir()
-        self._command = [sys.executable, "dreamer.py", *flags.split(), "--logdir", str(self.logdir)]
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+        self._command = [sys.executable, *launcher, "dreamer.py", *flags.split(), "--logdir", str(self.logdir)]
+        self._ranks = ranks
         self._steps: dict[pathlib.Path, int] = {}  # of every episode that was found on the disk
         self._before, self._expected = None, 0  # frame and updates of the checkpoint; the frame to go on at
         self._process = None
@@ -58,10 +64,12 @@ class Killed:
 
     def wait_until(self, moment: str, rng: random.Random) -> bool:
         """Waits for a moment to kill; returns whether it came."""
+        deadline = time.monotonic() + 120
+        while self._ranks > 1 and len(children_of(self._process.pid)) < self._ranks and time.monotonic() < deadline:
+            time.sleep(0.02)
         if moment == "starting":
             time.sleep(rng.uniform(0.0, 8.0))
             return True
-        deadline = time.monotonic() + 120
         while "train:" not in self._log.read_text():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the run does not train:\n{self._log.read_text()}")
@@ -74,12 +82,19 @@ class Killed:
             time.sleep(0.0 if pattern else 0.02)
         return pattern is None
 
-    def end(self, number: signal.Signals) -> int:
-        """Sends a signal to the process but not to its workers; counts processes left behind; returns the exit code."""
-        self._process.send_signal(number)
+    def end(self, number: signal.Signals, rng: random.Random) -> int:
+        """Sends a signal to the process but not to its workers; counts processes left behind; returns the exit code.
+
+        Of a run of several processes, SIGKILL ends one of them, and other signals go to torchrun.
+        """
+        ranks = children_of(self._process.pid) if self._ranks > 1 else []
+        os.kill(rng.choice(ranks) if ranks and number == signal.SIGKILL else self._process.pid, number)
+        begun = time.monotonic()
         code = self._process.wait(timeout=120)
+        self.counts["ends after more than 30 s"] += time.monotonic() - begun > 30
         deadline = time.monotonic() + 10
-        while (left := processes_of_session(self._process.pid)) and time.monotonic() < deadline:
+        sessions = [self._process.pid, *ranks]  # torchrun starts a session for each
+        while (left := processes_of_sessions(sessions)) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.counts["processes left behind"] += len(left)
         for pid in left:
@@ -139,22 +154,31 @@ class Killed:
         return max(0, int(updates - 2 - step / self._repeat * per_step - 1))
 
 
-def processes_of_session(session: int) -> list[int]:
-    """Returns the processes of a session, including zombies."""
+def processes_of_sessions(sessions: list[int]) -> list[int]:
+    """Returns the processes of sessions, including zombies."""
+    return [pid for pid, _, session in _processes() if session in sessions]
+
+
+def children_of(parent: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    return [pid for pid, found, _ in _processes() if found == parent]
+
+
+def _processes() -> list[tuple[int, int, int]]:
+    """Returns all processes, with their parents and sessions."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has just ended
-        if int(fields[3]) == session:
-            found.append(int(path.parent.name))
+        found.append((int(path.parent.name), int(fields[1]), int(fields[3])))
     return found
 
 
-def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
+def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random, ranks: int = 1) -> collections.Counter:
     """Kills a run `kills` times, at each kind of moment in turn."""
-    run = Killed(name, folder)
+    run = Killed(name, folder, ranks)
     for number in range(kills):
         moment = MOMENTS[number % len(MOMENTS)]
         run.start()
@@ -162,20 +186,20 @@ def kill(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> col
         run.counts[f"kills {moment}" if came else "kills at no special moment"] += 1
         if number and moment != "starting":
             run.look_at_restart()
-        run.end(signal.SIGKILL)
+        run.counts["ends without an error"] += not run.end(signal.SIGKILL, rng)
         run.look()
     run.finished()
     run.counts["updates too many"] += run.too_many_updates()
     return run.counts
 
 
-def stop(name: str, stops: int, folder: pathlib.Path, rng: random.Random) -> collections.Counter:
-    """Stops a run `stops` times, by SIGTERM and Ctrl-C in turn."""
-    run = Killed(name, folder)
+def stop(name: str, stops: int, folder: pathlib.Path, rng: random.Random, ranks: int = 1) -> collections.Counter:
+    """Stops a run `stops` times, by SIGTERM and Ctrl-C in turn. The exit code of torchrun is not 0 then, whatever the run does."""
+    run = Killed(name, folder, ranks)
     for number in range(stops):
         run.start()
         run.wait_until("running", rng)
-        run.counts["wrong exit codes"] += bool(run.end((signal.SIGTERM, signal.SIGINT)[number % 2]))
+        run.counts["wrong exit codes"] += bool(run.end((signal.SIGTERM, signal.SIGINT)[number % 2], rng)) and ranks == 1
         run.look()
         run.counts["stops"] += 1
     run.finished()
@@ -187,7 +211,7 @@ def stop(name: str, stops: int, folder: pathlib.Path, rng: random.Random) -> col
 MUST_BE_ZERO = (
     "checkpoints lost", "unreadable episodes", "warnings of unreadable files", "files of episodes gone", "finished episodes lost",
     "episodes stored twice", "frames counted twice", "frames forgotten", "updates too many", "processes left behind", "steps lost",
-    "wrong exit codes",
+    "wrong exit codes", "ends after more than 30 s", "ends without an error",
 )  # fmt: skip
 
 
@@ -195,6 +219,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="kill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="three of four of CartPole, the rest of Pong (default: %(default)s)")
     parser.add_argument("--stops", type=int, default=10, help="stops of CartPole (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the moments (default: %(default)s)")
     options = parser.parse_args(argv)
     rng, broken = random.Random(options.seed), 0
@@ -202,7 +227,7 @@ def main(argv: list[str]) -> int:
     for name, what, times in plan:
         if times:
             with tempfile.TemporaryDirectory() as folder:
-                counts = what(name, times, pathlib.Path(folder), rng)
+                counts = what(name, times, pathlib.Path(folder), rng, options.ranks)
             print(f"{name}, {what.__name__} {times} times")
             for key, count in sorted(counts.items(), key=lambda item: item[0] in MUST_BE_ZERO):
                 bad = key in MUST_BE_ZERO and count
