@@ -73,12 +73,12 @@ def _updates(name: str, rank: int, size: int, port: int, pipe) -> None:
         batch = {key: {k: v[share] for k, v in value.items()} if isinstance(value, dict) else value[share] for key, value in batch.items()}
         gradients = [torch.zeros_like(parameter) for optimizer in agent.optimizers().values() for parameter in optimizer._params]
         while pipe.recv():
-            ranks.wait()
+            ranks.total(0)  # waits for the others
             reduced.clear()
             begun, used = time.perf_counter(), time.process_time()
             agent.update(batch)
             seconds, used, within = time.perf_counter() - begun, time.process_time() - used, sum(reduced)
-            ranks.wait()
+            ranks.total(0)  # waits for the others
             begun = time.perf_counter()
             average_(gradients)
             pipe.send((seconds, used, within, time.perf_counter() - begun))

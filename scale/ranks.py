@@ -146,12 +146,6 @@ def _together() -> Iterator[None]:
         raise RankLost("another process of this run has ended") from error
 
 
-def wait() -> None:
-    """Waits until all ranks are here."""
-    if count() > 1:
-        total(0)
-
-
 def total(*numbers: int) -> tuple[int, ...]:
     """Sums of numbers over the ranks."""
     if count() == 1:

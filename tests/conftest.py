@@ -1,5 +1,6 @@
 """Makes the project's modules importable from the tests, and gives every test one thread and the same random numbers."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -9,6 +10,10 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+
+# First, since its import closes all handlers of logging, and that of absl, which comes with dm_control, closes pytest's output too.
+with contextlib.suppress(ImportError):
+    import submitit  # noqa: F401
 
 # Networks in tests are too small for two threads, which wait for each other where something else runs. Child processes inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"

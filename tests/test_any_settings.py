@@ -126,7 +126,7 @@ def test_numbers_are_taken_within_their_range_and_refused_outside(name, value):
     except OverflowError:
         allowed = whole and least <= value <= most
     if allowed and not (whole and value != int(value)):
-        assert load(name, value) == value
+        assert load(name, value) == (value if whole else float(value))
     else:
         with pytest.raises(ValueError, match=f"setting '{name}' is"):
             load(name, value)

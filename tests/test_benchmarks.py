@@ -203,7 +203,7 @@ def test_the_plan_has_the_published_settings_and_as_many_latents_for_both_varian
 def test_a_plan_is_trained_and_a_run_that_begins_with_another_waits_for_it(tmp_path, capsys):
     pytest.importorskip("submitit")
     task = {"presets": ["dreamerv3_2025", "debug"], "seeds": [4], "flags": {"task": "gym_CartPole-v1", "steps": 60, "eval_every": 0}}
-    tasks = {"second": {**task, "from": "first", "keep": "top"}, "first": task}
+    tasks = {"first": task, "second": {**task, "from": "first", "keep": "top"}}
     plan = {"results": str(tmp_path / "results"), "variants": {"flat": {"presets": [], "flags": {}}}, "tasks": tasks}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     words = [str(tmp_path / "plan.yaml"), "--folder", str(tmp_path / "runs"), "--jobs", "2"]
