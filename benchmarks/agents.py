@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks import results
 from benchmarks.drawing import FLAT, TWO_LEVELS, markdown, paired, panels, seeds_and_mean
 from pages import comparison, curves
+from scale.plan import RESULTS
 
 
 def learning_results(plan: dict) -> dict[str, dict]:
@@ -32,7 +33,7 @@ def learning_results(plan: dict) -> dict[str, dict]:
 
 def published() -> dict[str, list[curves.Curve]]:
     """Curves of the JAX original by name, one for each seed."""
-    stored = json.loads((results.HERE / "data" / "published.json").read_text())
+    stored = json.loads((RESULTS / "published.json").read_text())
     return {name: [curves.Curve(*np.array(seed, float).T) for seed in seeds] for name, seeds in stored["tasks"].items()}
 
 

@@ -5,25 +5,18 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
 from pages.intervals import bootstrap_interval
-from scale.plan import is_stored
+from scale import plan
 from storage import files
-
-HERE = pathlib.Path(__file__).parent
-
-
-def path_of(experiment: str, name: str) -> pathlib.Path:
-    return HERE / "data" / experiment / f"{name}.json"
 
 
 def store(experiment: str, name: str, result: dict) -> None:
     """Writes a result; the file appears only when complete, so that what exists is done."""
-    path = path_of(experiment, name)
+    path = plan.result_path(experiment, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
         file.write((files.json_text(result) + "\n").encode())
@@ -38,7 +31,7 @@ def is_done(experiment: str, name: str, conditions: dict) -> bool:
         SystemExit: if there is one of other conditions, so that one table never holds both.
     """
     try:
-        return is_stored(path_of(experiment, name), conditions)
+        return plan.is_stored(plan.result_path(experiment, name), conditions)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -79,7 +72,7 @@ def each_in_a_process(run: Callable, todo: list[tuple], jobs: int) -> None:
 
 def load(experiment: str) -> list[dict]:
     """All results of an experiment, by name."""
-    return [json.loads(path.read_text()) for path in sorted((HERE / "data" / experiment).glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted((plan.RESULTS / experiment).glob("*.json"))]
 
 
 def difference(pairs: list[float], digits: int) -> str:

@@ -21,7 +21,7 @@ import tools
 from benchmarks import results
 from pages import curves
 from scale.job import INCOMPLETE
-from scale.plan import Run, differing, find_run, load_plan, stored_frames
+from scale.plan import Run, differing, find_run, load_plan, result_path, stored_frames
 from storage.episodes import id_of, load_episode, stored_steps
 
 RANDOM_EPISODES = 100
@@ -97,7 +97,7 @@ def store(experiment: str, run: Run, logdir: pathlib.Path, device: str) -> bool:
     config = run.config
     returns, frames = read_returns(logdir / "run", config), int(checkpoints.load(logdir / "run")["step"])
     ((_, points),) = returns.items()
-    if points and frames > stored_frames(results.path_of(experiment, run.name)):
+    if points and frames > stored_frames(result_path(experiment, run.name)):
         about = {"task": run.task, "variant": run.variant, "seed": run.seed, "command": f"python dreamer.py {' '.join(run.command)}"}
         hours = sum(map(int, (logdir / "seconds.txt").read_text().split())) / 3600
         about |= {"hours": round(hours, 2), "settings": differing(config)}

@@ -124,9 +124,9 @@ def find_run(plan: dict, name: str) -> Run:
 # Stored results
 
 
-def result_path(plan: dict, name: str) -> pathlib.Path:
-    """The result of a run, or of the random policy of a task: `<task>-random`."""
-    return RESULTS / plan["results"] / f"{name}.json"
+def result_path(experiment: str, name: str) -> pathlib.Path:
+    """The result of a run, or of the random policy of a task (`<task>-random`), in an experiment: `results` of a plan."""
+    return RESULTS / experiment / f"{name}.json"
 
 
 def is_done(plan: dict, run: Run) -> bool:
@@ -135,7 +135,7 @@ def is_done(plan: dict, run: Run) -> bool:
     Raises:
         ValueError: if there is one of other settings.
     """
-    path = result_path(plan, run.name)
+    path = result_path(plan["results"], run.name)
     return is_stored(path, {"settings": differing(run.config)}) and stored_frames(path) >= run.frames
 
 

@@ -237,7 +237,7 @@ def entries_of(options: argparse.Namespace) -> list[Entry]:
     for task in tasks:
         name = f"{task}-random"
         job = Job(folder / name, _trial("random", task, options, folder), variables=_variables(options))
-        entries.append(Entry(name, 0, folder / name, job, done=result_path(plan, name).exists()))
+        entries.append(Entry(name, 0, folder / name, job, done=result_path(plan["results"], name).exists()))
     for run in runs:
         try:
             entries.append(_entry(plan, run, options, folder))

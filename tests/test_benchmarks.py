@@ -21,7 +21,7 @@ import tools
 from benchmarks import agents, draw, exploring, learning, results, shapes, speed, trial, worldmodel
 from envs import make_envs
 from scale import sweep
-from scale.plan import differing, is_done, load_plan, planned_runs, stored_frames
+from scale.plan import RESULTS, differing, is_done, load_plan, planned_runs, result_path, stored_frames
 from storage.episodes import save_episode, stored_steps
 
 pytestmark = pytest.mark.slow
@@ -128,7 +128,7 @@ def test_intervals_of_five_pairs_are_as_narrow_as_the_page_says():
 
 
 def test_results_of_other_settings_are_not_taken_for_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "HERE", tmp_path)
+    monkeypatch.setattr("scale.plan.RESULTS", tmp_path)
     runs = planned_runs(load_plan(draw.PLAN_2023), ["cartpole"])
     config = runs[0].config
     conditions = {"settings": differing(config), "updates": 8}
@@ -248,7 +248,7 @@ def test_returns_of_a_run_are_those_of_its_training_episodes_but_for_those_cut_o
 def test_a_run_that_was_stopped_is_stored_and_not_done(tmp_path):
     plan = {**load_plan(learning.PLAN), "results": str(tmp_path)}
     (run,) = planned_runs(plan, ["cartpole"], seeds=[0])[:1]
-    path = results.path_of(plan["results"], run.name)
+    path = result_path(plan["results"], run.name)
     assert stored_frames(path) == 0 and not is_done(plan, run)
     for frames, done in ((8999, False), (9000, True)):
         results.store(plan["results"], run.name, {"settings": differing(run.config), "frames": frames, "training": [[20, 20.0]]})
@@ -350,7 +350,7 @@ def test_stored_results_are_those_of_the_plans():
     """They were stored when presets had other sizes and free nats, and every flat run named sizes of levels too."""
     for path, least in ((learning.PLAN, 0), (draw.PLAN_QUARTER, 0), (draw.PLAN_LAPTOP, 2), (draw.PLAN_2023, 32)):
         plan = load_plan(path)
-        stored = {path.stem for path in (results.HERE / "data" / plan["results"]).glob("*.json")}
+        stored = {path.stem for path in (RESULTS / plan["results"]).glob("*.json")}
         runs = [run for run in planned_runs(plan, list(plan["tasks"])) if run.name in stored]
         assert len(runs) >= least
         assert all(results.is_done(plan["results"], run.name, {"settings": differing(run.config)}) for run in runs)
@@ -362,7 +362,7 @@ def test_stored_results_are_those_of_the_plans():
 
 
 def test_other_sizes_of_the_latent_are_other_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "HERE", tmp_path)
+    monkeypatch.setattr("scale.plan.RESULTS", tmp_path)
     same, other = (
         {"settings": differing(tools.load_config([preset], {"task": "gym_X-v0", "dyn_stoch": 16, "dyn_discrete": 16}))}
         for preset in ("hdreamer_split", "hdreamer")

@@ -192,7 +192,7 @@ def last(states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_the_meta_device_refuses_what_a_gpu_would_wait_for():
     number, vector = torch.zeros((), device="meta"), torch.zeros(3, device="meta")
     for read in (lambda: number.item(), lambda: bool(number), lambda: int(number), lambda: vector.cpu(), lambda: vector.tolist()):
-        with pytest.raises((RuntimeError, NotImplementedError)):
+        with pytest.raises(RuntimeError):
             read()
     for mixed in (lambda: torch.zeros(3), lambda: torch.stack([vector, torch.zeros(3)]), lambda: vector + torch.zeros(3)):
         with pytest.raises((AssertionError, RuntimeError)), OneDevice():

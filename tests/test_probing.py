@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import probing, results
+from benchmarks import probing
 from envs.atari import MEMORY
 
 pytestmark = pytest.mark.slow
@@ -70,11 +70,11 @@ def test_the_table_has_means_over_seeds_beside_those_of_untrained_networks():
 
 @pytest.mark.parametrize("trained", ["two levels"], indirect=True)
 def test_a_finished_run_is_measured_once(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "HERE", tmp_path)
+    monkeypatch.setattr("scale.plan.RESULTS", tmp_path)
     monkeypatch.setattr(probing, "STEPS", 8 * 40)
     monkeypatch.setattr(probing, "GROUPS", {"gym_CartPole": {"own pose": ("vector",)}})
     probing.main([str(trained.logdir)])
-    path = tmp_path / "data" / "probing" / "gym_CartPole-v1-hdreamer-0.json"
+    path = tmp_path / "probing" / "gym_CartPole-v1-hdreamer-0.json"
     result = json.loads(path.read_text())
     assert (result["task"], result["variant"], result["seed"], result["frames"]) == ("gym_CartPole-v1", "hdreamer", 0, 60)
     group = result["groups"]["own pose"]
