@@ -177,12 +177,14 @@ def ablations_table(found: dict) -> str:
 
 
 def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
-    """Means over seeds and paired differences from the variant's reference, as Markdown."""
+    """Means over seeds and paired differences from the variant's reference, without ablations, as Markdown."""
     errors = ["open-loop error, steps 1-5", "steps 1-20", "reward, steps 1-20"]
     columns = ["variant", "seeds", "negative ELBO", "KL (top + bottom)", "observation loss", "reward loss", *errors]
     columns += ["compared with", *(f"{column}, 95%" for column in ("negative ELBO", *errors))]
     rows = []
     for variant, of_seeds in variants.items():
+        if worldmodel.VARIANTS[variant].reference == worldmodel.ONE_EACH:
+            continue  # an ablation, see `ablations_table`
         seeds = of_seeds.values()
         cells = [VARIANTS[variant], str(len(seeds)), mean_of(seeds, "bound", 2), kl_cell(of_seeds), mean_of(seeds, "observation", 2)]
         cells += [mean_of(seeds, "reward", 3), mean_of(seeds, "open_loop", 2, NEAR), mean_of(seeds, "open_loop", 2)]
@@ -193,23 +195,6 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
             cells.append(results.difference([mean(ours, key, steps) - mean(theirs, key, steps) for ours, theirs in pairs], digits))
         rows.append(cells)
     return f"**{DATA[name]}**\n\n{markdown(columns, rows)}"
-
-
-def training_table(found: dict) -> str:
-    """Negative ELBO during training, less that of each variant's reference, and the time of a run, as Markdown."""
-    rows = []
-    for name, variants in found.items():
-        rows.append([f"**{DATA[name]}**"])
-        for variant, seeds in variants.items():
-            reference = worldmodel.VARIANTS[variant].reference
-            if pairs := paired(seeds, variants.get(reference, {})):
-                time = np.median([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs])
-                rows.append([VARIANTS[variant], VARIANTS[reference], f"{worldmodel.DATA[name].updates:,}"])
-                rows[-1] += elbo_differences(pairs, range(1, 9))
-                if variant in worldmodel.MAIN:  # the others did not run beside their reference
-                    rows[-1].append(f"x {time:.2f}")
-    eighths = ["after 1/8", "1/4", "3/8", "1/2", "5/8", "3/4", "7/8", "all"]
-    return markdown(["variant", "compared with", "updates", *eighths, "time of a run"], rows)
 
 
 # Which states exploring agents reach
@@ -260,9 +245,7 @@ def tables() -> dict[pathlib.Path, dict[str, str]]:
     models = worldmodel_results()
     of_results = {
         **({"published": agents.published_table(plan, new)} if new else {}),
-        **({"quarter": agents.published_table(quarter, from_scratch(quarter, quarters))} if quarters else {}),
         **({"transfer": agents.transfer_table(quarter, quarters)} if any("from" in quarter["tasks"][task] for task in quarters) else {}),
-        "learning": agents.learning_table(earlier, small),
         "elbo": elbo_table(models),
         "ablations": ablations_table(models),
         "exploring": exploring_table(exploring_results()),
@@ -270,9 +253,10 @@ def tables() -> dict[pathlib.Path, dict[str, str]]:
     of_appendix = {
         "free_nats": agents.free_nats_table(earlier, results.load(earlier["results"]) + results.load("free_nats")),
         "laptop": agents.published_table(laptop, for_laptops),
+        **({"quarter": agents.published_table(quarter, from_scratch(quarter, quarters))} if quarters else {}),
+        "learning": agents.learning_table(earlier, small),
         "limits": limits_table(),
         "rates": agents.rates_table(results.load("rates")),
-        "training": training_table(models),
         "worldmodel": "\n\n".join(worldmodel_table(name, variants) for name, variants in models.items()),
     }
     of_readme = {task: small[task] for task in README_TASKS}

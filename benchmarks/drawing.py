@@ -32,7 +32,8 @@ def seeds_and_mean(values: Collection[float], digits: int = 0) -> str:
 
 
 def panels(count: int, columns: int, xlabel: str, ylabel: str, legend: dict[str, tuple[str, str]]) -> tuple[Figure, list]:
-    """A figure with so many panels, and their axes, below one legend of colors and line styles by label."""
+    """A figure with so many panels, at most `columns` side by side, and their axes, below one legend of colors and line styles by label."""
+    columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(9, 2.2 * rows + 0.4), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
