@@ -54,6 +54,7 @@ VARIANTS = {
     "residual starts at zero": "residual initialised to zero",
     "top unmoved by bottom prior": "stop-gradient on the top in the bottom prior",
 }
+ABLATIONS = [name for name, variant in worldmodel.VARIANTS.items() if variant.reference == worldmodel.ONE_EACH]
 SYNTHETIC = ("together", "four_together", "four_apart")  # for as many updates
 
 
@@ -168,11 +169,10 @@ def elbo_table(found: dict) -> str:
 def ablations_table(found: dict) -> str:
     """Negative ELBO of the ablations less that of two levels with one free nat each, by data, as Markdown."""
     rows = []
-    for variant, label in VARIANTS.items():
-        if worldmodel.VARIANTS[variant].reference == worldmodel.ONE_EACH:
-            rows.append([label])
-            for name in SYNTHETIC:
-                rows[-1] += elbo_differences(paired(found[name].get(variant, {}), found[name][worldmodel.ONE_EACH]), (4, 8))
+    for variant in ABLATIONS:
+        rows.append([VARIANTS[variant]])
+        for name in SYNTHETIC:
+            rows[-1] += elbo_differences(paired(found[name].get(variant, {}), found[name][worldmodel.ONE_EACH]), (4, 8))
     return markdown(["ablation", *(f"{DATA[name]}: {when}" for name in SYNTHETIC for when in ("after 1/2", "at the end"))], rows)
 
 
@@ -183,8 +183,8 @@ def worldmodel_table(name: str, variants: dict[str, dict[int, dict]]) -> str:
     columns += ["compared with", *(f"{column}, 95%" for column in ("negative ELBO", *errors))]
     rows = []
     for variant, of_seeds in variants.items():
-        if worldmodel.VARIANTS[variant].reference == worldmodel.ONE_EACH:
-            continue  # an ablation, see `ablations_table`
+        if variant in ABLATIONS:
+            continue
         seeds = of_seeds.values()
         cells = [VARIANTS[variant], str(len(seeds)), mean_of(seeds, "bound", 2), kl_cell(of_seeds), mean_of(seeds, "observation", 2)]
         cells += [mean_of(seeds, "reward", 3), mean_of(seeds, "open_loop", 2, NEAR), mean_of(seeds, "open_loop", 2)]

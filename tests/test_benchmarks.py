@@ -18,7 +18,7 @@ import dreamer
 import networks
 import settings
 import tools
-from benchmarks import agents, draw, exploring, learning, results, shapes, speed, trial, worldmodel
+from benchmarks import agents, draw, drawing, exploring, learning, results, shapes, speed, trial, worldmodel
 from envs import make_envs
 from scale import sweep
 from scale.plan import RESULTS, differing, is_done, load_plan, planned_runs, result_path, stored_frames
@@ -485,6 +485,13 @@ def test_the_table_of_ablations_compares_with_two_levels_as_they_are_half_way_an
     del found["four_apart"][last]
     cells = cells_of_last(draw.ablations_table(found))
     assert cells == [draw.VARIANTS[last], *(["+4.50", "+8.50 \\*"] * 2), "", ""]
+
+
+@pytest.mark.parametrize("count, columns, places", [(1, 3, (1, 1)), (3, 3, (1, 3)), (4, 3, (2, 3))])
+def test_a_figure_has_no_more_columns_than_panels(count, columns, places):
+    figure, axes = drawing.panels(count, columns, "x", "y", {"flat": ("black", "-")})
+    assert axes[0].get_gridspec().get_geometry() == places
+    assert [axis.get_visible() for axis in figure.axes] == [True] * count + [False] * (len(figure.axes) - count)
 
 
 def test_pages_have_a_name_for_all_data_and_variants():
