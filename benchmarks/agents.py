@@ -31,6 +31,10 @@ def learning_results(plan: dict) -> dict[str, dict]:
 # Generation of 2025: returns of training episodes
 
 
+# What plans call the curves of the JAX original, with titles and line styles
+ORIGINALS = {"published": ("published, larger agents", "--"), "same_size": ("JAX original, size1m", "-.")}
+
+
 def published() -> dict[str, list[curves.Curve]]:
     """Curves of the JAX original by name, one for each seed."""
     stored = json.loads((RESULTS / "published.json").read_text())
@@ -58,20 +62,23 @@ def return_before(curve: curves.Curve, at: int, last: int) -> float:
 def published_figure(plan: dict, found: dict, columns: int) -> Figure:
     """Training return against frames beside the original's, a panel for each task."""
     colors, original = dict(zip(plan["variants"], (FLAT, TWO_LEVELS))), published()
-    legend = {about["title"]: (colors[variant], "-") for variant, about in plan["variants"].items()}
-    legend |= {"JAX original": ("black", "--"), "random policy": ("gray", ":")}
+    drawn = [variant for variant in colors if any(runs[variant] for runs in found.values())]
+    legend = {plan["variants"][variant]["title"]: (colors[variant], "-") for variant in drawn}
+    shown = {kind: about for kind, about in ORIGINALS.items() if any(plan["tasks"][task].get(kind) for task in found)}
+    legend |= {title: ("black", style) for title, style in shown.values()} | {"random policy": ("gray", ":")}
     figure, axes = panels(len(found), columns, "environment frames", "training return", legend)
     for axis, (task, variants) in zip(axes, found.items()):
         planned = plan["tasks"][task]
-        if planned.get("published"):
-            band = curves.over_seeds(original[planned["published"]])
-            axis.plot(band.steps, band.mean, color="black", linestyle="--", linewidth=1.3)
-            axis.fill_between(band.steps, band.low, band.high, color="black", alpha=0.1, linewidth=0)
+        for kind, (_, style) in shown.items():
+            if planned.get(kind):
+                band = curves.over_seeds(original[planned[kind]])
+                axis.plot(band.steps, band.mean, color="black", linestyle=style, linewidth=1.3)
+                axis.fill_between(band.steps, band.low, band.high, color="black", alpha=0.1, linewidth=0)
         for variant, color in colors.items():
-            drawn = [training_curve(result, planned["bin"]) for result in variants[variant].values()]
-            drawn = [curve for curve in drawn if len(curve.steps)]  # not of runs that were stopped within the first bin
-            if drawn:
-                comparison.draw_seeds(axis, drawn, color, variant)
+            seeds = [training_curve(result, planned["bin"]) for result in variants[variant].values()]
+            seeds = [curve for curve in seeds if len(curve.steps)]  # not of runs that were stopped within the first bin
+            if seeds:
+                comparison.draw_seeds(axis, seeds, color, variant)
         axis.axhline(np.mean(variants["random"]), color="gray", linestyle=":", linewidth=1.3)
         axis.set(title=planned["title"], xlim=(0, plan_frames(planned)))
     return figure
@@ -83,7 +90,10 @@ def plan_frames(planned: dict) -> int:
 
 
 def published_table(plan: dict, found: dict) -> str:
-    """Training returns of both variants and of the original by task and frames, as Markdown; without rows that no run has reached."""
+    """Training returns of both variants and of the original by task and frames, as Markdown.
+
+    Rows that no run has reached are left out, and so are columns of the original that no row has.
+    """
     (base, flat), (other, two_levels) = ((variant, about["title"]) for variant, about in plan["variants"].items())
     original, rows = published(), []
     for task, variants in found.items():
@@ -93,10 +103,12 @@ def published_table(plan: dict, found: dict) -> str:
             runs = [that_reached(at, variants[variant]) for variant in (base, other)]
             if not any(runs):
                 continue
-            reference = [return_before(seed, at, last) for seed in original.get(planned.get("published"), [])]
             cells = [planned["title"], f"{at - last:,} to {at:,}", f"{np.mean(variants['random']):.{digits}f}"]
-            low, high = min(reference, default=0.0), max(reference, default=0.0)
-            cells.append(f"**{np.mean(reference):.{digits}f}** ({low:.{digits}f} to {high:.{digits}f})" if reference else "")
+            for kind in ORIGINALS:
+                seeds = [seed for seed in original.get(planned.get(kind), []) if seed.steps[-1] > at - last]
+                returns = [return_before(seed, at, last) for seed in seeds]
+                between = f" ({min(returns):.{digits}f} to {max(returns):.{digits}f})" if len(returns) > 1 else ""
+                cells.append(f"**{np.mean(returns):.{digits}f}**{between}" if returns else "")
             # Final return, and the mean over the whole curve: the area under it, per frame.
             final, whole = (
                 [{seed: return_before(curve(result), at, span) for seed, result in seeds.items()} for seeds in runs]
@@ -107,10 +119,11 @@ def published_table(plan: dict, found: dict) -> str:
             cells.append(hours(runs) if at == plan_frames(planned) else "")
             rows.append(cells)
     difference = f"{two_levels} - {flat}"
-    columns = ["task", "frames", "random", "JAX original: mean (range)", f"{flat}: seeds (mean)", f"{two_levels}: seeds (mean)"]
-    columns += [difference, f"{difference}, from the start", f"hours per run: {flat}, {two_levels}"]
-    if not any(row[3] for row in rows):
-        columns, *rows = ([*row[:3], *row[4:]] for row in (columns, *rows))
+    columns = ["task", "frames", "random", *(title for title, _ in ORIGINALS.values())]
+    columns += [f"{flat}: seeds (mean)", f"{two_levels}: seeds (mean)", difference, f"{difference}, from the start"]
+    columns.append(f"hours per run: {flat}, {two_levels}")
+    empty = [place for place in range(3, 3 + len(ORIGINALS)) if not any(row[place] for row in rows)]
+    columns, *rows = ([cell for place, cell in enumerate(row) if place not in empty] for row in (columns, *rows))
     return markdown(columns, rows)
 
 

@@ -25,6 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="tasks of the plan; all if none is named")
     parser.add_argument("--plan", type=pathlib.Path, default=PLAN, help="what to run (default: %(default)s)")
+    parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="variants of the plan; all if none is named")
     parser.add_argument("--seeds", type=int, nargs="+", help="those of the plan's seeds that are run; all if not given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:<number> or mps (default: %(default)s)")
@@ -32,6 +33,7 @@ def main() -> int:
     options = parser.parse_args()
     words = [str(options.plan), "--executor", "local", "--jobs", str(options.jobs), "--device", options.device]
     words += ["--only", *options.tasks] if options.tasks else []
+    words += ["--variants", *options.variants] if options.variants else []
     words += ["--seeds", *map(str, options.seeds)] if options.seeds else []
     words += ["--folder", str(options.folder)] if options.folder else []
     return sweep.main(words)

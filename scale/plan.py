@@ -97,17 +97,20 @@ def _check(part, where: str, wanted: dict[str, type]) -> None:
             raise ValueError(f"{where} has no `{name}`, {noun}; benchmarks/plan.yaml shows and explains what a plan has")
 
 
-def planned_runs(plan: dict, tasks: list[str], seeds: list[int] | None = None) -> list[Run]:
+def planned_runs(plan: dict, tasks: list[str], seeds: list[int] | None = None, variants: list[str] | None = None) -> list[Run]:
     """The runs of these tasks, seed by seed, so that variants can be compared early.
 
     Args:
-        seeds: those of them that are run; None for all.
+        seeds: those of the tasks' seeds that are run; None for all.
+        variants: those of the plan's variants that are run; None for all.
     """
     runs = []
     for task in tasks:
         planned = plan["tasks"][task]
         for seed in planned["seeds"] if seeds is None else [seed for seed in planned["seeds"] if seed in seeds]:
             for name, variant in plan["variants"].items():
+                if variants is not None and name not in variants:
+                    continue
                 words = ["--configs", "defaults", *planned["presets"], *variant["presets"]]
                 for key, value in {**variant["flags"], **planned["flags"], "seed": seed}.items():
                     words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]

@@ -227,9 +227,10 @@ def entries_of(options: argparse.Namespace) -> list[Entry]:
     """
     plan = load_plan(options.plan)
     tasks = list(dict.fromkeys(options.only or plan["tasks"]))
-    if unknown := sorted(set(tasks) - set(plan["tasks"])):
-        raise ValueError(f"there is no task {', '.join(unknown)} in {options.plan}; there are {', '.join(plan['tasks'])}")
-    runs = planned_runs(plan, tasks, options.seeds)
+    for kind, named in (("task", tasks), ("variant", options.variants or [])):
+        if unknown := sorted(set(named) - set(plan[f"{kind}s"])):
+            raise ValueError(f"there is no {kind} {', '.join(unknown)} in {options.plan}; there are {', '.join(plan[f'{kind}s'])}")
+    runs = planned_runs(plan, tasks, options.seeds, options.variants)
     if not runs:
         raise ValueError(f"no run of {', '.join(tasks)} has one of the seeds {' '.join(map(str, options.seeds or []))}")
     folder = (options.folder or pathlib.Path("logdir") / pathlib.Path(plan["results"]).name).expanduser().absolute()
@@ -317,6 +318,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", type=pathlib.Path, metavar="PLAN", help="what to run, as benchmarks/plan.yaml")
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="TASK", help="tasks of the plan; all if none is named")
+    parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="variants of the plan; all if none is named")
     parser.add_argument("--seeds", type=int, nargs="+", help="those of the plan's seeds that are run; all if not given")
     parser.add_argument("--jobs", type=_count, help="runs at a time (default: as many as there are cores for; with Slurm, all)")
     parser.add_argument("--folder", type=pathlib.Path, help="where the runs are (default: logdir/ and the plan's `results`)")

@@ -62,6 +62,7 @@ def test_a_plan_that_cannot_be_run_is_refused_in_one_line(parts, message, tmp_pa
     [
         (["--only", "pong", "cartpole"], "there is no task pong in {plan}; there are cartpole"),
         (["--seeds", "7"], "no run of cartpole has one of the seeds 7"),
+        (["--variants", "deep"], "there is no variant deep in {plan}; there are flat, two"),
         (["--partition", "gpu"], "--partition is for --executor slurm"),
         (["--executor", "slurm"], "--executor slurm needs sbatch, srun, sacct, scontrol of Slurm"),
     ],
@@ -100,6 +101,8 @@ def test_a_task_that_is_named_twice_runs_once(tmp_path):
     options = sweep.make_parser().parse_args([str(write_plan(tmp_path)), "--only", "cartpole", "cartpole", "--seeds", "1"])
     options.device = "cpu"
     assert [entry.name for entry in sweep.entries_of(options)] == ["cartpole-random", "cartpole-flat-1", "cartpole-two-1"]
+    options.variants = ["two"]
+    assert [entry.name for entry in sweep.entries_of(options)] == ["cartpole-random", "cartpole-two-1"]
 
 
 def test_planned_runs_are_those_of_the_tasks_and_seeds_that_are_named(tmp_path):
