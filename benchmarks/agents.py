@@ -31,7 +31,7 @@ def learning_results(plan: dict) -> dict[str, dict]:
 # Generation of 2025: returns of training episodes
 
 
-# What plans call the curves of the JAX original, with titles and line styles
+# What plans call the curves of the JAX original, with their titles and line styles
 ORIGINALS = {"published": ("published, larger agents", "--"), "same_size": ("JAX original, size1m", "-.")}
 
 
@@ -39,6 +39,11 @@ def published() -> dict[str, list[curves.Curve]]:
     """Curves of the JAX original by name, one for each seed."""
     stored = json.loads((RESULTS / "published.json").read_text())
     return {name: [curves.Curve(*np.array(seed, float).T) for seed in seeds] for name, seeds in stored["tasks"].items()}
+
+
+def up_to(curve: curves.Curve, frames: float) -> curves.Curve:
+    """The entries of a curve that are not later than so many frames."""
+    return curves.Curve(*(part[curve.steps <= frames] for part in curve))
 
 
 def episodes(result: dict) -> curves.Curve:
@@ -71,7 +76,7 @@ def published_figure(plan: dict, found: dict, columns: int) -> Figure:
         planned = plan["tasks"][task]
         for kind, (_, style) in shown.items():
             if planned.get(kind):
-                band = curves.over_seeds(original[planned[kind]])
+                band = curves.over_seeds([up_to(seed, plan_frames(planned)) for seed in original[planned[kind]]])
                 axis.plot(band.steps, band.mean, color="black", linestyle=style, linewidth=1.3)
                 axis.fill_between(band.steps, band.low, band.high, color="black", alpha=0.1, linewidth=0)
         for variant, color in colors.items():
@@ -105,8 +110,9 @@ def published_table(plan: dict, found: dict) -> str:
                 continue
             cells = [planned["title"], f"{at - last:,} to {at:,}", f"{np.mean(variants['random']):.{digits}f}"]
             for kind in ORIGINALS:
-                seeds = [seed for seed in original.get(planned.get(kind), []) if seed.steps[-1] > at - last]
-                returns = [return_before(seed, at, last) for seed in seeds]
+                seeds = original[planned[kind]] if kind in planned else []
+                # The last episode of a seed ends somewhat before `at`; a seed that was stopped earlier is left out.
+                returns = [return_before(seed, at, last) for seed in seeds if seed.steps[-1] > at - size]
                 between = f" ({min(returns):.{digits}f} to {max(returns):.{digits}f})" if len(returns) > 1 else ""
                 cells.append(f"**{np.mean(returns):.{digits}f}**{between}" if returns else "")
             # Final return, and the mean over the whole curve: the area under it, per frame.

@@ -104,13 +104,12 @@ def planned_runs(plan: dict, tasks: list[str], seeds: list[int] | None = None, v
         seeds: those of the tasks' seeds that are run; None for all.
         variants: those of the plan's variants that are run; None for all.
     """
+    chosen = {name: variant for name, variant in plan["variants"].items() if variants is None or name in variants}
     runs = []
     for task in tasks:
         planned = plan["tasks"][task]
         for seed in planned["seeds"] if seeds is None else [seed for seed in planned["seeds"] if seed in seeds]:
-            for name, variant in plan["variants"].items():
-                if variants is not None and name not in variants:
-                    continue
+            for name, variant in chosen.items():
                 words = ["--configs", "defaults", *planned["presets"], *variant["presets"]]
                 for key, value in {**variant["flags"], **planned["flags"], "seed": seed}.items():
                     words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]

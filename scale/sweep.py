@@ -223,7 +223,7 @@ def entries_of(options: argparse.Namespace) -> list[Entry]:
     """What is to be run.
 
     Raises:
-        ValueError: for a plan, a task, seeds or settings that cannot be run, or if a result of other settings is stored.
+        ValueError: for a plan, a task, a variant, seeds or settings that cannot be run, or if a result of other settings is stored.
     """
     plan = load_plan(options.plan)
     tasks = list(dict.fromkeys(options.only or plan["tasks"]))

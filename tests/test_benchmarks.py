@@ -309,6 +309,27 @@ def test_the_table_beside_the_original_has_final_returns_and_areas_of_the_runs_t
     assert late[5:] == ["300, 400 (**350**)", "310, 430 (**370**)", "+20", "+60", "2.0, 2.0"]
 
 
+def test_the_figure_beside_the_original_shows_what_was_run_up_to_the_last_frame_of_the_plan(monkeypatch):
+    larger = [curves.Curve(np.array([10_000, 40_000, 90_000]), np.array(values)) for values in ([1.0, 2.0, 9.0], [3.0, 6.0, 9.0])]
+    same_size = [curves.Curve(np.array([10_000, 20_000]), np.array([4.0, 5.0]))]
+    original = {"dmc_cartpole_swingup": larger, "size1m/dmc_cartpole_swingup": same_size}
+    monkeypatch.setattr(agents, "published", lambda: original)
+    run = {"training": [[at, 7.0] for at in range(1000, 30_001, 1000)], "frames": 30_000}
+    found = {"cartpole_swingup": {"random": [0.5], "flat": {0: run}, "hdreamer": {}}}
+    figure = agents.published_figure(load_plan(learning.PLAN), found, columns=3)
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "flat",
+        *(title for title, _ in agents.ORIGINALS.values()),
+        "random policy",
+    ]
+    drawn = [(line.get_linestyle(), line.get_xdata(), line.get_ydata()) for line in figure.axes[0].lines]
+    assert [(style, [*x], [*y]) for style, x, y in drawn[:2]] == [
+        ("--", [10_000, 40_000], [2.0, 4.0]),
+        ("-.", [10_000, 20_000], [4.0, 5.0]),
+    ]
+    assert any(np.array_equal(y, [7.0] * 3) for style, x, y in drawn[2:])
+
+
 @pytest.mark.parametrize("name, latents", [("size1m_vectors", 32 * 4), ("size1m_images", 32 * 4), ("size12m_images", 32 * 16)])
 def test_batches_of_2025_begin_with_stored_latents(name, latents):
     shape = shapes.SHAPES[name]
